@@ -1,0 +1,415 @@
+//! Every setting: command line, environment, defaults, and their validation.
+//!
+//! Values are parsed once, into types that cannot hold a wrong value; the rest
+//! of the crate never sees an unparsed setting. Each environment variable is
+//! also a flag. Secrets appear in no help text, `Debug` output or error.
+//!
+//! Imports nothing of this crate but the ids of [`crate::user`].
+
+mod amqp_url;
+mod binding_keys;
+
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use http::HeaderValue;
+
+pub use amqp_url::{AmqpUrl, InvalidAmqpUrl};
+pub use binding_keys::{BindingKeys, InvalidBindingKeys};
+
+use crate::user::{TenantId, UserId};
+
+/// Delivers Chat3 updates from RabbitMQ to browsers over Socket.IO.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Without a command, `serve` is run. Settings come from flags, then from the \
+environment, then from a .env file in the working directory (or above it).\n\n\
+Try it without a broker:  chat3-gateway dev"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve browsers from RabbitMQ (the default)
+    Serve(ServeArgs),
+    /// Serve with no broker: an in-process exchange, a development key and a page to try it
+    Dev(DevArgs),
+    /// Print a JWT for a user, signed with the configured secret
+    Token(TokenArgs),
+    /// Publish updates to RabbitMQ in Chat3's format
+    Publish(PublishArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub rabbitmq: RabbitMqConfig,
+    /// Address to listen on
+    #[arg(long, env, value_name = "HOST", default_value = "0.0.0.0", help_heading = LISTENER)]
+    pub host: String,
+    #[command(flatten)]
+    pub http: HttpConfig,
+    #[command(flatten)]
+    pub jwt: JwtConfig,
+    #[command(flatten)]
+    pub log: LogConfig,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DevArgs {
+    /// Address to listen on; local by default, because this mode hands out tokens
+    #[arg(long, env, value_name = "HOST", default_value = "127.0.0.1", help_heading = LISTENER)]
+    pub host: String,
+    /// Binding key templates of the in-process exchange
+    #[arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS", value_name = "TEMPLATES",
+        default_value = DEFAULT_BINDING_KEYS, help_heading = RABBITMQ)]
+    pub binding_keys: BindingKeys,
+    #[command(flatten)]
+    pub http: HttpConfig,
+    #[command(flatten)]
+    pub jwt: JwtConfig,
+    #[command(flatten)]
+    pub log: LogConfig,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct TokenArgs {
+    /// The user the token is for
+    #[arg(long, value_name = "USER_ID", value_parser = UserId::parse)]
+    pub user: UserId,
+    /// The user's tenant
+    #[arg(long, value_name = "TENANT_ID", value_parser = TenantId::parse)]
+    pub tenant: Option<TenantId>,
+    /// How long the token is valid
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub expires: humantime::Duration,
+    #[command(flatten)]
+    pub jwt: JwtConfig,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct PublishArgs {
+    /// The user who shall receive the updates
+    #[arg(long, value_name = "USER_ID", value_parser = UserId::parse)]
+    pub user: UserId,
+    /// The user's tenant
+    #[arg(long, value_name = "TENANT_ID", default_value = "tnt_default", value_parser = TenantId::parse)]
+    pub tenant: TenantId,
+    /// The event type, e.g. message.create or dialog.member.add
+    #[arg(long, value_name = "EVENT_TYPE")]
+    pub event: String,
+    /// The update's data as JSON; a sample that fits the event when absent
+    #[arg(long, value_name = "JSON", value_parser = parse_json)]
+    pub data: Option<serde_json::Value>,
+    /// How many updates to publish
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub count: u64,
+    /// Updates per second; as fast as possible when absent
+    #[arg(long, value_name = "N", value_parser = parse_rate)]
+    pub rate: Option<f64>,
+    /// Routing key; user.{userId}.{slug} as the original's when absent
+    #[arg(long, value_name = "KEY", value_parser = parse_short_name)]
+    pub routing_key: Option<String>,
+    #[command(flatten)]
+    pub rabbitmq: PublishRabbitMqArgs,
+}
+
+/// Where `publish` publishes to.
+#[derive(Debug, Clone, Args)]
+pub struct PublishRabbitMqArgs {
+    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost
+    #[arg(long = "rabbitmq-url", env = "RABBITMQ_URL", value_name = "URL",
+        default_value = DEFAULT_URL, hide_env_values = true, help_heading = RABBITMQ)]
+    pub url: AmqpUrl,
+    /// Topic exchange to publish to; declared as Chat3 declares it
+    #[arg(long = "rabbitmq-updates-exchange", env = "RABBITMQ_UPDATES_EXCHANGE",
+        value_name = "NAME", default_value = DEFAULT_EXCHANGE, value_parser = parse_short_name,
+        help_heading = RABBITMQ)]
+    pub exchange: String,
+}
+
+const RABBITMQ: &str = "RabbitMQ";
+const LISTENER: &str = "Listener";
+const JWT: &str = "JWT";
+const LOGS: &str = "Logs";
+
+const DEFAULT_URL: &str = "amqp://rmuser:rmpassword@localhost:5672/";
+const DEFAULT_EXCHANGE: &str = "chat3_updates";
+const DEFAULT_BINDING_KEYS: &str = "user.{userId}.*";
+
+/// How to reach RabbitMQ and what to bind there.
+#[derive(Debug, Clone, Args)]
+pub struct RabbitMqConfig {
+    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost
+    #[arg(long = "rabbitmq-url", env = "RABBITMQ_URL", value_name = "URL",
+        default_value = DEFAULT_URL, hide_env_values = true, help_heading = RABBITMQ)]
+    pub url: AmqpUrl,
+    /// Topic exchange that Chat3 publishes updates to (never declared here)
+    #[arg(long = "rabbitmq-updates-exchange", env = "RABBITMQ_UPDATES_EXCHANGE",
+        value_name = "NAME", default_value = DEFAULT_EXCHANGE, value_parser = parse_short_name,
+        help_heading = RABBITMQ)]
+    pub exchange: String,
+    /// Comma-separated binding key templates with {userId} and {tenantId}; for
+    /// Chat3 since 0.0.77: update.*.*.{userId}.*
+    #[arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS", value_name = "TEMPLATES",
+        default_value = DEFAULT_BINDING_KEYS, help_heading = RABBITMQ)]
+    pub binding_keys: BindingKeys,
+    /// Wait before the first reconnect; doubles with jitter up to 30s
+    #[arg(long = "rabbitmq-reconnect-delay", env = "RABBITMQ_RECONNECT_DELAY",
+        value_name = "DURATION", default_value = "5s", value_parser = parse_delay,
+        help_heading = RABBITMQ)]
+    pub reconnect_delay: Duration,
+    /// Updates per user that the broker sends ahead of their acknowledgement
+    #[arg(long = "rabbitmq-prefetch", env = "RABBITMQ_PREFETCH", value_name = "N",
+        default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..),
+        help_heading = RABBITMQ)]
+    pub prefetch: u16,
+    /// Instance name in queue and connection names; the host's name when absent
+    #[arg(long, env, value_name = "NAME", value_parser = parse_instance_name,
+        help_heading = RABBITMQ)]
+    pub instance_name: Option<String>,
+}
+
+impl Default for RabbitMqConfig {
+    /// The documented defaults, without a look at the environment.
+    fn default() -> Self {
+        Self {
+            url: DEFAULT_URL.parse().expect("the default URL is valid"),
+            exchange: DEFAULT_EXCHANGE.to_owned(),
+            binding_keys: DEFAULT_BINDING_KEYS
+                .parse()
+                .expect("the default template is valid"),
+            reconnect_delay: Duration::from_secs(5),
+            prefetch: 100,
+            instance_name: None,
+        }
+    }
+}
+
+/// The listener and what is served on it.
+#[derive(Debug, Clone, Args)]
+pub struct HttpConfig {
+    /// Port to listen on; 0 picks a free one
+    #[arg(long, env, value_name = "PORT", default_value_t = 3001, help_heading = LISTENER)]
+    pub port: u16,
+    /// Comma-separated origins that browsers may connect from; * for all
+    #[arg(long, env, value_name = "ORIGINS", default_value = "*", help_heading = LISTENER)]
+    pub cors_origin: CorsOrigins,
+    /// Bearer token of the admin API under /api; without it /api answers 404
+    #[arg(long, env, value_name = "TOKEN", hide_env_values = true, help_heading = LISTENER)]
+    pub admin_token: Option<Secret>,
+    /// Longest time a shutdown may take
+    #[arg(long, env, value_name = "DURATION", default_value = "10s", value_parser = parse_delay,
+        help_heading = LISTENER)]
+    pub shutdown_timeout: Duration,
+}
+
+/// What a token must be to be let in.
+#[derive(Debug, Clone, Args)]
+pub struct JwtConfig {
+    /// Secret of HS256, HS384 and HS512 tokens
+    #[arg(long, env, value_name = "SECRET", hide_env_values = true, help_heading = JWT)]
+    pub jwt_secret: Option<Secret>,
+    /// Required issuer (iss); not checked when absent
+    #[arg(long, env, value_name = "ISSUER", help_heading = JWT)]
+    pub jwt_issuer: Option<String>,
+    /// Required audience (aud); not checked when absent
+    #[arg(long, env, value_name = "AUDIENCE", help_heading = JWT)]
+    pub jwt_audience: Option<String>,
+    /// Claim that holds the user id [default: userId, else sub]
+    #[arg(long, env, value_name = "CLAIM", help_heading = JWT)]
+    pub jwt_user_id_claim: Option<String>,
+    /// Claim that holds the tenant id
+    #[arg(long, env, value_name = "CLAIM", default_value = "tenantId", help_heading = JWT)]
+    pub jwt_tenant_id_claim: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LogConfig {
+    /// development logs details of every update; `RUST_LOG` overrides
+    #[arg(long, env, value_name = "ENV", default_value = "production", help_heading = LOGS)]
+    pub node_env: NodeEnv,
+    /// File that receives the logs as well as stdout; empty for stdout only
+    #[arg(long, env, value_name = "PATH", default_value = "logs/server.log", help_heading = LOGS)]
+    pub log_file: PathBuf,
+    /// Format of the log lines
+    #[arg(long, env, value_name = "FORMAT", default_value = "text", help_heading = LOGS)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NodeEnv {
+    Production,
+    Development,
+    Test,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A value that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The secret itself; an empty one counts as unset (`JWT_SECRET=` in a .env file).
+    pub fn expose(&self) -> Option<&str> {
+        Some(self.0.as_str()).filter(|secret| !secret.is_empty())
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(value: &str) -> Self {
+        Self::new(value)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// The origins that browsers may connect from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CorsOrigins {
+    Any,
+    List(Vec<HeaderValue>),
+}
+
+impl FromStr for CorsOrigins {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let origins: Vec<&str> = text.split(',').map(str::trim).collect();
+        if origins == ["*"] {
+            return Ok(Self::Any);
+        }
+        let parse = |origin: &&str| {
+            let invalid = || format!("{origin:?} is not an origin like https://chat.example.com");
+            let url = url::Url::parse(origin).map_err(|_| invalid())?;
+            // An origin has no path; `Origin` headers are compared as text.
+            if url.origin().ascii_serialization() != *origin {
+                return Err(invalid());
+            }
+            HeaderValue::from_str(origin).map_err(|_| invalid())
+        };
+        origins
+            .iter()
+            .map(parse)
+            .collect::<Result<_, _>>()
+            .map(Self::List)
+    }
+}
+
+fn parse_delay(text: &str) -> Result<Duration, String> {
+    let delay = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match delay.is_zero() || delay > Duration::from_hours(24) {
+        true => Err("must be more than 0s and at most 1day".to_owned()),
+        false => Ok(delay),
+    }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
+        _ => Err("must be a number over 0 and at most 1000000".to_owned()),
+    }
+}
+
+fn parse_json(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))
+}
+
+/// An AMQP short string; longer ones would panic in amqprs.
+fn parse_short_name(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=255 => Ok(text.to_owned()),
+        _ => Err("must have 1 to 255 bytes".to_owned()),
+    }
+}
+
+fn parse_instance_name(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    match (1..=64).contains(&text.len()) && text.chars().all(allowed) {
+        true => Ok(text.to_owned()),
+        false => Err("must have 1 to 64 letters, digits, dots, dashes or underscores".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_documented_variable_is_a_flag() {
+        let help = Cli::command().render_long_help().to_string();
+        for variable in [
+            "RABBITMQ_URL",
+            "RABBITMQ_UPDATES_EXCHANGE",
+            "RABBITMQ_BINDING_KEYS",
+            "RABBITMQ_RECONNECT_DELAY",
+            "HOST",
+            "PORT",
+            "JWT_SECRET",
+            "JWT_ISSUER",
+            "JWT_AUDIENCE",
+            "JWT_USER_ID_CLAIM",
+            "JWT_TENANT_ID_CLAIM",
+            "CORS_ORIGIN",
+            "NODE_ENV",
+            "LOG_FILE",
+            "LOG_FORMAT",
+            "ADMIN_TOKEN",
+        ] {
+            assert!(help.contains(&format!("[env: {variable}")), "{variable}");
+            let flag = format!("--{}", variable.to_lowercase().replace('_', "-"));
+            assert!(help.contains(&flag), "{flag}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_for_embedders_are_those_of_the_command_line() {
+        let parsed = Cli::parse_from(["chat3-gateway"]).serve.rabbitmq;
+        assert_eq!(
+            format!("{parsed:?}"),
+            format!("{:?}", RabbitMqConfig::default())
+        );
+    }
+
+    #[test]
+    fn origins_are_compared_as_browsers_send_them() {
+        assert_eq!("*".parse(), Ok(CorsOrigins::Any));
+        let list = "https://chat.example.com, http://localhost:5173".parse::<CorsOrigins>();
+        assert!(matches!(list, Ok(CorsOrigins::List(origins)) if origins.len() == 2));
+        for text in [
+            "",
+            "chat.example.com",
+            "https://chat.example.com/",
+            "*,http://a",
+        ] {
+            assert!(text.parse::<CorsOrigins>().is_err(), "{text:?}");
+        }
+    }
+}

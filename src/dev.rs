@@ -1,0 +1,147 @@
+//! The development mode's own routes: the page at `/`, tokens for anybody, and
+//! publishing by HTTP. Merged into the server by `chat3-gateway dev` only.
+//!
+//! No CORS here: a foreign site open in the developer's browser must not be able
+//! to ask for tokens.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{State, rejection::JsonRejection},
+    http::{StatusCode, header},
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    auth::Signer,
+    embedded::EmbeddedExchange,
+    http::error,
+    publisher::{self, DOCUMENTED_TYPES, OTHER_TYPES},
+    user::{TenantId, User, UserId},
+};
+
+/// How long the page's tokens live: a working day.
+pub const TOKEN_LIFETIME: Duration = Duration::from_hours(12);
+
+/// The tenant of updates and tokens that name none.
+pub const DEFAULT_TENANT: &str = "tnt_default";
+
+const PAGE: &str = include_str!("dev/page.html");
+
+/// The official client; empty when npm had not installed it before the build.
+const SOCKET_IO_CLIENT: &str = include_str!(concat!(env!("OUT_DIR"), "/socket.io.js"));
+
+#[derive(Clone)]
+struct Dev {
+    exchange: Arc<EmbeddedExchange>,
+    signer: Arc<Signer>,
+}
+
+/// The routes of the development mode.
+pub fn router(exchange: Arc<EmbeddedExchange>, signer: Signer) -> Router {
+    Router::new()
+        .route("/", get(|| async { Html(PAGE) }))
+        .route("/dev/socket.io.js", get(client))
+        .route("/dev/samples", get(samples))
+        .route("/dev/tokens", post(token))
+        .route("/dev/updates", post(publish))
+        .with_state(Dev {
+            exchange,
+            signer: Arc::new(signer),
+        })
+}
+
+async fn client() -> Response {
+    if SOCKET_IO_CLIENT.is_empty() {
+        let message = "built without socket.io-client: run `npm ci` in src/dev and build again";
+        return error(StatusCode::NOT_FOUND, message);
+    }
+    let javascript = [(header::CONTENT_TYPE, "text/javascript; charset=utf-8")];
+    (javascript, SOCKET_IO_CLIENT).into_response()
+}
+
+async fn samples() -> Json<Map<String, Value>> {
+    let types = DOCUMENTED_TYPES.into_iter().chain(OTHER_TYPES);
+    let sample = |event_type: &str| (event_type.to_owned(), publisher::sample_data(event_type));
+    Json(types.map(sample).collect())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TokenRequest {
+    user_id: String,
+    tenant_id: Option<String>,
+}
+
+async fn token(
+    State(dev): State<Dev>,
+    request: Result<Json<TokenRequest>, JsonRejection>,
+) -> Result<Response, BadRequest> {
+    let Json(request) = request?;
+    let user = User {
+        id: user_id(&request.user_id)?,
+        tenant: request.tenant_id.as_deref().map(tenant_id).transpose()?,
+    };
+    let signed = dev.signer.sign(&user, TOKEN_LIFETIME);
+    let (token, expires_at) =
+        signed.map_err(|problem| BadRequest(format!("cannot sign: {problem}")))?;
+    let expires_at = humantime::format_rfc3339_seconds(expires_at).to_string();
+    Ok(Json(json!({"token": token, "expiresAt": expires_at})).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PublishRequest {
+    user_id: String,
+    event_type: String,
+    tenant_id: Option<String>,
+    data: Option<Value>,
+    /// For binding keys of another generation than the original's.
+    routing_key: Option<String>,
+}
+
+async fn publish(
+    State(dev): State<Dev>,
+    request: Result<Json<PublishRequest>, JsonRejection>,
+) -> Result<Response, BadRequest> {
+    let Json(request) = request?;
+    let user = user_id(&request.user_id)?;
+    let tenant = tenant_id(request.tenant_id.as_deref().unwrap_or(DEFAULT_TENANT))?;
+    let event_type = request.event_type.as_str();
+    let data = request.data;
+    let data = data.unwrap_or_else(|| publisher::sample_data(event_type));
+    let update = publisher::update(&user, &tenant, event_type, data);
+    let routing_key = request.routing_key;
+    let routing_key = routing_key.unwrap_or_else(|| publisher::routing_key(&user, event_type));
+    let body = update.to_string().into();
+    let queues = dev.exchange.publish(&routing_key, body).await;
+    let answer = json!({"routingKey": routing_key, "queues": queues, "update": update});
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// What is wrong with a request, as JSON.
+struct BadRequest(String);
+
+impl IntoResponse for BadRequest {
+    fn into_response(self) -> Response {
+        error(StatusCode::BAD_REQUEST, &self.0)
+    }
+}
+
+impl From<JsonRejection> for BadRequest {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(rejection.body_text())
+    }
+}
+
+fn user_id(text: &str) -> Result<UserId, BadRequest> {
+    UserId::parse(text).map_err(|why| BadRequest(format!("userId {why}")))
+}
+
+fn tenant_id(text: &str) -> Result<TenantId, BadRequest> {
+    TenantId::parse(text).map_err(|why| BadRequest(format!("tenantId {why}")))
+}

@@ -1,0 +1,167 @@
+//! The development mode's exchange: RabbitMQ's place, inside the process.
+//!
+//! Follows the rules of a topic exchange, so that binding keys mean the same as
+//! in production, and hands updates to the same handlers. Nothing outlives it.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::{
+    broker::{Broker, Delivery, Handler, Subscribed},
+    config::BindingKeys,
+    user::User,
+};
+
+/// Updates that a user's queue holds before publishing waits.
+const QUEUE_LENGTH: usize = 1_000;
+
+/// A topic exchange with one queue per subscribed user.
+pub struct EmbeddedExchange {
+    binding_keys: BindingKeys,
+    queues: Mutex<HashMap<User, Queue>>,
+    consumers: TaskTracker,
+}
+
+struct Queue {
+    binding_keys: Vec<String>,
+    sender: mpsc::Sender<Delivery>,
+    /// Dropped with the queue; keeps [`Subscribed`] answering.
+    _active: tokio::sync::watch::Sender<bool>,
+}
+
+impl EmbeddedExchange {
+    pub fn new(binding_keys: BindingKeys) -> Self {
+        Self {
+            binding_keys,
+            queues: Mutex::default(),
+            consumers: TaskTracker::new(),
+        }
+    }
+
+    /// Routes `body` as RabbitMQ would and returns to how many queues.
+    pub async fn publish(&self, routing_key: &str, body: Bytes) -> usize {
+        let matching: Vec<mpsc::Sender<Delivery>> = self
+            .queues()
+            .values()
+            .filter(|queue| {
+                let keys = &mut queue.binding_keys.iter();
+                // Once, however many of its bindings match: as RabbitMQ does.
+                keys.any(|key| topic_matches(key, routing_key))
+            })
+            .map(|queue| queue.sender.clone())
+            .collect();
+        let delivery = Delivery {
+            body,
+            routing_key: routing_key.to_owned(),
+            published_at: Some(std::time::SystemTime::now()),
+        };
+        for queue in &matching {
+            // An error means that the user has just left.
+            let _ = queue.send(delivery.clone()).await;
+        }
+        matching.len()
+    }
+
+    fn queues(&self) -> MutexGuard<'_, HashMap<User, Queue>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Broker for EmbeddedExchange {
+    fn subscribe_user(&self, user: &User, handler: Handler) -> Subscribed {
+        let (active, subscribed) = Subscribed::new();
+        let (sender, mut receiver) = mpsc::channel(QUEUE_LENGTH);
+        self.consumers.spawn(async move {
+            while let Some(delivery) = receiver.recv().await {
+                handler(&delivery);
+            }
+        });
+        active.send_replace(true);
+        let queue = Queue {
+            binding_keys: self.binding_keys.render(user).collect(),
+            sender,
+            _active: active,
+        };
+        self.queues().insert(user.clone(), queue);
+        info!(user_id = %user.id, "User subscribed to updates");
+        subscribed
+    }
+
+    fn unsubscribe_user(&self, user: &User) {
+        if self.queues().remove(user).is_some() {
+            info!(user_id = %user.id, "User unsubscribed from updates");
+        }
+    }
+
+    fn subscribers_count(&self) -> usize {
+        self.queues().len()
+    }
+
+    fn is_user_subscribed(&self, user: &User) -> bool {
+        self.queues().contains_key(user)
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    async fn stop_consuming(&self) {
+        self.queues().clear();
+        self.consumers.close();
+        self.consumers.wait().await;
+    }
+
+    async fn close(&self) {}
+}
+
+/// AMQP 0-9-1 topic matching: words are separated by dots, `*` is one word, `#`
+/// is any number of words.
+fn topic_matches(binding_key: &str, routing_key: &str) -> bool {
+    fn matches(pattern: &[&str], words: &[&str]) -> bool {
+        match (pattern.split_first(), words.split_first()) {
+            (None, None) => true,
+            (Some((&"#", rest)), _) => (0..=words.len()).any(|n| matches(rest, &words[n..])),
+            (Some((&"*", pattern)), Some((_, words))) => matches(pattern, words),
+            (Some((a, pattern)), Some((b, words))) => a == b && matches(pattern, words),
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+    let pattern: Vec<&str> = binding_key.split('.').collect();
+    let words: Vec<&str> = routing_key.split('.').collect();
+    matches(&pattern, &words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_match_as_in_rabbitmq() {
+        for (binding, key, expected) in [
+            ("user.carl.*", "user.carl.messageupdate", true),
+            ("user.carl.*", "user.carl.message.update", false),
+            ("user.carl.*", "user.carl", false),
+            ("user.carl.*", "user.carla.messageupdate", false),
+            ("update.*.*.carl.*", "update.dialog.user.carl.message", true),
+            ("update.*.*.carl.*", "update.dialog.carl.message", false),
+            ("#", "anything.at.all", true),
+            ("user.#", "user", true),
+            ("user.#.end", "user.a.b.end", true),
+            ("user.#.end", "user.a.b", false),
+            ("#.carl.#", "a.carl", true),
+            ("*", "", true),
+            ("", "", true),
+        ] {
+            assert_eq!(topic_matches(binding, key), expected, "{binding} {key}");
+        }
+    }
+}

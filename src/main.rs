@@ -1,0 +1,168 @@
+//! The `chat3-gateway` command.
+
+use std::{io::ErrorKind, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use axum::Router;
+use chat3_gateway::{
+    RabbitMqService,
+    auth::{Signer, Verifier, make_up_secret},
+    config::{Cli, Command, DevArgs, JwtConfig, PublishArgs, Secret, ServeArgs, TokenArgs},
+    dev,
+    embedded::EmbeddedExchange,
+    metrics::Metrics,
+    publisher,
+    server::Server,
+    telemetry,
+    user::{TenantId, User, UserId},
+};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+fn main() -> ExitCode {
+    match load_dotenv().and_then(|()| run(parse())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, causes included: for the last line of a log as well as a terminal.
+            eprintln!("chat3-gateway: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads `.env` into the environment; what is set already wins.
+fn load_dotenv() -> anyhow::Result<()> {
+    match dotenvy::dotenv() {
+        Ok(_) => Ok(()),
+        Err(dotenvy::Error::Io(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
+        // The library's message would quote the line, which may hold a secret.
+        Err(dotenvy::Error::LineParse(_, position)) => {
+            anyhow::bail!(".env is malformed (at character {position} of a line)")
+        }
+        Err(error) => Err(error).context("cannot read .env"),
+    }
+}
+
+/// Parses the command line; a mistake in it is one line, without the usage.
+fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        let text = error.to_string();
+        let first = text.split("\n\n").next().unwrap_or(&text);
+        let line: Vec<&str> = first.lines().map(str::trim).collect();
+        let line = line.join(" ");
+        eprintln!(
+            "chat3-gateway: {} (see --help)",
+            line.trim_start_matches("error: ")
+        );
+        std::process::exit(2)
+    })
+}
+
+#[tokio::main]
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command.unwrap_or(Command::Serve(cli.serve)) {
+        Command::Serve(args) => serve(args).await,
+        Command::Dev(args) => develop(args).await,
+        Command::Token(args) => print_token(&args),
+        Command::Publish(args) => publish(&args).await,
+    }
+}
+
+async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let secret = configured_secret(&args.jwt)?;
+    let _logs = telemetry::init(&args.log);
+    let tenant_required = args.rabbitmq.binding_keys.need_tenant();
+    let verifier = Verifier::new(&secret, &args.jwt, tenant_required);
+    let metrics = Metrics::new();
+    let rabbitmq = Arc::new(RabbitMqService::connect(args.rabbitmq, metrics.clone()));
+    let server = Server::bind(
+        &args.host,
+        &args.http,
+        verifier,
+        rabbitmq,
+        metrics,
+        Router::new(),
+    );
+    let server = server.await?;
+    info!(address = %server.local_addr()?, "Listening");
+    server.run(termination()?).await
+}
+
+async fn develop(args: DevArgs) -> anyhow::Result<()> {
+    let _logs = telemetry::init(&args.log);
+    let secret = args.jwt.jwt_secret.clone();
+    let secret = secret.filter(|secret| secret.expose().is_some());
+    let secret = secret.unwrap_or_else(make_up_secret);
+    let secret = secret.expose().context("a made-up key is not empty")?;
+    let verifier = Verifier::new(secret, &args.jwt, args.binding_keys.need_tenant());
+    let signer = Signer::new(secret, &args.jwt);
+    let user = User {
+        id: UserId::parse("usr_alice")?,
+        tenant: Some(TenantId::parse(dev::DEFAULT_TENANT)?),
+    };
+    let (token, _) = signer.sign(&user, dev::TOKEN_LIFETIME)?;
+    let exchange = Arc::new(EmbeddedExchange::new(args.binding_keys));
+    let routes = dev::router(exchange.clone(), signer);
+    let metrics = Metrics::new();
+    let server = Server::bind(&args.host, &args.http, verifier, exchange, metrics, routes);
+    let server = server.await?;
+    let url = format!("http://localhost:{}", server.local_addr()?.port());
+    println!("\n  chat3-gateway in development mode, without a broker\n");
+    println!("  Page    {url}/");
+    println!("  Token   {token}");
+    println!("          (usr_alice, valid for 12 hours)\n");
+    println!("  Connect io('{url}', {{ auth: {{ token }} }})");
+    println!("  Publish curl {url}/dev/updates -H 'content-type: application/json' \\");
+    println!("            -d '{{\"userId\":\"usr_alice\",\"eventType\":\"message.create\"}}'\n");
+    server.run(termination()?).await
+}
+
+fn print_token(args: &TokenArgs) -> anyhow::Result<()> {
+    let secret = configured_secret(&args.jwt)?;
+    let user = User {
+        id: args.user.clone(),
+        tenant: args.tenant.clone(),
+    };
+    let signer = Signer::new(&secret, &args.jwt);
+    let (token, _) = signer.sign(&user, args.expires.into())?;
+    println!("{token}");
+    Ok(())
+}
+
+async fn publish(args: &PublishArgs) -> anyhow::Result<()> {
+    let count = publisher::publish(args).await?;
+    println!("published {count} {} for {}", args.event, args.user);
+    Ok(())
+}
+
+fn configured_secret(jwt: &JwtConfig) -> anyhow::Result<String> {
+    let secret = jwt.jwt_secret.as_ref().and_then(Secret::expose);
+    let secret = secret.context(
+        "no key to verify tokens with: set JWT_SECRET (to try without any, run `chat3-gateway dev`)",
+    )?;
+    Ok(secret.to_owned())
+}
+
+/// Completes on SIGTERM or SIGINT; a second one ends the process at once.
+fn termination() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            // 128 + SIGINT, as shells report an interrupted process.
+            std::process::exit(130)
+        });
+    })
+}

@@ -1,0 +1,227 @@
+//! What operators can measure: every counter, gauge and histogram of the
+//! service, and their text exposition for Prometheus.
+//!
+//! Names are static and labels come from small enums: never a user id. Gauges
+//! that follow a lifetime are held through a [`GaugeGuard`].
+//!
+//! Imports nothing of this crate.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+/// The media type of [`Metrics::render`], from the OpenMetrics specification.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Event {
+    event: &'static str,
+}
+
+/// All metrics of one gateway; clones share the same values.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    /// Sockets that passed authentication and have not disconnected.
+    pub sockets: Gauge,
+    /// Users with at least one socket.
+    pub users: Gauge,
+    /// Users whose queue is bound and consumed.
+    pub subscriptions: Gauge,
+    /// 1 while the broker connection is up.
+    pub broker_connected: Gauge,
+    /// Broker connections established after the first.
+    pub broker_reconnects: Counter,
+    /// Updates consumed; each is then delivered or rejected, exactly once.
+    pub updates_received: Counter,
+    /// Updates handed to every socket of their user, at least one.
+    pub updates_delivered: Counter,
+    updates_rejected: Family<Reason, Counter>,
+    events_emitted: Family<Event, Counter>,
+    /// Sockets let in.
+    pub connects: Counter,
+    connects_refused: Family<Reason, Counter>,
+    /// Sockets whose transport was closed because they did not keep up.
+    pub slow_sockets: Counter,
+    latency: Histogram,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let metrics = Self {
+            registry: Arc::default(),
+            sockets: Gauge::default(),
+            users: Gauge::default(),
+            subscriptions: Gauge::default(),
+            broker_connected: Gauge::default(),
+            broker_reconnects: Counter::default(),
+            updates_received: Counter::default(),
+            updates_delivered: Counter::default(),
+            updates_rejected: Family::default(),
+            events_emitted: Family::default(),
+            connects: Counter::default(),
+            connects_refused: Family::default(),
+            slow_sockets: Counter::default(),
+            // 0.5 ms to 16 s, doubling: from a local hop to a broker in trouble.
+            latency: Histogram::new(exponential_buckets(0.0005, 2.0, 16)),
+        };
+        let registry = Arc::new(metrics.registry());
+        Self {
+            registry,
+            ..metrics
+        }
+    }
+
+    fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("chat3_gateway");
+        let r = &mut registry;
+        r.register("sockets", "Connected sockets", self.sockets.clone());
+        r.register(
+            "users",
+            "Users with at least one socket",
+            self.users.clone(),
+        );
+        r.register(
+            "subscriptions",
+            "Users whose queue is bound and consumed",
+            self.subscriptions.clone(),
+        );
+        r.register(
+            "rabbitmq_connected",
+            "1 while the RabbitMQ connection is up",
+            self.broker_connected.clone(),
+        );
+        r.register(
+            "rabbitmq_reconnects",
+            "RabbitMQ connections established after the first",
+            self.broker_reconnects.clone(),
+        );
+        r.register(
+            "updates_received",
+            "Updates consumed from RabbitMQ",
+            self.updates_received.clone(),
+        );
+        r.register(
+            "updates_delivered",
+            "Updates handed to all sockets of their user",
+            self.updates_delivered.clone(),
+        );
+        r.register(
+            "updates_rejected",
+            "Updates not delivered, by reason",
+            self.updates_rejected.clone(),
+        );
+        r.register(
+            "events_emitted",
+            "Socket.IO events handed to sockets, by event name",
+            self.events_emitted.clone(),
+        );
+        r.register("connects", "Sockets let in", self.connects.clone());
+        r.register(
+            "connects_refused",
+            "Sockets refused, by reason",
+            self.connects_refused.clone(),
+        );
+        r.register(
+            "slow_sockets",
+            "Sockets whose transport was closed because they did not keep up",
+            self.slow_sockets.clone(),
+        );
+        r.register_with_unit(
+            "update_latency",
+            "From the publisher's AMQP timestamp to the hand-off to the sockets",
+            Unit::Seconds,
+            self.latency.clone(),
+        );
+        registry
+    }
+
+    /// Counts an update that is not delivered.
+    pub fn update_rejected(&self, reason: &'static str) {
+        self.updates_rejected
+            .get_or_create(&Reason { reason })
+            .inc();
+    }
+
+    /// Counts a connection that is refused.
+    pub fn connect_refused(&self, reason: &'static str) {
+        self.connects_refused
+            .get_or_create(&Reason { reason })
+            .inc();
+    }
+
+    /// Counts `sockets` hand-offs of one event.
+    pub fn emitted(&self, event: &'static str, sockets: u64) {
+        self.events_emitted
+            .get_or_create(&Event { event })
+            .inc_by(sockets);
+    }
+
+    /// Records the time from publication to hand-off.
+    pub fn latency(&self, latency: Duration) {
+        self.latency.observe(latency.as_secs_f64());
+    }
+
+    /// The exposition in OpenMetrics text, which Prometheus and `grep` both read.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry).expect("writing to a String does not fail");
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Adds one to a gauge for as long as it lives.
+#[derive(Debug)]
+pub struct GaugeGuard(Gauge);
+
+impl GaugeGuard {
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exposition_names_what_happened() {
+        let metrics = Metrics::new();
+        metrics.update_rejected("not_json");
+        metrics.latency(Duration::from_millis(3));
+        let guard = GaugeGuard::new(&metrics.sockets);
+        let text = metrics.render();
+        assert!(text.contains("chat3_gateway_updates_rejected_total{reason=\"not_json\"} 1"));
+        assert!(text.contains("chat3_gateway_update_latency_seconds_count 1"));
+        assert!(text.contains("chat3_gateway_sockets 1"));
+        drop(guard);
+        assert!(metrics.render().contains("chat3_gateway_sockets 0"));
+    }
+}

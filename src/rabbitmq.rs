@@ -1,0 +1,369 @@
+//! [`RabbitMqService`]: users' subscriptions to Chat3's updates, kept alive over
+//! every loss of the broker.
+//!
+//! Owns the *wish*: which users shall be subscribed. A supervisor task owns the
+//! *fact*: it connects, reconciles the broker's state with the wishes through a
+//! [`link::Link`], and starts over when the link is lost. Callers only record
+//! wishes, so connects and disconnects that happen while the broker is away,
+//! or in the middle of a resubscription, need no case of their own.
+//!
+//! Invariant: while a link is up, every user is either in the state that the
+//! latest wish asks for, or in the list of changes still to be applied.
+//! This module never sees a socket.
+
+mod link;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub(crate) use self::link::open_connection;
+use self::link::{Ended, Link};
+use crate::{
+    broker::{Broker, Handler, Subscribed},
+    config::RabbitMqConfig,
+    metrics::Metrics,
+    user::User,
+};
+
+/// The documented ceiling of the reconnect delay.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(30);
+
+/// A link that lived this long was healthy: the next loss starts a new backoff.
+const HEALTHY_AFTER: Duration = Duration::from_secs(10);
+
+/// Subscribes users to their updates, reconnecting as needed. Cheap to share by `Arc`.
+pub struct RabbitMqService {
+    shared: Arc<Shared>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What callers and the supervisor share.
+struct Shared {
+    config: RabbitMqConfig,
+    metrics: Metrics,
+    /// Distinguishes this process's queues from those of any other.
+    instance: String,
+    wishes: Mutex<Wishes>,
+    /// Wakes the link when there are changes to apply.
+    changed: Notify,
+    connected: watch::Sender<bool>,
+    /// Stage one of the shutdown: consume no more.
+    stop_consuming: CancellationToken,
+    /// Consumers that still have deliveries to hand off; closed and empty after stage one.
+    consuming: watch::Sender<bool>,
+    /// Stage two: close the connection.
+    close: CancellationToken,
+}
+
+#[derive(Default)]
+struct Wishes {
+    users: HashMap<User, Wish>,
+    /// Users whose wish changed since the link looked. Kept only while a link is
+    /// up (a new link starts from all wishes), so it is bounded by the churn
+    /// between two looks.
+    changes: VecDeque<User>,
+    linked: bool,
+    next_serial: u64,
+}
+
+#[derive(Clone)]
+struct Wish {
+    /// Tells two subscriptions of the same user apart.
+    serial: u64,
+    handler: Handler,
+    active: watch::Sender<bool>,
+}
+
+impl RabbitMqService {
+    /// Starts connecting in the background and keeps at it. The broker may be
+    /// absent; [`RabbitMqService::is_connected`] tells. Must be called inside a
+    /// Tokio runtime.
+    pub fn connect(config: RabbitMqConfig, metrics: Metrics) -> Self {
+        let instance = format!(
+            "{}-{:08x}",
+            config.instance_name.clone().unwrap_or_else(host_name),
+            rand::random::<u32>()
+        );
+        let shared = Arc::new(Shared {
+            config,
+            metrics,
+            instance,
+            wishes: Mutex::default(),
+            changed: Notify::new(),
+            connected: watch::Sender::new(false),
+            stop_consuming: CancellationToken::new(),
+            consuming: watch::Sender::new(true),
+            close: CancellationToken::new(),
+        });
+        let supervisor = tokio::spawn(supervise(shared.clone()));
+        Self {
+            shared,
+            supervisor: Mutex::new(Some(supervisor)),
+        }
+    }
+
+    /// Sends `user`'s updates to `handler` until [`Self::unsubscribe_user`]. Over
+    /// a loss of the broker the subscription is made anew by itself; updates
+    /// published meanwhile are not seen. A second call replaces the handler.
+    pub fn subscribe_user(&self, user: &User, handler: Handler) -> Subscribed {
+        let (active, subscribed) = Subscribed::new();
+        let mut wishes = self.shared.wishes();
+        wishes.next_serial += 1;
+        let wish = Wish {
+            serial: wishes.next_serial,
+            handler,
+            active,
+        };
+        wishes.users.insert(user.clone(), wish);
+        self.shared.note_change(wishes, user);
+        subscribed
+    }
+
+    /// Ends `user`'s subscription and removes its queue.
+    pub fn unsubscribe_user(&self, user: &User) {
+        let mut wishes = self.shared.wishes();
+        if wishes.users.remove(user).is_some() {
+            self.shared.note_change(wishes, user);
+        }
+    }
+
+    /// Cancels all consumers, waits until what they had received is handed off and
+    /// acknowledged, and closes the connection.
+    pub async fn close(&self) {
+        self.stop_consuming().await;
+        self.shared.close.cancel();
+        let supervisor = self.lock_supervisor().take();
+        if let Some(supervisor) = supervisor
+            && supervisor.await.is_err()
+        {
+            warn!("RabbitMQ supervisor ended by a panic");
+        }
+    }
+
+    /// How many users are subscribed at the broker right now.
+    pub fn subscribers_count(&self) -> usize {
+        let wishes = self.shared.wishes();
+        let active = |wish: &&Wish| *wish.active.borrow();
+        wishes.users.values().filter(active).count()
+    }
+
+    /// Whether `user` is subscribed at the broker right now.
+    pub fn is_user_subscribed(&self, user: &User) -> bool {
+        let wishes = self.shared.wishes();
+        wishes
+            .users
+            .get(user)
+            .is_some_and(|wish| *wish.active.borrow())
+    }
+
+    /// Whether the connection to the broker is up.
+    pub fn is_connected(&self) -> bool {
+        *self.shared.connected.borrow()
+    }
+
+    async fn stop_consuming(&self) {
+        self.shared.stop_consuming.cancel();
+        let mut consuming = self.shared.consuming.subscribe();
+        // An error cannot happen: `shared` holds the sender.
+        let _ = consuming.wait_for(|consuming| !consuming).await;
+    }
+
+    fn lock_supervisor(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.supervisor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for RabbitMqService {
+    fn drop(&mut self) {
+        self.shared.stop_consuming.cancel();
+        self.shared.close.cancel();
+    }
+}
+
+#[async_trait]
+impl Broker for RabbitMqService {
+    fn subscribe_user(&self, user: &User, handler: Handler) -> Subscribed {
+        self.subscribe_user(user, handler)
+    }
+
+    fn unsubscribe_user(&self, user: &User) {
+        self.unsubscribe_user(user);
+    }
+
+    fn subscribers_count(&self) -> usize {
+        self.subscribers_count()
+    }
+
+    fn is_user_subscribed(&self, user: &User) -> bool {
+        self.is_user_subscribed(user)
+    }
+
+    fn is_connected(&self) -> bool {
+        self.is_connected()
+    }
+
+    async fn stop_consuming(&self) {
+        self.stop_consuming().await;
+    }
+
+    async fn close(&self) {
+        self.close().await;
+    }
+}
+
+impl Shared {
+    fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        // The map is consistent at every await-free point, so a panic elsewhere
+        // while it was held does not make it wrong.
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_change(&self, mut wishes: MutexGuard<'_, Wishes>, user: &User) {
+        if wishes.linked {
+            wishes.changes.push_back(user.clone());
+            drop(wishes);
+            self.changed.notify_one();
+        }
+    }
+
+    /// A new link knows nothing yet: every wish is a change to it.
+    fn link_up(&self) {
+        let mut wishes = self.wishes();
+        wishes.linked = true;
+        wishes.changes = wishes.users.keys().cloned().collect();
+        drop(wishes);
+        self.metrics.broker_connected.set(1);
+        self.connected.send_replace(true);
+    }
+
+    fn link_down(&self) {
+        self.connected.send_replace(false);
+        self.metrics.broker_connected.set(0);
+        let mut wishes = self.wishes();
+        wishes.linked = false;
+        wishes.changes.clear();
+        for wish in wishes.users.values() {
+            wish.active.send_replace(false);
+        }
+    }
+
+    /// Takes up to `limit` changed users with what is wished for them now.
+    fn take_changes(&self, limit: usize) -> Vec<(User, Option<Wish>)> {
+        let mut wishes = self.wishes();
+        let count = wishes.changes.len().min(limit);
+        let users: Vec<User> = wishes.changes.drain(..count).collect();
+        users
+            .into_iter()
+            .map(|user| {
+                let wish = wishes.users.get(&user).cloned();
+                (user, wish)
+            })
+            .collect()
+    }
+
+    /// Gives back changes that could not be applied.
+    fn return_changes(&self, users: impl Iterator<Item = User>) {
+        self.wishes().changes.extend(users);
+    }
+}
+
+/// Connects, runs the link until it is lost, and again.
+async fn supervise(shared: Arc<Shared>) {
+    let mut backoff = new_backoff(&shared.config);
+    let mut linked_before = false;
+    for epoch in 0_u64.. {
+        let opened = tokio::select! {
+            opened = Link::open(&shared, epoch) => opened,
+            () = shared.stop_consuming.cancelled() => break,
+        };
+        match opened {
+            Ok(link) => {
+                info!(address = %shared.config.url, "RabbitMQ connected");
+                if linked_before {
+                    shared.metrics.broker_reconnects.inc();
+                }
+                linked_before = true;
+                let up_since = Instant::now();
+                match run(&shared, link).await {
+                    Ended::Stopped => break,
+                    Ended::Lost(reason) => warn!(%reason, "⚠️  RabbitMQ connection closed"),
+                }
+                if up_since.elapsed() >= HEALTHY_AFTER {
+                    backoff = new_backoff(&shared.config);
+                }
+            }
+            Err(error) => warn!(
+                address = %shared.config.url,
+                %error,
+                "⚠️  Failed to connect to RabbitMQ. Updates will not be available."
+            ),
+        }
+        let delay = backoff.next().unwrap_or(MAX_RECONNECT_DELAY);
+        let delay = delay.min(MAX_RECONNECT_DELAY.max(shared.config.reconnect_delay));
+        info!(?delay, "RabbitMQ reconnect scheduled");
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = shared.stop_consuming.cancelled() => break,
+        }
+    }
+    shared.consuming.send_replace(false);
+}
+
+/// Applies wishes through `link` until it is lost or the service is closed.
+async fn run(shared: &Shared, mut link: Link) -> Ended {
+    shared.link_up();
+    let ended = link.run(shared).await;
+    shared.link_down();
+    let handing_off = link.handing_off();
+    match ended {
+        Ended::Stopped => {
+            link.cancel_all().await;
+            Link::handed_off(&handing_off).await;
+            shared.consuming.send_replace(false);
+            shared.close.cancelled().await;
+            link.close().await;
+        }
+        // Old consumers end before new ones start: a user's order holds over a reconnect.
+        Ended::Lost(_) => {
+            link.close().await;
+            Link::handed_off(&handing_off).await;
+        }
+    }
+    ended
+}
+
+/// The configured delay, doubling with jitter, so that a fleet of gateways does
+/// not return to a restarted broker in one wave.
+fn new_backoff(config: &RabbitMqConfig) -> impl Iterator<Item = Duration> + use<> {
+    ExponentialBuilder::new()
+        .with_min_delay(config.reconnect_delay)
+        .with_max_delay(MAX_RECONNECT_DELAY.max(config.reconnect_delay))
+        .with_factor(2.0)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+fn host_name() -> String {
+    let name = gethostname::gethostname().to_string_lossy().into_owned();
+    let safe = |c: char| match c.is_ascii_alphanumeric() || matches!(c, '-' | '.') {
+        true => c,
+        false => '-',
+    };
+    name.chars().map(safe).take(64).collect()
+}

@@ -1,0 +1,719 @@
+//! One connection to RabbitMQ: opened, kept in line with the wishes, lost or closed.
+//!
+//! What amqprs leaves to its user decides the shape (its source, 2.1.5):
+//! - Replies are matched by method type per channel, and the reply to a dropped
+//!   future goes to the next caller. So all RPCs are issued by this one task,
+//!   one after the other, each in a task of its own that is never dropped; after
+//!   a timeout the whole connection is thrown away.
+//! - Nothing reports every kind of loss, except the `Drop` of the callbacks that
+//!   the reader and the dispatchers own: hence [`OnConnection`] and [`OnChannel`].
+//! - A channel that the server closes takes its consumers along. So declares and
+//!   binds, which may fail, have a channel of their own.
+//!
+//! Topology: one queue per user, exclusive and auto-delete, named after the
+//! instance, the connection's epoch, a hash of the user and a serial. The serial
+//! keeps a returning user's queue apart from the one that is being deleted.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+
+use amqprs::{
+    Ack as PublisherAck, BasicProperties, Cancel, Close, CloseChannel, Deliver,
+    Nack as PublisherNack, Return,
+    callbacks::{ChannelCallback, ConnectionCallback},
+    channel::{
+        BasicAckArguments, BasicCancelArguments, BasicConsumeArguments, BasicQosArguments, Channel,
+        QueueBindArguments, QueueDeclareArguments, QueueDeleteArguments,
+    },
+    connection::{Connection, OpenConnectionArguments},
+    consumer::AsyncConsumer,
+    tls::TlsAdaptor,
+};
+use async_trait::async_trait;
+use sha2::{Digest, Sha256};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
+use tracing::{debug, info, warn};
+
+use super::{Shared, Wish};
+use crate::{
+    broker::{Delivery, Handler},
+    config::AmqpUrl,
+    metrics::GaugeGuard,
+    user::User,
+};
+
+/// Limit of TCP connect, TLS and AMQP handshake together; amqprs has none.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Limit of one RPC. A broker that needs longer is in no state to deliver.
+const RPC_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Seconds; both sides send at half of it, and two missed ones are a loss.
+/// amqprs busy-loops below 2.
+const HEARTBEAT_SECONDS: u16 = 10;
+
+/// Users that are declared, bound and consumed between two waits for the broker:
+/// enough to hide the round trip, few enough to keep a failure's repair small.
+const BATCH: usize = 64;
+
+/// How often a missing exchange is looked for. Users wait for it, so it is short.
+const EXCHANGE_RETRY: Duration = Duration::from_secs(2);
+
+/// How long a refused declaration rests. Only an operator can mend it.
+const REFUSED_RETRY: Duration = Duration::from_secs(30);
+
+/// amqprs never reuses the id of a channel that the server closed, and panics
+/// when it has used 65,535. A new connection long before that is cheap.
+const MAX_REOPENED_CHANNELS: usize = 500;
+
+/// Limit of handing off what consumers still hold when a link ends. Handlers do
+/// not block; only an acknowledgement into a dead connection could.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+
+pub(super) struct Link {
+    connection: Connection,
+    /// Declares, binds, deletes. Replaced when the server closes it.
+    admin: OpenChannel,
+    /// Consumes, cancels, acknowledges. Its loss is the link's loss.
+    consumers: OpenChannel,
+    lost: CancellationToken,
+    close_reason: Arc<OnceLock<ServerClose>>,
+    /// Consumer tags that the server cancelled, because the queue was deleted.
+    cancelled: mpsc::UnboundedReceiver<String>,
+    cancelled_sender: mpsc::UnboundedSender<String>,
+    active: HashMap<User, Active>,
+    users_by_tag: HashMap<String, User>,
+    /// Consumers that have not handed off all they received.
+    handing_off: TaskTracker,
+    epoch: u64,
+    reopened_channels: usize,
+}
+
+/// A consumed queue. The consumer's tag is the queue's name.
+struct Active {
+    serial: u64,
+    tag: String,
+    _gauge: GaugeGuard,
+}
+
+struct OpenChannel {
+    channel: Channel,
+    /// Prefetch of the consumers made on it.
+    prefetch: u16,
+    close_reason: Arc<OnceLock<ServerClose>>,
+}
+
+/// How a link ended.
+pub(super) enum Ended {
+    /// The service is closing.
+    Stopped,
+    Lost(String),
+}
+
+/// What the server said when it closed a connection or channel.
+#[derive(Debug, Clone)]
+pub(crate) struct ServerClose {
+    code: u16,
+    text: String,
+}
+
+impl fmt::Display for ServerClose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.code, self.text)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("{0}")]
+    Amqp(String),
+    #[error("the server closed the channel: {0}")]
+    Channel(ServerClose),
+    #[error("TLS: {0}")]
+    Tls(String),
+}
+
+impl Link {
+    /// Connects and opens the channels.
+    pub(super) async fn open(shared: &Shared, epoch: u64) -> Result<Self, LinkError> {
+        let open = Self::open_unbounded(shared, epoch);
+        timeout(OPEN_TIMEOUT, open)
+            .await
+            .unwrap_or(Err(LinkError::Timeout(OPEN_TIMEOUT)))
+    }
+
+    async fn open_unbounded(shared: &Shared, epoch: u64) -> Result<Self, LinkError> {
+        let name = format!("chat3-gateway {}", shared.instance);
+        let connection = open_connection(&shared.config.url, &name).await?;
+        let lost = CancellationToken::new();
+        let close_reason = Arc::new(OnceLock::new());
+        connection
+            .register_callback(OnConnection {
+                close_reason: close_reason.clone(),
+                _lost: lost.clone().drop_guard(),
+            })
+            .await?;
+        let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
+        let prefetch = shared.config.prefetch;
+        let admin = open_channel(&connection, prefetch, None, &cancelled_sender).await?;
+        let lost_with_channel = Some(lost.clone().drop_guard());
+        let consumers =
+            open_channel(&connection, prefetch, lost_with_channel, &cancelled_sender).await?;
+        // Per consumer; bounds what amqprs buffers without bound.
+        barrier(&consumers.channel, prefetch).await?;
+        Ok(Self {
+            connection,
+            admin,
+            consumers,
+            lost,
+            close_reason,
+            cancelled,
+            cancelled_sender,
+            active: HashMap::new(),
+            users_by_tag: HashMap::new(),
+            handing_off: TaskTracker::new(),
+            epoch,
+            reopened_channels: 0,
+        })
+    }
+
+    /// Keeps the broker's state in line with the wishes until the link is lost.
+    pub(super) async fn run(&mut self, shared: &Shared) -> Ended {
+        let mut warned_of_missing_exchange = false;
+        loop {
+            let pause = match self.apply_changes(shared).await {
+                Ok(()) => None,
+                Err(LinkError::Channel(close)) => {
+                    if self.reopened_channels >= MAX_REOPENED_CHANNELS {
+                        return Ended::Lost("renewed after many closed channels".to_owned());
+                    }
+                    if close.code != NOT_FOUND {
+                        warn!(reason = %close, advice = advice(close.code), "RabbitMQ refused a subscription");
+                    } else if !warned_of_missing_exchange {
+                        warned_of_missing_exchange = true;
+                        warn!(
+                            exchange = shared.config.exchange, reason = %close,
+                            "RabbitMQ exchange not found; updates will flow when Chat3 has created it"
+                        );
+                    }
+                    Some(if close.code == NOT_FOUND {
+                        EXCHANGE_RETRY
+                    } else {
+                        REFUSED_RETRY
+                    })
+                }
+                Err(error) => return Ended::Lost(self.describe(&error)),
+            };
+            tokio::select! {
+                () = self.lost.cancelled() => return Ended::Lost(self.describe_loss()),
+                () = shared.stop_consuming.cancelled() => return Ended::Stopped,
+                Some(tag) = self.cancelled.recv() => self.forget_cancelled(shared, &tag),
+                () = shared.changed.notified(), if pause.is_none() => {}
+                () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+            }
+        }
+    }
+
+    async fn apply_changes(&mut self, shared: &Shared) -> Result<(), LinkError> {
+        loop {
+            let changes = shared.take_changes(BATCH);
+            if changes.is_empty() || shared.stop_consuming.is_cancelled() {
+                return Ok(());
+            }
+            let users: Vec<User> = changes.iter().map(|(user, _)| user.clone()).collect();
+            if let Err(error) = self.apply(shared, changes).await {
+                shared.return_changes(users.into_iter());
+                return Err(error);
+            }
+        }
+    }
+
+    /// Brings the given users to the state that is wished. Applying a change
+    /// twice, or one that is already true, does nothing.
+    async fn apply(
+        &mut self,
+        shared: &Shared,
+        changes: Vec<(User, Option<Wish>)>,
+    ) -> Result<(), LinkError> {
+        let mut missing: HashMap<User, Wish> = HashMap::new();
+        for (user, wish) in changes {
+            let active_serial = self.active.get(&user).map(|active| active.serial);
+            let wished_serial = wish.as_ref().map(|wish| wish.serial);
+            if active_serial == wished_serial {
+                continue;
+            }
+            if active_serial.is_some() {
+                self.unsubscribe(&user).await?;
+            }
+            if let Some(wish) = wish {
+                missing.insert(user, wish);
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.subscribe(shared, missing).await
+    }
+
+    /// Declares, binds and consumes the users' queues, pipelined: without waiting
+    /// for each answer, then one barrier per channel, which only an accepted
+    /// sequence passes.
+    async fn subscribe(
+        &mut self,
+        shared: &Shared,
+        wishes: HashMap<User, Wish>,
+    ) -> Result<(), LinkError> {
+        let queues: Vec<(User, Wish, String)> = wishes
+            .into_iter()
+            .map(|(user, wish)| {
+                let name = queue_name(&shared.instance, self.epoch, &user, wish.serial);
+                (user, wish, name)
+            })
+            .collect();
+        if let Err(error) = self.declare(shared, &queues).await {
+            if matches!(error, LinkError::Channel(_)) {
+                self.reopen_admin().await?;
+                self.delete(queues.into_iter().map(|(_, _, name)| name))
+                    .await?;
+            }
+            return Err(error);
+        }
+        self.consume(&queues).await?;
+        for (user, wish, tag) in queues {
+            info!(user_id = %user.id, "User subscribed to updates");
+            wish.active.send_replace(true);
+            self.users_by_tag.insert(tag.clone(), user.clone());
+            let active = Active {
+                serial: wish.serial,
+                tag,
+                _gauge: GaugeGuard::new(&shared.metrics.subscriptions),
+            };
+            self.active.insert(user, active);
+        }
+        Ok(())
+    }
+
+    async fn declare(
+        &self,
+        shared: &Shared,
+        queues: &[(User, Wish, String)],
+    ) -> Result<(), LinkError> {
+        let mut binds = Vec::new();
+        let mut declares = Vec::new();
+        for (user, _, name) in queues {
+            declares.push(
+                QueueDeclareArguments::new(name)
+                    .exclusive(true)
+                    .auto_delete(true)
+                    .no_wait(true)
+                    .finish(),
+            );
+            for key in shared.config.binding_keys.render(user) {
+                binds.push(
+                    QueueBindArguments::new(name, &shared.config.exchange, &key)
+                        .no_wait(true)
+                        .finish(),
+                );
+            }
+        }
+        let (channel, prefetch) = (self.admin.channel.clone(), self.admin.prefetch);
+        let sequence = async move {
+            for declare in declares {
+                channel.queue_declare(declare).await?;
+            }
+            for bind in binds {
+                channel.queue_bind(bind).await?;
+            }
+            barrier(&channel, prefetch).await
+        };
+        self.rpc(&self.admin, sequence).await
+    }
+
+    async fn consume(&self, queues: &[(User, Wish, String)]) -> Result<(), LinkError> {
+        let mut consumers = Vec::new();
+        for (_, wish, name) in queues {
+            let consumer = UserConsumer {
+                handler: wish.handler.clone(),
+                _handing_off: self.handing_off.token(),
+            };
+            let arguments = BasicConsumeArguments::new(name, name)
+                .manual_ack(true)
+                .exclusive(true)
+                .no_wait(true)
+                .finish();
+            consumers.push((consumer, arguments));
+        }
+        let (channel, prefetch) = (self.consumers.channel.clone(), self.consumers.prefetch);
+        let sequence = async move {
+            for (consumer, arguments) in consumers {
+                channel.basic_consume(consumer, arguments).await?;
+            }
+            barrier(&channel, prefetch).await
+        };
+        self.rpc(&self.consumers, sequence).await
+    }
+
+    /// Cancels the user's consumer; the queue, auto-delete, goes with it.
+    async fn unsubscribe(&mut self, user: &User) -> Result<(), LinkError> {
+        let Some(active) = self.active.remove(user) else {
+            return Ok(());
+        };
+        self.users_by_tag.remove(&active.tag);
+        let channel = self.consumers.channel.clone();
+        // Waits for the answer: what the server sent before it is then with the
+        // consumer, which hands it off and acknowledges it before it ends.
+        let cancel = async move {
+            let arguments = BasicCancelArguments::new(&active.tag);
+            channel.basic_cancel(arguments).await.map(drop)
+        };
+        self.rpc(&self.consumers, cancel).await?;
+        info!(user_id = %user.id, "User unsubscribed from updates");
+        Ok(())
+    }
+
+    async fn delete(&self, names: impl Iterator<Item = String>) -> Result<(), LinkError> {
+        let deletes: Vec<QueueDeleteArguments> = names
+            .map(|name| QueueDeleteArguments::new(&name).no_wait(true).finish())
+            .collect();
+        let (channel, prefetch) = (self.admin.channel.clone(), self.admin.prefetch);
+        let sequence = async move {
+            for delete in deletes {
+                channel.queue_delete(delete).await?;
+            }
+            barrier(&channel, prefetch).await
+        };
+        self.rpc(&self.admin, sequence).await
+    }
+
+    async fn reopen_admin(&mut self) -> Result<(), LinkError> {
+        self.reopened_channels += 1;
+        let prefetch = self.admin.prefetch;
+        let open = open_channel(&self.connection, prefetch, None, &self.cancelled_sender);
+        self.admin = timeout(RPC_TIMEOUT, open)
+            .await
+            .unwrap_or(Err(LinkError::Timeout(RPC_TIMEOUT)))?;
+        Ok(())
+    }
+
+    /// The server cancelled a consumer because its queue was deleted: subscribe anew.
+    fn forget_cancelled(&mut self, shared: &Shared, tag: &str) {
+        if let Some(user) = self.users_by_tag.remove(tag) {
+            warn!(user_id = %user.id, "RabbitMQ deleted a user's queue; subscribing anew");
+            self.active.remove(&user);
+            shared.return_changes(std::iter::once(user));
+        }
+    }
+
+    /// Cancels every consumer, so that nothing more is received.
+    pub(super) async fn cancel_all(&mut self) {
+        let users: Vec<User> = self.active.keys().cloned().collect();
+        for user in users {
+            if let Err(error) = self.unsubscribe(&user).await {
+                debug!(error = %self.describe(&error), "RabbitMQ consumers not cancelled");
+                return;
+            }
+        }
+    }
+
+    /// Waits until everything received has been handed off and acknowledged, after
+    /// the consumers were cancelled or the connection was lost or closed.
+    pub(super) async fn handed_off(consumers: &TaskTracker) {
+        consumers.close();
+        if timeout(DRAIN_TIMEOUT, consumers.wait()).await.is_err() {
+            debug!("RabbitMQ consumers did not end in time");
+        }
+    }
+
+    /// The consumers that have not handed off all they received.
+    pub(super) fn handing_off(&self) -> TaskTracker {
+        self.handing_off.clone()
+    }
+
+    /// Says goodbye to the broker; bounded, because it may not be listening.
+    pub(super) async fn close(self) {
+        let goodbye = async move {
+            let Self {
+                connection,
+                admin,
+                consumers,
+                ..
+            } = self;
+            // Their `Drop` would each spawn a closing handshake.
+            let _ = consumers.channel.close().await;
+            let _ = admin.channel.close().await;
+            connection.close().await
+        };
+        // In a task of its own: dropping an RPC's future is what must not happen.
+        match timeout(DRAIN_TIMEOUT, tokio::spawn(goodbye)).await {
+            Ok(Ok(Ok(()))) => {}
+            other => debug!(?other, "RabbitMQ connection not closed cleanly"),
+        }
+    }
+
+    /// Runs one RPC, or one pipelined sequence that ends in an RPC.
+    async fn rpc<T: Send + 'static>(
+        &self,
+        on: &OpenChannel,
+        call: impl Future<Output = Result<T, amqprs::error::Error>> + Send + 'static,
+    ) -> Result<T, LinkError> {
+        let answered = tokio::select! {
+            answered = timeout(RPC_TIMEOUT, tokio::spawn(call)) => answered,
+            () = self.lost.cancelled() => return Err(LinkError::Amqp(self.describe_loss())),
+        };
+        match answered {
+            Ok(Ok(Ok(value))) => Ok(value),
+            Ok(Ok(Err(error))) => Err(match on.close_reason.get() {
+                Some(close) => LinkError::Channel(close.clone()),
+                None => error.into(),
+            }),
+            Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
+            Err(_) => Err(LinkError::Timeout(RPC_TIMEOUT)),
+        }
+    }
+
+    fn describe(&self, error: &LinkError) -> String {
+        match self.lost.is_cancelled() {
+            true => self.describe_loss(),
+            false => error.to_string(),
+        }
+    }
+
+    fn describe_loss(&self) -> String {
+        let reasons = [&self.close_reason, &self.consumers.close_reason];
+        reasons
+            .iter()
+            .find_map(|reason| reason.get())
+            .map_or_else(|| "the connection broke".to_owned(), ToString::to_string)
+    }
+}
+
+impl From<amqprs::error::Error> for LinkError {
+    fn from(error: amqprs::error::Error) -> Self {
+        Self::Amqp(error.to_string())
+    }
+}
+
+fn advice(code: u16) -> &'static str {
+    match code {
+        ACCESS_REFUSED => {
+            "grant the user configure, write and read on chat3-gateway.* and read on the exchange"
+        }
+        _ => "check the RabbitMQ log for this connection",
+    }
+}
+
+/// Connects and logs in. Not bounded in time: the caller is.
+pub(crate) async fn open_connection(url: &AmqpUrl, name: &str) -> Result<Connection, LinkError> {
+    let host = match url.host.contains(':') {
+        true => format!("[{}]", url.host),
+        false => url.host.clone(),
+    };
+    let mut arguments = OpenConnectionArguments::new(&host, url.port, &url.user, &url.password);
+    arguments
+        .virtual_host(&url.vhost)
+        .connection_name(name)
+        .heartbeat(HEARTBEAT_SECONDS);
+    if url.tls {
+        // An error means that the process has a provider already, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let adaptor = TlsAdaptor::without_client_auth(None, url.host.clone())
+            .map_err(|error| LinkError::Tls(error.to_string()))?;
+        arguments.tls_adaptor(adaptor);
+    }
+    Ok(Connection::open(&arguments).await?)
+}
+
+/// `lost` is dropped with the channel, for whatever reason that goes.
+async fn open_channel(
+    connection: &Connection,
+    prefetch: u16,
+    lost: Option<DropGuard>,
+    cancelled: &mpsc::UnboundedSender<String>,
+) -> Result<OpenChannel, LinkError> {
+    let channel = connection.open_channel(None).await?;
+    let close_reason = Arc::new(OnceLock::new());
+    channel
+        .register_callback(OnChannel {
+            close_reason: close_reason.clone(),
+            cancelled: cancelled.clone(),
+            _lost: lost,
+        })
+        .await?;
+    Ok(OpenChannel {
+        channel,
+        prefetch,
+        close_reason,
+    })
+}
+
+/// Returns when the server has accepted everything sent on `channel` so far. A
+/// refusal would have closed the channel, and the answer would never come.
+async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), amqprs::error::Error> {
+    // Setting the prefetch again is the cheapest RPC without effect. It is per
+    // consumer: RabbitMQ 4.3 denies the global form.
+    channel
+        .basic_qos(BasicQosArguments::new(0, prefetch, false))
+        .await
+}
+
+fn queue_name(instance: &str, epoch: u64, user: &User, serial: u64) -> String {
+    let mut hash = Sha256::new();
+    hash.update(user.id.as_str());
+    if let Some(tenant) = &user.tenant {
+        // Ids hold no control characters, so the separator is unambiguous.
+        hash.update([0]);
+        hash.update(tenant.as_str());
+    }
+    let hash = hash.finalize();
+    let hash = hash[..8]
+        .iter()
+        .fold(0_u64, |hash, byte| hash << 8 | u64::from(*byte));
+    format!("chat3-gateway.{instance}.{epoch}.{hash:016x}.{serial}")
+}
+
+/// Hands one user's updates to its handler, then acknowledges.
+struct UserConsumer {
+    handler: Handler,
+    _handing_off: TaskTrackerToken,
+}
+
+#[async_trait]
+impl AsyncConsumer for UserConsumer {
+    async fn consume(
+        &mut self,
+        channel: &Channel,
+        deliver: Deliver,
+        properties: BasicProperties,
+        content: Vec<u8>,
+    ) {
+        (self.handler)(&Delivery {
+            body: content.into(),
+            routing_key: deliver.routing_key().clone(),
+            published_at: properties.timestamp().and_then(published_at),
+        });
+        let acknowledgement = BasicAckArguments::new(deliver.delivery_tag(), false);
+        if channel.basic_ack(acknowledgement).await.is_err() {
+            // The link is lost, and with it the exclusive queue: nothing returns.
+            debug!("RabbitMQ acknowledgement not sent");
+        }
+    }
+}
+
+/// Chat3 stamps messages in milliseconds, although AMQP 0-9-1 means seconds.
+/// Seconds are too coarse to measure a latency with and are left out.
+fn published_at(timestamp: u64) -> Option<SystemTime> {
+    // In milliseconds this is the year 1973, in seconds the year 5138.
+    const FIRST_MILLISECONDS: u64 = 100_000_000_000;
+    (timestamp >= FIRST_MILLISECONDS)
+        .then(|| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(timestamp)))
+        .flatten()
+}
+
+/// Owned by amqprs's reader: dropped when the connection is gone for whatever reason.
+struct OnConnection {
+    close_reason: Arc<OnceLock<ServerClose>>,
+    _lost: DropGuard,
+}
+
+#[async_trait]
+impl ConnectionCallback for OnConnection {
+    async fn close(&mut self, _: &Connection, close: Close) -> Result<(), amqprs::error::Error> {
+        let _ = self.close_reason.set(ServerClose {
+            code: close.reply_code(),
+            text: close.reply_text().clone(),
+        });
+        Ok(())
+    }
+
+    async fn blocked(&mut self, _: &Connection, reason: String) {
+        // Only publishers are blocked; still a sign of a broker in trouble.
+        warn!(%reason, "RabbitMQ is low on resources");
+    }
+
+    async fn unblocked(&mut self, _: &Connection) {
+        info!("RabbitMQ has resources again");
+    }
+
+    async fn secret_updated(&mut self, _: &Connection) {}
+}
+
+/// Owned by a channel's dispatcher: dropped when the channel is gone.
+struct OnChannel {
+    close_reason: Arc<OnceLock<ServerClose>>,
+    cancelled: mpsc::UnboundedSender<String>,
+    _lost: Option<DropGuard>,
+}
+
+#[async_trait]
+impl ChannelCallback for OnChannel {
+    async fn close(
+        &mut self,
+        _: &Channel,
+        close: CloseChannel,
+    ) -> Result<(), amqprs::error::Error> {
+        let _ = self.close_reason.set(ServerClose {
+            code: close.reply_code(),
+            text: close.reply_text().clone(),
+        });
+        Ok(())
+    }
+
+    async fn cancel(&mut self, _: &Channel, cancel: Cancel) -> Result<(), amqprs::error::Error> {
+        // An error means that the link is already being taken down.
+        let _ = self.cancelled.send(cancel.consumer_tag().clone());
+        Ok(())
+    }
+
+    async fn flow(&mut self, _: &Channel, active: bool) -> Result<bool, amqprs::error::Error> {
+        Ok(active)
+    }
+
+    async fn publish_ack(&mut self, _: &Channel, _: PublisherAck) {}
+
+    async fn publish_nack(&mut self, _: &Channel, _: PublisherNack) {}
+
+    async fn publish_return(&mut self, _: &Channel, _: Return, _: BasicProperties, _: Vec<u8>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::user::{TenantId, UserId};
+
+    #[test]
+    fn queue_names_tell_users_apart_and_hide_their_ids() {
+        let user = |id: &str, tenant: Option<&str>| User {
+            id: UserId::parse(id).unwrap(),
+            tenant: tenant.map(|tenant| TenantId::parse(tenant).unwrap()),
+        };
+        let name = |user: &User| queue_name("host-1", 2, user, 3);
+        let carl = name(&user("carl", None));
+        assert!(carl.starts_with("chat3-gateway.host-1.2."));
+        assert!(!carl.contains("carl"));
+        assert_ne!(carl, name(&user("carl", Some("tnt_1"))));
+        assert_ne!(carl, name(&user("bob", None)));
+        assert!(queue_name(&"h".repeat(73), u64::MAX, &user("c", None), u64::MAX).len() < 255);
+    }
+
+    #[test]
+    fn only_millisecond_timestamps_measure_latency() {
+        assert_eq!(published_at(1_763_551_369), None);
+        assert!(published_at(1_763_551_369_397).is_some());
+        // Whatever a publisher sends, nothing overflows.
+        let _ = published_at(u64::MAX);
+    }
+}

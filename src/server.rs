@@ -1,0 +1,149 @@
+//! A gateway that is bound to an address: puts the parts together, serves, and
+//! shuts down in order.
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use axum::{Router, http::Method};
+use socketioxide::SocketIo;
+use tokio::{net::TcpListener, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+use tracing::{info, warn};
+
+use crate::{
+    auth::Verifier,
+    broker::Broker,
+    config::{CorsOrigins, HttpConfig},
+    gateway, http,
+    hub::Hub,
+    metrics::Metrics,
+    transport::{Connection, Listener, Transports},
+};
+
+/// A gateway bound to its port. Serves once [`Server::run`] is called.
+pub struct Server {
+    listener: TcpListener,
+    router: Router,
+    io: SocketIo,
+    broker: Arc<dyn Broker>,
+    transports: Transports,
+    shutdown_timeout: Duration,
+}
+
+impl Server {
+    /// Binds `host` and the configured port and builds the service on it.
+    /// `extra` are routes that a mode adds of its own.
+    ///
+    /// # Errors
+    /// When the address cannot be resolved or bound.
+    pub async fn bind(
+        host: &str,
+        config: &HttpConfig,
+        verifier: Verifier,
+        broker: Arc<dyn Broker>,
+        metrics: Metrics,
+        extra: Router,
+    ) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((host, config.port))
+            .await
+            .with_context(|| format!("cannot listen on {host}:{}", config.port))?;
+        let transports = Transports::new(metrics.clone());
+        let hub = Hub::new(broker.clone(), transports.clone(), metrics.clone());
+        let (socket_io, io) =
+            gateway::router(verifier, hub.clone(), transports.clone(), metrics.clone());
+        // Outermost, so that refusals too are readable to a browser.
+        let socket_io = socket_io.layer(cors(&config.cors_origin));
+        let admin_token = config.admin_token.clone();
+        let router = http::router(hub, transports.clone(), metrics, admin_token)
+            .merge(socket_io)
+            .merge(extra)
+            .fallback(http::not_found);
+        Ok(Self {
+            listener,
+            router,
+            io,
+            broker,
+            transports,
+            shutdown_timeout: config.shutdown_timeout,
+        })
+    }
+
+    /// The bound address, with the real port where port 0 was asked for.
+    ///
+    /// # Errors
+    /// When the operating system does not tell.
+    pub fn local_addr(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    /// Serves until `shutdown` completes, then shuts down within the configured time.
+    ///
+    /// # Errors
+    /// When the listener fails.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let stop_serving = CancellationToken::new();
+        let listener = Listener::new(self.listener, self.transports.clone());
+        let service = self
+            .router
+            .into_make_service_with_connect_info::<Connection>();
+        let serve = axum::serve(listener, service)
+            .with_graceful_shutdown(stop_serving.clone().cancelled_owned());
+        let mut serving = tokio::spawn(serve.into_future());
+        tokio::select! {
+            ended = &mut serving => ended?.context("the listener failed")?,
+            () = shutdown => {}
+        }
+        info!("Shutting down");
+        let until = Deadlines::new(self.shutdown_timeout);
+        // Not ready, and handshakes are refused; established sockets still work.
+        self.transports.drain();
+        until
+            .within(0.4, "consumers", self.broker.stop_consuming())
+            .await;
+        // Flushes each socket, then closes its transport: clients reconnect elsewhere.
+        until.within(0.7, "sockets", self.io.close()).await;
+        self.transports.close_all();
+        until.within(0.9, "RabbitMQ", self.broker.close()).await;
+        stop_serving.cancel();
+        until.within(1.0, "listener", serving).await;
+        info!("Stopped");
+        Ok(())
+    }
+}
+
+/// Shares the time of a shutdown among its steps: one that hangs takes nothing
+/// from the steps after it.
+struct Deadlines {
+    start: Instant,
+    total: Duration,
+}
+
+impl Deadlines {
+    fn new(total: Duration) -> Self {
+        Self {
+            start: Instant::now(),
+            total,
+        }
+    }
+
+    /// Awaits `step` until `share` of the total time is over.
+    async fn within<T>(&self, share: f64, what: &str, step: impl Future<Output = T>) {
+        let deadline = self.start + self.total.mul_f64(share);
+        if tokio::time::timeout_at(deadline, step).await.is_err() {
+            warn!(what, "not closed in time");
+        }
+    }
+}
+
+fn cors(origins: &CorsOrigins) -> CorsLayer {
+    let layer = CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request());
+    match origins {
+        CorsOrigins::Any => layer.allow_origin(tower_http::cors::Any),
+        CorsOrigins::List(origins) => layer
+            .allow_origin(AllowOrigin::list(origins.clone()))
+            .allow_credentials(true),
+    }
+}

@@ -1,0 +1,253 @@
+//! The wire model of one Chat3 update: what the gateway reads of a body, and
+//! which Socket.IO events the body becomes. Pure: no I/O, no state.
+//!
+//! Chat3 has published five generations of bodies; the gateway reads only the
+//! few fields that all of them need and forwards the text as it came. Decoding
+//! borrows from the body; nothing is built into a tree or written again.
+//!
+//! Invariant: an [`Update`] that exists is one JSON object of bounded nesting
+//! with a `userId`. Whether it may be shown to a user is [`Update::check_recipient`].
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::user::User;
+
+/// Carries every update, whole.
+pub const CHAT3_UPDATE: &str = "chat3:update";
+/// Carries `update.data` of a `message.create`.
+pub const MESSAGE_NEW: &str = "message:new";
+/// Carries every other `message.*` update, whole.
+pub const MESSAGE_UPDATE: &str = "message:update";
+/// Carries every `dialog.*` update, whole.
+pub const DIALOG_UPDATE: &str = "dialog:update";
+
+/// Largest body that is forwarded, in bytes. Chat3's largest known body (a
+/// 10,000-character Cyrillic message) has about 21 KB; 1 MiB leaves room for
+/// generous metadata and still bounds what one update may occupy in a socket's buffer.
+pub const MAX_BODY_BYTES: usize = 1024 * 1024;
+
+/// Deepest nesting that is forwarded: `serde_json`'s own recursion limit, and a
+/// depth that every client's JSON parser is known to survive.
+pub const MAX_NESTING: usize = 128;
+
+/// Why a body is not delivered. [`Rejection::label`] is the metric's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    #[error("the body is empty")]
+    Empty,
+    #[error("the body is larger than {MAX_BODY_BYTES} bytes")]
+    TooLarge,
+    #[error("the body is nested deeper than {MAX_NESTING} levels")]
+    TooDeep,
+    #[error("the body is not JSON")]
+    NotJson,
+    #[error("the body is not an update: no object with a string userId")]
+    NotAnUpdate,
+    #[error("the update is for another user")]
+    ForeignUser,
+    #[error("the update is for another tenant")]
+    ForeignTenant,
+}
+
+impl Rejection {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::TooLarge => "too_large",
+            Self::TooDeep => "too_deep",
+            Self::NotJson => "not_json",
+            Self::NotAnUpdate => "not_an_update",
+            Self::ForeignUser => "foreign_user",
+            Self::ForeignTenant => "foreign_tenant",
+        }
+    }
+}
+
+/// One decoded update, borrowing from the body it was decoded from.
+#[derive(Debug)]
+pub struct Update<'a> {
+    /// The whole body, as published.
+    pub body: &'a RawValue,
+    user_id: Text<'a>,
+    tenant_id: Option<Text<'a>>,
+    event_type: Option<Text<'a>>,
+    update_type: Option<Text<'a>>,
+    data: Option<&'a RawValue>,
+}
+
+/// The specialised event that accompanies `chat3:update`, with its payload.
+#[derive(Debug, Clone, Copy)]
+pub struct SpecialisedEvent<'a> {
+    pub name: &'static str,
+    pub payload: &'a RawValue,
+}
+
+impl<'a> Update<'a> {
+    /// Decodes a body of any of Chat3's generations.
+    pub fn decode(body: &'a [u8]) -> Result<Self, Rejection> {
+        if body.is_empty() {
+            return Err(Rejection::Empty);
+        }
+        if body.len() > MAX_BODY_BYTES {
+            return Err(Rejection::TooLarge);
+        }
+        let text = std::str::from_utf8(body).map_err(|_| Rejection::NotJson)?;
+        let body: &RawValue = serde_json::from_str(text).map_err(|_| Rejection::NotJson)?;
+        // serde would also fill a struct from an array, field by field.
+        if !body.get().starts_with('{') {
+            return Err(Rejection::NotAnUpdate);
+        }
+        if nesting(body.get()) > MAX_NESTING {
+            return Err(Rejection::TooDeep);
+        }
+        // A repeated key is an error here, while a browser would take its last
+        // value: an ambiguous `userId` must not pass the check on the first.
+        let envelope: Envelope<'a> =
+            serde_json::from_str(body.get()).map_err(|_| Rejection::NotAnUpdate)?;
+        let event_type = envelope
+            .event_type
+            .or(envelope.source_event_type)
+            .or_else(|| context_event_type(envelope.data?));
+        Ok(Self {
+            body,
+            user_id: envelope.user_id,
+            tenant_id: envelope.tenant_id,
+            event_type,
+            update_type: envelope.update_type,
+            data: envelope.data,
+        })
+    }
+
+    /// The domain event, e.g. `message.create`; empty when the body names none.
+    pub fn event_type(&self) -> &str {
+        self.event_type.as_ref().map_or("", Text::as_str)
+    }
+
+    /// Refuses an update that is not `user`'s own. Routing keys alone do not
+    /// decide this: they carry no tenant, and ids may contain dots.
+    pub fn check_recipient(&self, user: &User) -> Result<(), Rejection> {
+        if self.user_id.as_str() != user.id.as_str() {
+            return Err(Rejection::ForeignUser);
+        }
+        match (&user.tenant, &self.tenant_id) {
+            (None, _) => Ok(()),
+            (Some(expected), Some(actual)) if expected.as_str() == actual.as_str() => Ok(()),
+            (Some(_), _) => Err(Rejection::ForeignTenant),
+        }
+    }
+
+    /// The event to send after `chat3:update`, if this update has one.
+    ///
+    /// In the current generation one domain event yields several updates, told
+    /// apart by `updateType`; each family feeds its own event and no other.
+    pub fn specialised_event(&self) -> Option<SpecialisedEvent<'a>> {
+        let event_type = self.event_type();
+        let (is_message, is_dialog) = match self.update_type.as_ref().map(Text::as_str) {
+            None => (
+                event_type.starts_with("message."),
+                event_type.starts_with("dialog."),
+            ),
+            Some("update.message") => (event_type.starts_with("message."), false),
+            Some("update.dialog") => (false, true),
+            Some(_) => (false, false),
+        };
+        if is_dialog {
+            return Some(SpecialisedEvent {
+                name: DIALOG_UPDATE,
+                payload: self.body,
+            });
+        }
+        if !is_message {
+            return None;
+        }
+        if event_type == "message.create" {
+            // Without data there is no message to show; `chat3:update` still tells.
+            return self.data.map(|data| SpecialisedEvent {
+                name: MESSAGE_NEW,
+                payload: data,
+            });
+        }
+        Some(SpecialisedEvent {
+            name: MESSAGE_UPDATE,
+            payload: self.body,
+        })
+    }
+}
+
+/// The fields that are read. The event field was renamed over the generations:
+/// `eventType`, then `sourceEventType`, for a while only `data.context.eventType`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    user_id: Text<'a>,
+    #[serde(borrow)]
+    tenant_id: Option<Text<'a>>,
+    #[serde(borrow)]
+    event_type: Option<Text<'a>>,
+    #[serde(borrow)]
+    source_event_type: Option<Text<'a>>,
+    #[serde(borrow)]
+    update_type: Option<Text<'a>>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+/// A string that borrows unless it contains escapes. (serde borrows for a bare
+/// `Cow`, but not for one inside an `Option`: hence the newtype.)
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Text<'_> {
+    fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn context_event_type(data: &RawValue) -> Option<Text<'_>> {
+    #[derive(Deserialize)]
+    struct Data<'a> {
+        #[serde(borrow)]
+        context: Context<'a>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Context<'a> {
+        #[serde(borrow)]
+        event_type: Text<'a>,
+    }
+    let data: Data<'_> = serde_json::from_str(data.get()).ok()?;
+    Some(data.context.event_type)
+}
+
+/// The deepest nesting of arrays and objects in valid JSON text.
+fn nesting(json: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0_usize);
+    let mut bytes = json.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'{' | b'[' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' => depth -= 1,
+            b'"' => {
+                while let Some(byte) = bytes.next() {
+                    match byte {
+                        b'\\' => {
+                            bytes.next();
+                        }
+                        b'"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    deepest
+}
