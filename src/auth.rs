@@ -103,11 +103,11 @@ impl Verifier {
         validation.leeway = LEEWAY.as_secs();
         validation.validate_nbf = true;
         validation.set_required_spec_claims(&["exp"]);
-        if let Some(issuer) = &config.jwt_issuer {
+        if let Some(issuer) = config.issuer() {
             validation.set_issuer(&[issuer]);
             validation.required_spec_claims.insert("iss".to_owned());
         }
-        match &config.jwt_audience {
+        match config.audience() {
             Some(audience) => {
                 validation.set_audience(&[audience]);
                 validation.required_spec_claims.insert("aud".to_owned());
@@ -117,8 +117,8 @@ impl Verifier {
         Self {
             key: DecodingKey::from_secret(secret.as_bytes()),
             validation,
-            user_id_claims: match &config.jwt_user_id_claim {
-                Some(claim) => vec![claim.clone()],
+            user_id_claims: match config.user_id_claim() {
+                Some(claim) => vec![claim.to_owned()],
                 None => vec!["userId".to_owned(), "sub".to_owned()],
             },
             tenant_id_claim: config.jwt_tenant_id_claim.clone(),
@@ -208,7 +208,7 @@ impl Signer {
     ) -> Result<(String, SystemTime), jsonwebtoken::errors::Error> {
         let now = SystemTime::now();
         let expires_at = now + lifetime;
-        let user_id_claim = self.config.jwt_user_id_claim.as_deref();
+        let user_id_claim = self.config.user_id_claim();
         let mut claims = Map::new();
         claims.insert(
             user_id_claim.unwrap_or("userId").to_owned(),
@@ -218,10 +218,10 @@ impl Signer {
             let claim = self.config.jwt_tenant_id_claim.clone();
             claims.insert(claim, json!(tenant.as_str()));
         }
-        if let Some(issuer) = &self.config.jwt_issuer {
+        if let Some(issuer) = self.config.issuer() {
             claims.insert("iss".to_owned(), json!(issuer));
         }
-        if let Some(audience) = &self.config.jwt_audience {
+        if let Some(audience) = self.config.audience() {
             claims.insert("aud".to_owned(), json!(audience));
         }
         claims.insert("iat".to_owned(), json!(unix_seconds(now)));

@@ -9,9 +9,12 @@
 mod amqp_url;
 mod binding_keys;
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{error::Error, fmt, fmt::Write as _, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    error::{ContextKind, ContextValue},
+};
 use http::HeaderValue;
 
 pub use amqp_url::{AmqpUrl, InvalidAmqpUrl};
@@ -33,6 +36,67 @@ pub struct Cli {
     pub command: Option<Command>,
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+impl Cli {
+    /// Parses the process's arguments and environment. Prints and exits for
+    /// `--help` and `--version`.
+    ///
+    /// # Errors
+    /// A mistake, in one line that names flag and variable. The value is repeated
+    /// only if it cannot be a secret.
+    pub fn from_process() -> Result<Self, String> {
+        Self::try_parse().map_err(|error| {
+            if !error.use_stderr() {
+                error.exit();
+            }
+            describe(&error)
+        })
+    }
+}
+
+fn describe(error: &clap::Error) -> String {
+    let invalid = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let flag = invalid(ContextKind::InvalidArg).and_then(|arg| arg.split([' ', '=']).next());
+    let argument = flag.and_then(|flag| find_argument(&Cli::command(), flag));
+    let (Some(flag), Some(argument), Some(value)) =
+        (flag, argument, invalid(ContextKind::InvalidValue))
+    else {
+        // Not about a value: clap's first paragraph says it, without the usage.
+        let text = error.to_string();
+        let paragraph = text.split("\n\n").next().unwrap_or(&text);
+        let line = paragraph.lines().map(str::trim).collect::<Vec<_>>();
+        return format!(
+            "{} (see --help)",
+            line.join(" ").trim_start_matches("error: ")
+        );
+    };
+    let mut text = match argument.get_env() {
+        Some(variable) => format!("{} ({flag})", variable.to_string_lossy()),
+        None => flag.to_owned(),
+    };
+    if !argument.is_hide_env_values_set() {
+        write!(text, ": {value:?}").expect("writing to a String does not fail");
+    }
+    let reason = match (error.get(ContextKind::ValidValue), error.source()) {
+        (Some(ContextValue::Strings(valid)), _) => format!("is none of {}", valid.join(", ")),
+        (_, Some(source)) => source.to_string(),
+        _ => "is not valid".to_owned(),
+    };
+    text + " " + &reason
+}
+
+fn find_argument(command: &clap::Command, flag: &str) -> Option<clap::Arg> {
+    let is_it = |argument: &&clap::Arg| {
+        let long = argument.get_long();
+        long.is_some_and(|long| flag.strip_prefix("--") == Some(long))
+    };
+    let own = command.get_arguments().find(is_it).cloned();
+    let find_in = |command| find_argument(command, flag);
+    own.or_else(|| command.get_subcommands().find_map(find_in))
 }
 
 #[derive(Debug, Subcommand)]
@@ -237,7 +301,8 @@ pub struct LogConfig {
     #[arg(long, env, value_name = "ENV", default_value = "production", help_heading = LOGS)]
     pub node_env: NodeEnv,
     /// File that receives the logs as well as stdout; empty for stdout only
-    #[arg(long, env, value_name = "PATH", default_value = "logs/server.log", help_heading = LOGS)]
+    #[arg(long, env, value_name = "PATH", default_value = "logs/server.log",
+        value_parser = |path: &str| Ok::<_, String>(PathBuf::from(path)), help_heading = LOGS)]
     pub log_file: PathBuf,
     /// Format of the log lines
     #[arg(long, env, value_name = "FORMAT", default_value = "text", help_heading = LOGS)]
@@ -316,6 +381,27 @@ impl FromStr for CorsOrigins {
     }
 }
 
+impl JwtConfig {
+    /// The required issuer; an empty one counts as unset (`JWT_ISSUER=`).
+    pub fn issuer(&self) -> Option<&str> {
+        given(self.jwt_issuer.as_deref())
+    }
+
+    /// The required audience; an empty one counts as unset.
+    pub fn audience(&self) -> Option<&str> {
+        given(self.jwt_audience.as_deref())
+    }
+
+    /// The one claim that holds the user id, where one was named.
+    pub fn user_id_claim(&self) -> Option<&str> {
+        given(self.jwt_user_id_claim.as_deref())
+    }
+}
+
+fn given(setting: Option<&str>) -> Option<&str> {
+    setting.filter(|setting| !setting.is_empty())
+}
+
 fn parse_delay(text: &str) -> Result<Duration, String> {
     let delay = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     match delay.is_zero() || delay > Duration::from_hours(24) {
@@ -353,8 +439,6 @@ fn parse_instance_name(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

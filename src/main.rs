@@ -16,12 +16,12 @@ use chat3_gateway::{
     telemetry,
     user::{TenantId, User, UserId},
 };
-use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 fn main() -> ExitCode {
-    match load_dotenv().and_then(|()| run(parse())) {
+    let cli = load_dotenv().and_then(|()| Cli::from_process().map_err(anyhow::Error::msg));
+    match cli.and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, causes included: for the last line of a log as well as a terminal.
@@ -42,24 +42,6 @@ fn load_dotenv() -> anyhow::Result<()> {
         }
         Err(error) => Err(error).context("cannot read .env"),
     }
-}
-
-/// Parses the command line; a mistake in it is one line, without the usage.
-fn parse() -> Cli {
-    Cli::try_parse().unwrap_or_else(|error| {
-        if !error.use_stderr() {
-            error.exit();
-        }
-        let text = error.to_string();
-        let first = text.split("\n\n").next().unwrap_or(&text);
-        let line: Vec<&str> = first.lines().map(str::trim).collect();
-        let line = line.join(" ");
-        eprintln!(
-            "chat3-gateway: {} (see --help)",
-            line.trim_start_matches("error: ")
-        );
-        std::process::exit(2)
-    })
 }
 
 #[tokio::main]

@@ -4,7 +4,8 @@ use std::{fs, io, path::Path};
 
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter,
+    fmt::writer::{BoxMakeWriter, MakeWriterExt},
 };
 
 use crate::config::{LogConfig, LogFormat, NodeEnv};
@@ -20,36 +21,35 @@ pub struct LogGuard {
 pub fn init(config: &LogConfig) -> LogGuard {
     let (stdout, stdout_guard) = tracing_appender::non_blocking(io::stdout());
     let mut writers = vec![stdout_guard];
-    let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = vec![layer(config, stdout)];
-    let mut warning = None;
-    if !config.log_file.as_os_str().is_empty() {
-        match open(&config.log_file) {
+    let mut problem = None;
+    let writer = match &config.log_file {
+        path if path.as_os_str().is_empty() => BoxMakeWriter::new(stdout),
+        path => match open(path) {
             Ok(file) => {
                 let (file, guard) = tracing_appender::non_blocking(file);
                 writers.push(guard);
-                layers.push(layer(config, file));
+                BoxMakeWriter::new(stdout.and(file))
             }
-            Err(error) => warning = Some(error),
-        }
-    }
-    // A second initialisation in one process (tests, embedders) keeps the first.
-    let _ = tracing_subscriber::registry().with(layers).try_init();
-    if let Some(error) = warning {
-        tracing::warn!(file = %config.log_file.display(), %error, "cannot write the log file, logging to stdout only");
+            Err(error) => {
+                problem = Some(error);
+                BoxMakeWriter::new(stdout)
+            }
+        },
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(config))
+        .with_ansi(false)
+        .with_writer(writer);
+    // An error means that an embedder has installed its own logger, which stays.
+    let _ = match config.log_format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    if let Some(error) = problem {
+        let file = config.log_file.display();
+        tracing::warn!(%file, %error, "cannot write the log file, logging to stdout only");
     }
     LogGuard { _writers: writers }
-}
-
-fn layer<W>(config: &LogConfig, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
-where
-    W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
-{
-    let layer = fmt::layer().with_writer(writer).with_ansi(false);
-    let filter = filter(config);
-    match config.log_format {
-        LogFormat::Text => layer.with_filter(filter).boxed(),
-        LogFormat::Json => layer.json().with_filter(filter).boxed(),
-    }
 }
 
 /// `RUST_LOG` if it is set and valid, else the level that `NODE_ENV` asks for.

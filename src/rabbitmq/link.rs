@@ -11,8 +11,9 @@
 //!   binds, which may fail, have a channel of their own.
 //!
 //! Topology: one queue per user, exclusive and auto-delete, named after the
-//! instance, the connection's epoch, a hash of the user and a serial. The serial
-//! keeps a returning user's queue apart from the one that is being deleted.
+//! instance, the connection's epoch, a hash of the user and a serial of the
+//! declaration. The serial keeps a returning user's queue apart from the one that
+//! is being deleted.
 
 use std::{
     collections::HashMap,
@@ -98,6 +99,7 @@ pub(super) struct Link {
     /// Consumers that have not handed off all they received.
     handing_off: TaskTracker,
     epoch: u64,
+    declarations: u64,
     reopened_channels: usize,
 }
 
@@ -187,6 +189,7 @@ impl Link {
             users_by_tag: HashMap::new(),
             handing_off: TaskTracker::new(),
             epoch,
+            declarations: 0,
             reopened_channels: 0,
         })
     }
@@ -280,7 +283,8 @@ impl Link {
         let queues: Vec<(User, Wish, String)> = wishes
             .into_iter()
             .map(|(user, wish)| {
-                let name = queue_name(&shared.instance, self.epoch, &user, wish.serial);
+                self.declarations += 1;
+                let name = queue_name(&shared.instance, self.epoch, &user, self.declarations);
                 (user, wish, name)
             })
             .collect();

@@ -1,0 +1,405 @@
+// What the end-to-end tests are made of: a private RabbitMQ, the gateway's
+// binary, real socket.io-client sockets and a publisher like Chat3's.
+//
+// Everything listens on loopback, on free ports, and is stopped by its pid when
+// the test file ends. Waiting is always for an event, with a deadline.
+
+import { spawn, execFile } from 'node:child_process';
+import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import net from 'node:net';
+import os from 'node:os';
+import path from 'node:path';
+import { after, afterEach } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+
+import amqplib from 'amqplib';
+import jwt from 'jsonwebtoken';
+import { io } from 'socket.io-client';
+
+const run = promisify(execFile);
+const tests = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
+const rabbitmqScript = path.join(tests, 'rabbitmq.sh');
+
+export const gatewayBinary =
+  process.env.GATEWAY_BIN ??
+  path.join(process.env.CARGO_TARGET_DIR ?? path.join(tests, '..', 'target'), 'debug', 'chat3-gateway');
+
+export const SECRET = 'a-secret-for-tests-of-thirty-two-bytes';
+export const EXCHANGE = 'chat3_updates';
+
+/** The longest that anything here may take before its test has failed. */
+const DEADLINE_MS = 20_000;
+
+/** What is to be stopped when the test file ends, last started first. */
+const cleanups = [];
+after(async () => {
+  for (const cleanup of cleanups.reverse()) await cleanup();
+});
+
+/** The tabs of the running test: a failed one must not disturb the next. */
+const openTabs = new Set();
+afterEach(() => {
+  for (const tab of openTabs) tab.close();
+});
+
+/** Resolves with `check()`'s first truthy result; polls because its subjects cannot notify. */
+export async function until(what, check, deadlineMs = DEADLINE_MS) {
+  const end = Date.now() + deadlineMs;
+  for (;;) {
+    const result = await check();
+    if (result) return result;
+    if (Date.now() > end) throw new Error(`not within ${deadlineMs} ms: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+async function isFree(port) {
+  return new Promise((resolve) => {
+    const server = net.createServer();
+    server.once('error', () => resolve(false));
+    server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
+  });
+}
+
+/** The first of three consecutive free ports, below the range of outgoing connections. */
+async function freePorts() {
+  for (;;) {
+    const port = 10_000 + Math.floor(Math.random() * 20_000);
+    if ((await isFree(port)) && (await isFree(port + 1)) && (await isFree(port + 2))) return port;
+  }
+}
+
+export async function freePort() {
+  return freePorts();
+}
+
+function temporaryFolder() {
+  const folder = mkdtempSync(path.join(os.tmpdir(), 'chat3-gateway-test-'));
+  cleanups.push(() => rmSync(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+function exited(child) {
+  if (child.exitCode !== null || child.signalCode !== null) return Promise.resolve();
+  return new Promise((resolve) => child.once('exit', resolve));
+}
+
+/** A private RabbitMQ that can be killed and started again. */
+export class Broker {
+  static async start() {
+    const broker = new Broker(await freePorts(), temporaryFolder());
+    cleanups.push(() => broker.stop());
+    await broker.start();
+    return broker;
+  }
+
+  /** A place for a broker that is not running yet. */
+  static async absent() {
+    const broker = new Broker(await freePorts(), temporaryFolder());
+    cleanups.push(() => broker.stop());
+    return broker;
+  }
+
+  constructor(port, folder) {
+    this.port = port;
+    this.folder = folder;
+    this.url = `amqp://rmuser:rmpassword@127.0.0.1:${port}/`;
+  }
+
+  async start() {
+    let output = '';
+    this.child = spawn(rabbitmqScript, ['run', this.folder, String(this.port)], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    this.child.stdout.on('data', (data) => (output += data));
+    this.child.stderr.on('data', (data) => (output += data));
+    const connected = async () => {
+      if (this.child.exitCode !== null) throw new Error(`RabbitMQ did not start: ${output}`);
+      const connection = await amqplib.connect(this.url).catch(() => null);
+      await connection?.close();
+      return connection;
+    };
+    await until('RabbitMQ accepts connections', connected, 60_000);
+  }
+
+  /** Ends the broker as a power cut would. */
+  async kill() {
+    this.child.kill('SIGKILL');
+    await exited(this.child);
+  }
+
+  async stop() {
+    if (!this.child) return;
+    this.child.kill('SIGKILL');
+    await exited(this.child);
+    await run(rabbitmqScript, ['epmd-kill', this.folder, String(this.port)]).catch(() => {});
+  }
+
+  async ctl(...args) {
+    const { stdout } = await run(rabbitmqScript, ['ctl', this.folder, String(this.port), ...args]);
+    return stdout;
+  }
+
+  /** The gateway's queues with their counts of consumers and unacknowledged messages. */
+  async queues() {
+    const listing = await this.ctl(
+      'list_queues', '--no-table-headers', 'name', 'consumers', 'messages_unacknowledged', 'exclusive', 'auto_delete', 'durable',
+    );
+    return listing
+      .split('\n')
+      .filter((line) => line.startsWith('chat3-gateway.'))
+      .map((line) => {
+        const [name, consumers, unacknowledged, exclusive, autoDelete, durable] = line.split('\t');
+        return { name, consumers: Number(consumers), unacknowledged: Number(unacknowledged), exclusive, autoDelete, durable };
+      });
+  }
+
+  /** Waits until exactly `count` queues of the gateway exist. */
+  async queuesAre(count) {
+    return until(`${count} queues`, async () => {
+      const queues = await this.queues();
+      return queues.length === count ? { queues } : null;
+    }).then(({ queues }) => queues);
+  }
+}
+
+/** Publishes as Chat3's Update Worker does: persistent JSON with a timestamp in ms, no confirms. */
+export class Publisher {
+  static async connect(broker) {
+    const publisher = new Publisher();
+    publisher.connection = await amqplib.connect(broker.url);
+    publisher.connection.on('error', () => {});
+    publisher.channel = await publisher.connection.createChannel();
+    await publisher.channel.assertExchange(EXCHANGE, 'topic', { durable: true });
+    cleanups.push(() => publisher.close());
+    return publisher;
+  }
+
+  async close() {
+    await this.connection.close().catch(() => {});
+  }
+
+  /** `body` is an object, or a Buffer for what no publisher should send. */
+  publish(routingKey, body, options = {}) {
+    const content = Buffer.isBuffer(body) ? body : Buffer.from(JSON.stringify(body));
+    this.channel.publish(EXCHANGE, routingKey, content, {
+      persistent: true,
+      contentType: 'application/json',
+      timestamp: Date.now(),
+      ...options,
+    });
+  }
+
+  /** Publishes an update of the original shape to `userId` and returns it. */
+  update(userId, fields = {}) {
+    const update = anUpdate(userId, fields);
+    this.publish(`user.${userId}.messageupdate`, update);
+    return update;
+  }
+}
+
+let updates = 0;
+
+/** An update of the original shape with an `_id` of its own. */
+export function anUpdate(userId, fields = {}) {
+  const _id = `update-${(updates += 1)}`;
+  return {
+    _id,
+    tenantId: 'tnt_default',
+    userId,
+    dialogId: 'dlg_1',
+    entityId: `msg_${updates}`,
+    eventId: `evt_${updates}`,
+    eventType: 'message.create',
+    data: { _id: `msg_${updates}`, content: `Привет ${updates}`, senderId: 'usr_sender' },
+    published: true,
+    publishedAt: new Date().toISOString(),
+    ...fields,
+  };
+}
+
+/** A running gateway process. */
+export class Gateway {
+  /** Starts `serve` (or what `options.args` says) and waits until it listens. */
+  static async start(broker, options = {}) {
+    const gateway = new Gateway();
+    const env = {
+      PATH: process.env.PATH,
+      HOST: '127.0.0.1',
+      PORT: '0',
+      JWT_SECRET: SECRET,
+      LOG_FILE: '',
+      RABBITMQ_RECONNECT_DELAY: '200ms',
+      ...(broker ? { RABBITMQ_URL: broker.url } : {}),
+      ...options.env,
+    };
+    gateway.logs = '';
+    gateway.folder = options.cwd ?? temporaryFolder();
+    gateway.child = spawn(gatewayBinary, options.args ?? ['serve'], { env, cwd: gateway.folder });
+    gateway.child.stdout.on('data', (data) => (gateway.logs += data));
+    gateway.child.stderr.on('data', (data) => (gateway.logs += data));
+    cleanups.push(() => gateway.kill());
+    const listening = await gateway.logged(/Listening\W+address\W+[\d.]+:(\d+)/);
+    gateway.url = `http://127.0.0.1:${listening[1]}`;
+    if (broker?.child && options.connected !== false) await gateway.isConnected();
+    return gateway;
+  }
+
+  /** Waits for a line in what the process has written. */
+  async logged(pattern, deadlineMs) {
+    return until(`a log line like ${pattern}`, () => {
+      const match = this.logs.match(pattern);
+      if (!match && this.child.exitCode !== null) {
+        throw new Error(`the gateway exited with ${this.child.exitCode}:\n${this.logs}`);
+      }
+      return match;
+    }, deadlineMs).catch((error) => {
+      throw new Error(`${error.message}\n${this.logs.slice(-4000)}`);
+    });
+  }
+
+  async isConnected(expected = true) {
+    await until(`isConnected is ${expected}`, async () => (await this.json('/health')).isConnected === expected);
+  }
+
+  get(path, options) {
+    return fetch(this.url + path, options);
+  }
+
+  async json(path, options) {
+    return (await this.get(path, options)).json();
+  }
+
+  /** One metric's value, e.g. `updates_rejected_total{reason="empty"}`; 0 when absent. */
+  async metric(name) {
+    const text = await (await this.get('/metrics')).text();
+    const line = text.split('\n').find((line) => line.startsWith(`chat3_gateway_${name} `));
+    return line ? Number(line.split(' ')[1]) : 0;
+  }
+
+  async metricIs(name, expected) {
+    let value;
+    await until(`${name} is ${expected}`, async () => {
+      value = await this.metric(name);
+      return value === expected;
+    }).catch((error) => {
+      throw new Error(`${error.message} (it is ${value})`);
+    });
+  }
+
+  /** Sends a signal and resolves with the exit code and how long it took. */
+  async terminate(signal = 'SIGTERM') {
+    const start = Date.now();
+    this.child.kill(signal);
+    await exited(this.child);
+    return { code: this.child.exitCode, signal: this.child.signalCode, ms: Date.now() - start };
+  }
+
+  async kill() {
+    this.child.kill('SIGKILL');
+    await exited(this.child);
+  }
+}
+
+/** Runs the binary to its end. */
+export async function runGateway(args, { env = {}, cwd = temporaryFolder() } = {}) {
+  const child = spawn(gatewayBinary, args, { env: { PATH: process.env.PATH, ...env }, cwd });
+  let [stdout, stderr] = ['', ''];
+  child.stdout.on('data', (data) => (stdout += data));
+  child.stderr.on('data', (data) => (stderr += data));
+  const stuck = setTimeout(() => child.kill('SIGKILL'), DEADLINE_MS);
+  await exited(child);
+  clearTimeout(stuck);
+  return { code: child.exitCode, stdout, stderr };
+}
+
+/** A token as the team's own backend would sign it. */
+export function token(userId, claims = {}, { secret = SECRET, algorithm = 'HS256', expiresIn = '1h' } = {}) {
+  const options = expiresIn === null ? { algorithm } : { algorithm, expiresIn };
+  return jwt.sign({ userId, ...claims }, secret, options);
+}
+
+/** A browser tab: a socket.io-client socket that remembers what it received. */
+export class Tab {
+  /** Starts connecting; `token` may be anything, for clients that misbehave. */
+  constructor(gateway, token, options = {}) {
+    this.events = [];
+    this.connects = 0;
+    this.disconnects = [];
+    this.waiters = new Set();
+    const { auth = { token }, url = gateway.url, ...rest } = options;
+    this.socket = io(url, { auth, forceNew: true, reconnectionDelay: 50, reconnectionDelayMax: 200, ...rest });
+    this.socket.onAny((event, ...args) => this.note(() => this.events.push({ event, args })));
+    this.socket.on('connect', () => this.note(() => (this.connects += 1)));
+    this.socket.on('disconnect', (reason) => this.note(() => this.disconnects.push(reason)));
+    this.socket.on('connect_error', (error) => this.note(() => (this.error = error)));
+    openTabs.add(this);
+  }
+
+  /** Connects a tab of `userId` and waits until it is in. */
+  static async open(gateway, userId, { claims, ...options } = {}) {
+    const tab = new Tab(gateway, token(userId, claims), options);
+    await tab.when('connected', () => tab.connects > 0);
+    return tab;
+  }
+
+  note(change) {
+    change();
+    for (const waiter of this.waiters) waiter();
+  }
+
+  /** Resolves when `condition()` holds, checked after each thing that happens here. */
+  async when(what, condition, deadlineMs = DEADLINE_MS) {
+    if (condition()) return;
+    await new Promise((resolve, reject) => {
+      const done = (settle, value) => {
+        clearTimeout(timer);
+        this.waiters.delete(check);
+        settle(value);
+      };
+      const check = () => condition() && done(resolve);
+      const timer = setTimeout(() => {
+        const state = `events ${this.events.length}, connects ${this.connects}, disconnects ${this.disconnects}, error ${this.error?.message}`;
+        done(reject, new Error(`not within ${deadlineMs} ms: ${what} (${state})`));
+      }, deadlineMs);
+      this.waiters.add(check);
+    });
+  }
+
+  /** Waits for the refusal and returns its message. */
+  async refused() {
+    await this.when('connect_error', () => this.error);
+    return this.error.message;
+  }
+
+  named(event) {
+    return this.events.filter((seen) => seen.event === event).map((seen) => seen.args[0]);
+  }
+
+  /** The `_id`s of the updates seen, in order. */
+  get ids() {
+    return this.named('chat3:update').map((update) => update._id);
+  }
+
+  /** Waits until the update with this `_id` has been seen. */
+  async saw({ _id }, deadlineMs) {
+    await this.when(`update ${_id}`, () => this.ids.includes(_id), deadlineMs);
+  }
+
+  close() {
+    openTabs.delete(this);
+    this.socket.disconnect();
+  }
+}
+
+/** The generations of Chat3 with the updates that each publishes. */
+export function generations() {
+  const folder = path.join(tests, 'fixtures');
+  return readdirSync(folder)
+    .filter((name) => name.endsWith('.json'))
+    .sort()
+    .map((name) => JSON.parse(readFileSync(path.join(folder, name), 'utf8')));
+}
+
+export { run, tests as testsFolder, temporaryFolder };
