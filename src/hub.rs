@@ -14,7 +14,6 @@ use std::{
     time::SystemTime,
 };
 
-use serde_json::value::RawValue;
 use socketioxide::{SendError, SocketError, extract::SocketRef, socket::Sid};
 use tracing::{debug, warn};
 
@@ -297,11 +296,10 @@ impl Audience {
 }
 
 fn emit(socket: &SocketRef, update: &Update<'_>) -> Result<(), SendError> {
-    // A tuple's items are the event's arguments: always one.
-    let argument = |payload: &RawValue| -> (Box<RawValue>,) { (payload.to_owned(),) };
-    socket.emit(CHAT3_UPDATE, &argument(update.body))?;
+    // A tuple's items are the event's arguments: always one, also if it is an array.
+    socket.emit(CHAT3_UPDATE, &(update.body,))?;
     match update.specialised_event() {
-        Some(event) => socket.emit(event.name, &argument(event.payload)),
+        Some(event) => socket.emit(event.name, &(event.payload,)),
         None => Ok(()),
     }
 }

@@ -17,7 +17,6 @@ use chat3_gateway::{
     user::{TenantId, User, UserId},
 };
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
 
 fn main() -> ExitCode {
     let cli = load_dotenv().and_then(|()| Cli::from_process().map_err(anyhow::Error::msg));
@@ -70,7 +69,6 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         Router::new(),
     );
     let server = server.await?;
-    info!(address = %server.local_addr()?, "Listening");
     server.run(termination()?).await
 }
 

@@ -82,6 +82,7 @@ impl Server {
     /// # Errors
     /// When the listener fails.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        info!(address = %self.local_addr()?, "Listening");
         let stop_serving = CancellationToken::new();
         let listener = Listener::new(self.listener, self.transports.clone());
         let service = self

@@ -251,3 +251,138 @@ fn nesting(json: &str) -> usize {
     }
     deepest
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::user::{TenantId, UserId};
+
+    fn user(id: &str, tenant: Option<&str>) -> User {
+        User {
+            id: UserId::parse(id).unwrap(),
+            tenant: tenant.map(|tenant| TenantId::parse(tenant).unwrap()),
+        }
+    }
+
+    fn rejection(body: impl AsRef<[u8]>) -> Rejection {
+        Update::decode(body.as_ref()).unwrap_err()
+    }
+
+    fn events(body: &Value) -> Vec<&'static str> {
+        let body = body.to_string();
+        let update = Update::decode(body.as_bytes()).unwrap();
+        let specialised = update.specialised_event().map(|event| event.name);
+        [CHAT3_UPDATE].into_iter().chain(specialised).collect()
+    }
+
+    #[test]
+    fn every_generations_updates_become_the_documented_events() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let mut checked = 0;
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let generation: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            for fixture in generation["updates"].as_array().unwrap() {
+                let name = format!("{} of {}", fixture["name"], path.display());
+                assert_eq!(json!(events(&fixture["body"])), fixture["emits"], "{name}");
+                checked += 1;
+            }
+        }
+        assert!(checked > 90, "{checked}");
+    }
+
+    #[test]
+    fn the_first_event_field_there_is_names_the_event() {
+        let data = json!({"context": {"eventType": "dialog.create"}});
+        let body = |fields: Value| {
+            let mut body = json!({"userId": "u", "data": data});
+            let fields = fields.as_object().unwrap().clone();
+            body.as_object_mut().unwrap().extend(fields);
+            body
+        };
+        let message = body(json!({"eventType": "message.update", "sourceEventType": "x"}));
+        assert_eq!(events(&message), [CHAT3_UPDATE, MESSAGE_UPDATE]);
+        let source = body(json!({"sourceEventType": "message.create"}));
+        assert_eq!(events(&source), [CHAT3_UPDATE, MESSAGE_NEW]);
+        assert_eq!(events(&body(json!({}))), [CHAT3_UPDATE, DIALOG_UPDATE]);
+        assert_eq!(events(&json!({"userId": "u"})), [CHAT3_UPDATE]);
+        assert_eq!(events(&json!({"userId": "u", "data": 5})), [CHAT3_UPDATE]);
+        // There is no message to show.
+        let empty = json!({"userId": "u", "eventType": "message.create"});
+        assert_eq!(events(&empty), [CHAT3_UPDATE]);
+    }
+
+    #[test]
+    fn recipients_are_compared_after_unescaping() {
+        let body = r#"{"\u0075serId":"us\u0065r","tenantId":"t"}"#;
+        let update = Update::decode(body.as_bytes()).unwrap();
+        assert_eq!(update.check_recipient(&user("user", Some("t"))), Ok(()));
+        assert_eq!(update.check_recipient(&user("user", None)), Ok(()));
+        let foreign = update.check_recipient(&user("us\\u0065r", None));
+        assert_eq!(foreign, Err(Rejection::ForeignUser));
+        let foreign = update.check_recipient(&user("user", Some("T")));
+        assert_eq!(foreign, Err(Rejection::ForeignTenant));
+        let without_tenant = Update::decode(br#"{"userId":"user"}"#).unwrap();
+        let foreign = without_tenant.check_recipient(&user("user", Some("t")));
+        assert_eq!(foreign, Err(Rejection::ForeignTenant));
+    }
+
+    #[test]
+    fn ambiguous_recipients_are_no_updates() {
+        for body in [
+            r#"{"userId":"a","userId":"b"}"#,
+            r#"{"userId":"a","\u0075serId":"b"}"#,
+            r#"{"userId":"a","tenantId":"x","tenantId":"y"}"#,
+            r#"["t","a"]"#,
+            r#"{"userId":["a"]}"#,
+        ] {
+            assert_eq!(rejection(body), Rejection::NotAnUpdate, "{body}");
+        }
+    }
+
+    #[test]
+    fn nesting_is_limited_and_strings_do_not_count() {
+        let nested = |levels: usize| {
+            let (open, close) = ("[".repeat(levels), "]".repeat(levels));
+            format!(r#"{{"userId":"u","s":"\"[[[[","data":{open}{close}}}"#)
+        };
+        assert!(Update::decode(nested(MAX_NESTING - 1).as_bytes()).is_ok());
+        assert_eq!(rejection(nested(MAX_NESTING)), Rejection::TooDeep);
+        assert_eq!(rejection(nested(50_000)), Rejection::TooDeep);
+    }
+
+    #[test]
+    fn what_is_no_json_is_rejected() {
+        assert_eq!(rejection(""), Rejection::Empty);
+        assert_eq!(rejection([0xff]), Rejection::NotJson);
+        assert_eq!(rejection(" "), Rejection::NotJson);
+        assert_eq!(rejection("{} {}"), Rejection::NotJson);
+        assert_eq!(
+            rejection(vec![b' '; MAX_BODY_BYTES + 1]),
+            Rejection::TooLarge
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Update::decode(&body);
+        }
+
+        #[test]
+        fn only_the_recipient_passes(id in "[a-z.]{1,4}", other in "[a-z.]{1,4}") {
+            let body = json!({"userId": id}).to_string();
+            let update = Update::decode(body.as_bytes()).unwrap();
+            let passes = update.check_recipient(&user(&other, None)).is_ok();
+            prop_assert_eq!(passes, id == other);
+        }
+    }
+}

@@ -327,6 +327,7 @@ impl Link {
                     .finish(),
             );
             for key in shared.config.binding_keys.render(user) {
+                debug!(user_id = %user.id, queue = name, binding_key = ?key, "RabbitMQ binding");
                 binds.push(
                     QueueBindArguments::new(name, &shared.config.exchange, &key)
                         .no_wait(true)

@@ -1,0 +1,28 @@
+// Connects as a frontend does and prints what arrives.
+//
+//   node client.mjs TOKEN [URL]      get a TOKEN from `chat3-gateway token`
+
+import { io } from 'socket.io-client';
+
+const [token, url = 'http://localhost:3001'] = process.argv.slice(2);
+if (!token) {
+  console.error('usage: node client.mjs TOKEN [URL]');
+  process.exit(2);
+}
+
+const socket = io(url, { auth: { token } });
+
+socket.on('connect', () => console.log('connected; updates published from now on arrive'));
+socket.on('disconnect', (reason) => console.log('disconnected:', reason, socket.active ? '(reconnecting)' : ''));
+socket.on('connect_error', (error) => {
+  console.log('connect_error:', error.message);
+  // A refused token: the client does not try again by itself.
+  if (!socket.active) process.exit(1);
+});
+
+socket.on('chat3:update', (update) => console.log('chat3:update', update));
+socket.on('message:new', (message) => console.log('message:new', message));
+socket.on('message:update', (update) => console.log('message:update', update.eventType));
+socket.on('dialog:update', (update) => console.log('dialog:update', update.eventType));
+
+process.once('SIGINT', () => socket.disconnect());

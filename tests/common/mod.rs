@@ -1,0 +1,157 @@
+//! A private RabbitMQ for the integration tests: own port and data folder, on
+//! loopback, killed by its pid when it goes out of scope.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use amqprs::{
+    BasicProperties,
+    channel::{BasicPublishArguments, Channel, ExchangeDeclareArguments},
+    connection::{Connection, OpenConnectionArguments},
+};
+
+/// The longest that anything here may take before its test has failed.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+pub struct Broker {
+    port: u16,
+    folder: PathBuf,
+    process: Child,
+}
+
+impl Broker {
+    /// Starts a broker and waits until it accepts logins.
+    pub async fn start() -> Self {
+        let port = three_free_ports();
+        let folder = std::env::temp_dir().join(format!("chat3-gateway-test-{port}"));
+        let mut broker = Self {
+            process: run(&folder, port),
+            port,
+            folder,
+        };
+        broker.accepts_logins().await;
+        broker
+    }
+
+    /// Ends the broker as a power cut would, and starts it again on the same data.
+    pub async fn restart(&mut self) {
+        self.kill();
+        self.process = run(&self.folder, self.port);
+        self.accepts_logins().await;
+    }
+
+    pub fn url(&self) -> String {
+        format!("amqp://rmuser:rmpassword@127.0.0.1:{}/", self.port)
+    }
+
+    /// The names of the gateway's queues.
+    pub fn queues(&self) -> Vec<String> {
+        let output = script(&self.folder, self.port, "ctl")
+            .args(["list_queues", "--no-table-headers", "name"])
+            .output();
+        let Output { stdout, .. } = output.expect("rabbitmqctl runs");
+        let names = String::from_utf8(stdout).expect("names are UTF-8");
+        let ours = names
+            .lines()
+            .filter(|name| name.starts_with("chat3-gateway."));
+        ours.map(str::to_owned).collect()
+    }
+
+    async fn accepts_logins(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.open().await.is_none() {
+            let exited = self.process.try_wait().expect("the broker is our child");
+            assert!(exited.is_none(), "RabbitMQ did not start: {exited:?}");
+            assert!(Instant::now() < deadline, "RabbitMQ did not start in time");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn open(&self) -> Option<Connection> {
+        let login = OpenConnectionArguments::new("127.0.0.1", self.port, "rmuser", "rmpassword");
+        Connection::open(&login).await.ok()
+    }
+
+    fn kill(&mut self) {
+        // An error means that it has exited, which is what is wanted.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = script(&self.folder, self.port, "epmd-kill").output();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn script(folder: &Path, port: u16, action: &str) -> Command {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rabbitmq.sh");
+    let mut command = Command::new(script);
+    command.arg(action).arg(folder).arg(port.to_string());
+    command
+}
+
+fn run(folder: &Path, port: u16) -> Child {
+    script(folder, port, "run")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("tests/rabbitmq.sh runs")
+}
+
+/// The first of three consecutive free ports, below the range of outgoing connections.
+fn three_free_ports() -> u16 {
+    let is_free = |port: u16| TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).is_ok();
+    loop {
+        let port = rand::random_range(10_000..30_000);
+        if (port..port + 3).all(is_free) {
+            return port;
+        }
+    }
+}
+
+/// Publishes as Chat3 does.
+pub struct Publisher {
+    _connection: Connection,
+    channel: Channel,
+}
+
+impl Publisher {
+    /// Connects and declares the exchange, as Chat3 would.
+    pub async fn connect(broker: &Broker) -> Self {
+        let connection = broker.open().await.expect("the broker accepts logins");
+        let channel = connection.open_channel(None).await.unwrap();
+        let exchange = ExchangeDeclareArguments::new("chat3_updates", "topic")
+            .durable(true)
+            .finish();
+        channel.exchange_declare(exchange).await.unwrap();
+        Self {
+            _connection: connection,
+            channel,
+        }
+    }
+
+    pub async fn publish(&self, routing_key: &str, body: &str) {
+        let arguments = BasicPublishArguments::new("chat3_updates", routing_key);
+        self.channel
+            .basic_publish(BasicProperties::default(), body.into(), arguments)
+            .await
+            .unwrap();
+    }
+}
+
+/// Waits until `condition` holds; panics with `what` if it does not in time.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
