@@ -3,7 +3,7 @@
 //!
 //! Owns the *wish*: which users shall be subscribed. A supervisor task owns the
 //! *fact*: it connects, reconciles the broker's state with the wishes through a
-//! [`link::Link`], and starts over when the link is lost. Callers only record
+//! `Link`, and starts over when the link is lost. Callers only record
 //! wishes, so connects and disconnects that happen while the broker is away,
 //! or in the middle of a resubscription, need no case of their own.
 //!
