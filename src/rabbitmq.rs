@@ -11,6 +11,7 @@
 //! latest wish asks for, or in the list of changes still to be applied.
 //! This module never sees a socket.
 
+mod acks;
 mod link;
 
 use std::{
@@ -334,6 +335,7 @@ async fn run(shared: &Shared, mut link: Link) -> Ended {
         Ended::Stopped => {
             link.cancel_all().await;
             Link::handed_off(&handing_off).await;
+            link.flush_acks().await;
             shared.consuming.send_replace(false);
             shared.close.cancelled().await;
             link.close().await;

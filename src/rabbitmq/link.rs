@@ -19,6 +19,7 @@ use std::{
     collections::HashMap,
     fmt,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
@@ -28,7 +29,7 @@ use amqprs::{
     Nack as PublisherNack, Return,
     callbacks::{ChannelCallback, ConnectionCallback},
     channel::{
-        BasicAckArguments, BasicCancelArguments, BasicConsumeArguments, BasicQosArguments, Channel,
+        BasicCancelArguments, BasicConsumeArguments, BasicQosArguments, Channel,
         QueueBindArguments, QueueDeclareArguments, QueueDeleteArguments,
     },
     connection::{Connection, OpenConnectionArguments},
@@ -40,11 +41,11 @@ use sha2::{Digest, Sha256};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
-    task::{TaskTracker, task_tracker::TaskTrackerToken},
+    task::{AbortOnDropHandle, TaskTracker, task_tracker::TaskTrackerToken},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::{Shared, Wish};
+use super::{Shared, Wish, acks::Acks};
 use crate::{
     broker::{Delivery, Handler},
     config::AmqpUrl,
@@ -98,6 +99,8 @@ pub(super) struct Link {
     users_by_tag: HashMap<String, User>,
     /// Consumers that have not handed off all they received.
     handing_off: TaskTracker,
+    acks: Arc<Acks>,
+    _acknowledging: AbortOnDropHandle<()>,
     epoch: u64,
     declarations: u64,
     reopened_channels: usize,
@@ -177,6 +180,11 @@ impl Link {
             open_channel(&connection, prefetch, lost_with_channel, &cancelled_sender).await?;
         // Per consumer; bounds what amqprs buffers without bound.
         barrier(&consumers.channel, prefetch).await?;
+        let acks = Arc::new(Acks::default());
+        let acknowledging = {
+            let (acks, channel) = (acks.clone(), consumers.channel.clone());
+            tokio::spawn(async move { acks.run(&channel).await })
+        };
         Ok(Self {
             connection,
             admin,
@@ -188,6 +196,8 @@ impl Link {
             active: HashMap::new(),
             users_by_tag: HashMap::new(),
             handing_off: TaskTracker::new(),
+            acks,
+            _acknowledging: AbortOnDropHandle::new(acknowledging),
             epoch,
             declarations: 0,
             reopened_channels: 0,
@@ -353,6 +363,7 @@ impl Link {
         for (_, wish, name) in queues {
             let consumer = UserConsumer {
                 handler: wish.handler.clone(),
+                acks: self.acks.clone(),
                 _handing_off: self.handing_off.token(),
             };
             let arguments = BasicConsumeArguments::new(name, name)
@@ -440,6 +451,15 @@ impl Link {
         consumers.close();
         if timeout(DRAIN_TIMEOUT, consumers.wait()).await.is_err() {
             debug!("RabbitMQ consumers did not end in time");
+        }
+    }
+
+    /// Acknowledges what was handed off and is not acknowledged yet.
+    pub(super) async fn flush_acks(&self) {
+        // Only a dead connection makes it wait.
+        let flush = self.acks.flush(&self.consumers.channel);
+        if timeout(DRAIN_TIMEOUT, flush).await.is_err() {
+            debug!("RabbitMQ acknowledgements not sent in time");
         }
     }
 
@@ -590,9 +610,10 @@ fn queue_name(instance: &str, epoch: u64, user: &User, serial: u64) -> String {
     format!("chat3-gateway.{instance}.{epoch}.{hash:016x}.{serial}")
 }
 
-/// Hands one user's updates to its handler, then acknowledges.
+/// Hands one user's updates to its handler, then settles them.
 struct UserConsumer {
     handler: Handler,
+    acks: Arc<Acks>,
     _handing_off: TaskTrackerToken,
 }
 
@@ -600,21 +621,23 @@ struct UserConsumer {
 impl AsyncConsumer for UserConsumer {
     async fn consume(
         &mut self,
-        channel: &Channel,
+        _: &Channel,
         deliver: Deliver,
         properties: BasicProperties,
         content: Vec<u8>,
     ) {
-        (self.handler)(&Delivery {
+        let delivery = Delivery {
             body: content.into(),
             routing_key: deliver.routing_key().clone(),
             published_at: properties.timestamp().and_then(published_at),
-        });
-        let acknowledgement = BasicAckArguments::new(deliver.delivery_tag(), false);
-        if channel.basic_ack(acknowledgement).await.is_err() {
-            // The link is lost, and with it the exclusive queue: nothing returns.
-            debug!("RabbitMQ acknowledgement not sent");
+        };
+        // A handler that panics must not take its user's subscription along, nor
+        // hold up everybody's acknowledgements with a gap.
+        let handed_off = catch_unwind(AssertUnwindSafe(|| (self.handler)(&delivery)));
+        if handed_off.is_err() {
+            error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
         }
+        self.acks.settle(deliver.delivery_tag());
     }
 }
 

@@ -1,0 +1,123 @@
+//! Acknowledgements in batches: one frame, and so one system call, for all
+//! deliveries that were settled since the last.
+//!
+//! Delivery tags count up from 1 per channel. Consumers settle them in any order;
+//! `basic.ack` with `multiple` covers everything up to a tag. Invariant: a tag is
+//! covered only when it and all tags below it are settled.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
+use amqprs::channel::{BasicAckArguments, Channel};
+use tokio::sync::Notify;
+use tracing::debug;
+
+/// The acknowledgements of one channel.
+#[derive(Default)]
+pub(super) struct Acks {
+    prefix: Mutex<Prefix>,
+    advanced: Notify,
+}
+
+impl Acks {
+    /// The delivery with this tag has been handed off.
+    pub(super) fn settle(&self, tag: u64) {
+        let advanced = self.prefix().settle(tag);
+        if advanced {
+            self.advanced.notify_one();
+        }
+    }
+
+    /// Acknowledges as the prefix advances. What is settled while one frame is
+    /// written goes into the next.
+    pub(super) async fn run(&self, channel: &Channel) {
+        loop {
+            self.advanced.notified().await;
+            // Consumers that are ready to run settle first.
+            tokio::task::yield_now().await;
+            self.flush(channel).await;
+        }
+    }
+
+    /// Acknowledges what is settled so far.
+    pub(super) async fn flush(&self, channel: &Channel) {
+        let Some(tag) = self.prefix().take() else {
+            return;
+        };
+        if channel
+            .basic_ack(BasicAckArguments::new(tag, true))
+            .await
+            .is_err()
+        {
+            // The link is lost, and with it the exclusive queues: nothing returns.
+            debug!("RabbitMQ acknowledgement not sent");
+        }
+    }
+
+    fn prefix(&self) -> std::sync::MutexGuard<'_, Prefix> {
+        self.prefix.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The settled tags: all up to `complete`, and some above a gap.
+#[derive(Debug, Default)]
+struct Prefix {
+    complete: u64,
+    acknowledged: u64,
+    /// At most the prefetch of each consumer.
+    above_a_gap: BTreeSet<u64>,
+}
+
+impl Prefix {
+    /// Whether the complete part grew.
+    fn settle(&mut self, tag: u64) -> bool {
+        if tag != self.complete + 1 {
+            self.above_a_gap.insert(tag);
+            return false;
+        }
+        self.complete = tag;
+        while self.above_a_gap.remove(&(self.complete + 1)) {
+            self.complete += 1;
+        }
+        true
+    }
+
+    /// The tag to acknowledge up to, if there is anything new.
+    fn take(&mut self) -> Option<u64> {
+        let new = self.complete > self.acknowledged;
+        self.acknowledged = self.complete;
+        new.then_some(self.complete)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn nothing_unsettled_is_ever_acknowledged_and_in_the_end_everything_is(
+            order in Just((1..=60_u64).collect::<Vec<_>>()).prop_shuffle(),
+            takes in proptest::collection::vec(any::<bool>(), 60),
+        ) {
+            let mut prefix = Prefix::default();
+            let mut settled = BTreeSet::new();
+            let mut acknowledged = 0;
+            for (tag, take) in order.into_iter().zip(takes) {
+                prefix.settle(tag);
+                settled.insert(tag);
+                if take && let Some(up_to) = prefix.take() {
+                    prop_assert!((1..=up_to).all(|tag| settled.contains(&tag)));
+                    prop_assert!(up_to > acknowledged);
+                    acknowledged = up_to;
+                }
+            }
+            prop_assert_eq!(prefix.take().unwrap_or(acknowledged), 60);
+            prop_assert!(prefix.above_a_gap.is_empty());
+        }
+    }
+}
