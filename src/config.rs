@@ -235,6 +235,15 @@ pub struct RabbitMqConfig {
         default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..),
         help_heading = RABBITMQ)]
     pub prefetch: u16,
+    /// Heartbeat interval; a broker that is silent for two of them is lost
+    #[arg(long = "rabbitmq-heartbeat", env = "RABBITMQ_HEARTBEAT", value_name = "DURATION",
+        default_value = "10s", value_parser = parse_heartbeat, help_heading = RABBITMQ)]
+    pub heartbeat: Duration,
+    /// Longest time that connecting to the broker may take, TLS and login included
+    #[arg(long = "rabbitmq-connect-timeout", env = "RABBITMQ_CONNECT_TIMEOUT",
+        value_name = "DURATION", default_value = "10s", value_parser = parse_delay,
+        help_heading = RABBITMQ)]
+    pub connect_timeout: Duration,
     /// Instance name in queue and connection names; the host's name when absent
     #[arg(long, env, value_name = "NAME", value_parser = parse_instance_name,
         help_heading = RABBITMQ)]
@@ -252,6 +261,8 @@ impl Default for RabbitMqConfig {
                 .expect("the default template is valid"),
             reconnect_delay: Duration::from_secs(5),
             prefetch: 100,
+            heartbeat: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
             instance_name: None,
         }
     }
@@ -269,6 +280,11 @@ pub struct HttpConfig {
     /// Bearer token of the admin API under /api; without it /api answers 404
     #[arg(long, env, value_name = "TOKEN", hide_env_values = true, help_heading = LISTENER)]
     pub admin_token: Option<Secret>,
+    /// How long a client may take none of the data sent to it, before its
+    /// connection is closed
+    #[arg(long, env, value_name = "DURATION", default_value = "30s", value_parser = parse_delay,
+        help_heading = LISTENER)]
+    pub socket_write_timeout: Duration,
     /// Longest time a shutdown may take
     #[arg(long, env, value_name = "DURATION", default_value = "10s", value_parser = parse_delay,
         help_heading = LISTENER)]
@@ -407,6 +423,15 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
     match delay.is_zero() || delay > Duration::from_hours(24) {
         true => Err("must be more than 0s and at most 1day".to_owned()),
         false => Ok(delay),
+    }
+}
+
+/// Whole seconds, as AMQP has it; amqprs would busy-loop with one.
+fn parse_heartbeat(text: &str) -> Result<Duration, String> {
+    let heartbeat = parse_delay(text)?;
+    match heartbeat.subsec_nanos() == 0 && (2..=600).contains(&heartbeat.as_secs()) {
+        true => Ok(heartbeat),
+        false => Err("must be whole seconds from 2s to 10min".to_owned()),
     }
 }
 

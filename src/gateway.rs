@@ -10,7 +10,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, extract::ConnectInfo, middleware, routing::any_service};
+use axum::{Router, middleware, routing::any_service};
 use serde_json::Value;
 use socketioxide::{
     SocketIo,
@@ -25,7 +25,7 @@ use crate::{
     auth::{Identity, Refusal, Verifier},
     hub::{Hub, Session},
     metrics::Metrics,
-    transport::{self, Connection, Transports},
+    transport::{self, Transports},
 };
 
 /// Packets that a socket may lag behind. A burst must fit: 4,000 updates of two
@@ -57,7 +57,7 @@ struct Gateway {
 }
 
 /// The Socket.IO endpoint at `/socket.io/`, and the handle that closes its sockets.
-/// It must be served with [`Connection`] as connect info.
+/// It must be served by [`transport::serve`].
 pub fn router(
     verifier: Verifier,
     hub: Arc<Hub>,
@@ -102,7 +102,7 @@ impl Gateway {
         }
         let identity = self.verify(auth.as_ref()).inspect_err(|refusal| {
             self.metrics.connect_refused(refusal.label());
-            info!(peer = peer(&socket), reason = %refusal, "Connection refused");
+            info!(peer = transport::peer(&socket), reason = %refusal, "Connection refused");
         })?;
         let session = Arc::new(self.hub.join(identity.user(), socket.id));
         socket.extensions.insert(session.clone());
@@ -137,13 +137,5 @@ async fn connected(socket: SocketRef) {
 async fn disconnected(socket: SocketRef, reason: DisconnectReason) {
     if let Some(session) = socket.extensions.remove::<Arc<Session>>() {
         debug!(user_id = %session.user().id, ?reason, "Socket disconnected");
-    }
-}
-
-fn peer(socket: &SocketRef) -> String {
-    let handshake = &socket.req_parts().extensions;
-    match handshake.get::<ConnectInfo<Connection>>() {
-        Some(ConnectInfo(connection)) => connection.peer().to_string(),
-        None => "unknown".to_owned(),
     }
 }

@@ -25,6 +25,10 @@ use crate::{
     user::{User, UserId},
 };
 
+/// Bytes that a socket may lag behind, besides what the network buffers hold:
+/// several bursts of ordinary updates, and an end to what one stuck phone costs.
+const MAX_LAG_BYTES: u64 = 16 * 1024 * 1024;
+
 pub struct Hub {
     broker: Arc<dyn Broker>,
     transports: Transports,
@@ -67,7 +71,10 @@ impl Hub {
         online.audience.members().push(Member {
             sid,
             state: State::Joining(Vec::new()),
+            handed: 0,
+            taken: 0,
         });
+        self.transports.watch(sid);
         Session {
             hub: self.clone(),
             user: user.clone(),
@@ -201,6 +208,10 @@ struct Audience {
 struct Member {
     sid: Sid,
     state: State,
+    /// Bytes of events handed to the socket.
+    handed: u64,
+    /// Bytes that its peer had taken of them when that was last looked up.
+    taken: u64,
 }
 
 enum State {
@@ -276,18 +287,30 @@ impl Audience {
             }
             State::Cut => return false,
         };
-        match emit(socket, update) {
-            Ok(()) => true,
-            Err(SendError::Socket(SocketError::Closed)) => false,
-            Err(error) => {
-                // A hole in the stream of updates is worse than a reconnect.
-                warn!(user_id = %self.user.id, %error, "closing a socket that does not keep up");
-                self.metrics.slow_sockets.inc();
-                self.transports.close(socket);
-                member.state = State::Cut;
-                false
+        let problem = match emit(socket, update) {
+            Ok(bytes) => {
+                member.handed += bytes;
+                if member.handed - member.taken <= MAX_LAG_BYTES {
+                    return true;
+                }
+                member.taken = self.transports.taken(socket);
+                // Framing counts as taken only: over time it would outrun what was handed.
+                member.handed = member.handed.max(member.taken);
+                if member.handed - member.taken <= MAX_LAG_BYTES {
+                    return true;
+                }
+                "too many bytes wait"
             }
-        }
+            Err(SendError::Socket(SocketError::InternalChannelFull)) => "too many packets wait",
+            Err(SendError::Socket(SocketError::Closed)) => return false,
+            Err(SendError::Serialize(_)) => "an event cannot be encoded",
+        };
+        // A hole in the stream of updates is worse than a reconnect.
+        warn!(user_id = %self.user.id, problem, "closing a socket that does not keep up");
+        self.metrics.slow_sockets.inc();
+        self.transports.close(socket);
+        member.state = State::Cut;
+        false
     }
 
     fn members(&self) -> MutexGuard<'_, Vec<Member>> {
@@ -295,11 +318,14 @@ impl Audience {
     }
 }
 
-fn emit(socket: &SocketRef, update: &Update<'_>) -> Result<(), SendError> {
+/// Emits the update's events and returns how many bytes that is.
+fn emit(socket: &SocketRef, update: &Update<'_>) -> Result<u64, SendError> {
     // A tuple's items are the event's arguments: always one, also if it is an array.
     socket.emit(CHAT3_UPDATE, &(update.body,))?;
-    match update.specialised_event() {
-        Some(event) => socket.emit(event.name, &(event.payload,)),
-        None => Ok(()),
+    let mut bytes = update.body.get().len();
+    if let Some(event) = update.specialised_event() {
+        socket.emit(event.name, &(event.payload,))?;
+        bytes += event.payload.get().len();
     }
+    Ok(bytes as u64)
 }

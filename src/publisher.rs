@@ -73,6 +73,8 @@ pub fn update(user: &UserId, tenant: &TenantId, event_type: &str, data: Value) -
 /// Limit of TCP connect, TLS and AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
 const SAMPLE_DIALOG: &str = "dlg_9x2k7m4p";
 
 /// Data that fits `event_type`: a message, a dialog, or what else it is about.
@@ -165,7 +167,7 @@ fn timestamp() -> String {
 /// When RabbitMQ cannot be reached or refuses.
 pub async fn publish(args: &PublishArgs) -> anyhow::Result<u64> {
     let address = &args.rabbitmq.url;
-    let connection = rabbitmq::open_connection(address, "chat3-gateway publish");
+    let connection = rabbitmq::open_connection(address, "chat3-gateway publish", HEARTBEAT);
     let connection = tokio::time::timeout(CONNECT_TIMEOUT, connection)
         .await
         .context("no answer in time")

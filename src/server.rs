@@ -18,7 +18,7 @@ use crate::{
     gateway, http,
     hub::Hub,
     metrics::Metrics,
-    transport::{Connection, Listener, Transports},
+    transport::{self, Transports},
 };
 
 /// A gateway bound to its port. Serves once [`Server::run`] is called.
@@ -48,7 +48,7 @@ impl Server {
         let listener = TcpListener::bind((host, config.port))
             .await
             .with_context(|| format!("cannot listen on {host}:{}", config.port))?;
-        let transports = Transports::new(metrics.clone());
+        let transports = Transports::new(config.socket_write_timeout, metrics.clone());
         let hub = Hub::new(broker.clone(), transports.clone(), metrics.clone());
         let (socket_io, io) =
             gateway::router(verifier, hub.clone(), transports.clone(), metrics.clone());
@@ -80,21 +80,17 @@ impl Server {
     /// Serves until `shutdown` completes, then shuts down within the configured time.
     ///
     /// # Errors
-    /// When the listener fails.
+    /// When the bound address cannot be told.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         info!(address = %self.local_addr()?, "Listening");
         let stop_serving = CancellationToken::new();
-        let listener = Listener::new(self.listener, self.transports.clone());
-        let service = self
-            .router
-            .into_make_service_with_connect_info::<Connection>();
-        let serve = axum::serve(listener, service)
-            .with_graceful_shutdown(stop_serving.clone().cancelled_owned());
-        let mut serving = tokio::spawn(serve.into_future());
-        tokio::select! {
-            ended = &mut serving => ended?.context("the listener failed")?,
-            () = shutdown => {}
-        }
+        let serving = tokio::spawn(transport::serve(
+            self.listener,
+            self.router,
+            self.transports.clone(),
+            stop_serving.clone(),
+        ));
+        shutdown.await;
         info!("Shutting down");
         let until = Deadlines::new(self.shutdown_timeout);
         // Not ready, and handshakes are refused; established sockets still work.

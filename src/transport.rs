@@ -2,46 +2,49 @@
 //!
 //! socketioxide has no call that closes one socket's transport: its
 //! `disconnect()` is a namespace packet, after which `socket.io-client` stays
-//! away for good, while after a lost transport it reconnects by itself. So this
-//! module owns the accepted streams and remembers which carries which socket.
+//! away for good, while after a lost transport it reconnects by itself. Nor does
+//! it tell how far a socket lags behind. So this module owns the accepted streams
+//! and remembers which carries which socket.
 //!
-//! Invariants: a closed [`Connection`] neither reads nor writes another byte, and
-//! a write makes progress within the stall limit or closes its connection.
+//! Invariants: a closed [`Connection`] neither reads nor writes another byte; a
+//! write makes progress within the limit or its connection is closed; and so is
+//! one whose request does not arrive in time.
+
+mod stream;
 
 use std::{
-    collections::{HashMap, HashSet},
-    io,
-    net::SocketAddr,
-    pin::Pin,
+    collections::HashMap,
+    convert::Infallible,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use axum::{
-    extract::{ConnectInfo, Request, State, connect_info::Connected},
-    http::{StatusCode, header},
+    Extension, Router,
+    body::{Body, HttpBody},
+    extract::{Request, State},
+    http::{Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
-    serve::IncomingStream,
 };
-use futures_util::task::AtomicWaker;
-use socket2::SockRef;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socketioxide::{extract::SocketRef, socket::Sid};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    time::Sleep,
-};
-use tracing::{debug, info};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+use tracing::debug;
 
+pub use self::stream::Connection;
+use self::stream::Stream;
 use crate::metrics::Metrics;
 
-/// A peer that takes nothing for this long is gone or might as well be.
-const WRITE_STALL_LIMIT: Duration = Duration::from_secs(30);
+/// Time that a client has to send a request's head, from its connection or its
+/// previous request on: idle connections end by it too.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Which connections carry which sockets. Cheap to clone.
 #[derive(Clone)]
@@ -49,53 +52,83 @@ pub struct Transports(Arc<Registry>);
 
 struct Registry {
     metrics: Metrics,
+    write_timeout: Duration,
+    /// Every open connection, by its number.
+    open: Mutex<HashMap<u64, Connection>>,
+    accepted: AtomicU64,
     /// Websockets that replaced a polling transport. (A socket that began as a
     /// websocket has its connection in its handshake request.)
     upgraded: Mutex<HashMap<Sid, Connection>>,
-    /// Sockets whose polling requests are answered as unknown.
-    closed: Mutex<HashSet<Sid>>,
-    /// Every open connection, for the end of a shutdown.
-    open: Mutex<HashMap<u64, Connection>>,
-    accepted: AtomicU64,
+    /// The sockets that were let in and have not disconnected.
+    sockets: Mutex<HashMap<Sid, Polled>>,
     /// Set once, when the server begins to shut down.
     draining: AtomicBool,
 }
 
+/// What the polling requests of a socket came to.
+#[derive(Default)]
+struct Polled {
+    /// Its further requests are answered as those of an unknown session.
+    closed: bool,
+    /// Bytes that its responses took out of its buffer.
+    bytes: u64,
+}
+
 impl Transports {
-    pub fn new(metrics: Metrics) -> Self {
+    /// `write_timeout`: how long a write may make no progress.
+    pub fn new(write_timeout: Duration, metrics: Metrics) -> Self {
         Self(Arc::new(Registry {
             metrics,
-            upgraded: Mutex::default(),
-            closed: Mutex::default(),
+            write_timeout,
             open: Mutex::default(),
             accepted: AtomicU64::new(0),
+            upgraded: Mutex::default(),
+            sockets: Mutex::default(),
             draining: AtomicBool::new(false),
         }))
+    }
+
+    /// Begins to watch a socket, until [`Transports::forget`].
+    pub fn watch(&self, sid: Sid) {
+        lock(&self.0.sockets).insert(sid, Polled::default());
+    }
+
+    /// Forgets a socket that has disconnected.
+    pub fn forget(&self, sid: Sid) {
+        lock(&self.0.sockets).remove(&sid);
     }
 
     /// Closes the transport of one socket, whatever it is: an unmodified client
     /// then reconnects by itself.
     pub fn close(&self, socket: &SocketRef) {
-        lock(&self.0.closed).insert(socket.id);
-        let handshake = socket
-            .req_parts()
-            .extensions
-            .get::<ConnectInfo<Connection>>();
-        if let Some(ConnectInfo(connection)) = handshake {
-            connection.close();
+        if let Some(polled) = lock(&self.0.sockets).get_mut(&socket.id) {
+            polled.closed = true;
         }
+        // Mid-upgrade a socket has two connections; and closing the one of a
+        // polling handshake ends a request that waits on it.
         let upgraded = lock(&self.0.upgraded).get(&socket.id).cloned();
-        if let Some(connection) = upgraded {
+        for connection in [handshake(socket).cloned(), upgraded].into_iter().flatten() {
             connection.close();
         }
     }
 
-    /// Forgets a socket that has disconnected.
-    pub fn forget(&self, sid: Sid) {
-        lock(&self.0.closed).remove(&sid);
+    /// Bytes that the peer has taken of what was emitted to `socket`, framing and
+    /// handshake included: always a little more than the events themselves.
+    pub fn taken(&self, socket: &SocketRef) -> u64 {
+        let polled = lock(&self.0.sockets)
+            .get(&socket.id)
+            .map(|polled| polled.bytes);
+        let upgraded = lock(&self.0.upgraded)
+            .get(&socket.id)
+            .map(Connection::written);
+        let began_as_websocket = socket.req_parts().headers.contains_key(header::UPGRADE);
+        let first = handshake(socket)
+            .filter(|_| began_as_websocket)
+            .map(Connection::written);
+        [polled, upgraded, first].into_iter().flatten().sum()
     }
 
-    /// Closes every connection, including those that carry no socket yet.
+    /// Closes every connection, including those that carry no socket.
     pub fn close_all(&self) {
         for connection in lock(&self.0.open).values() {
             connection.close();
@@ -107,16 +140,90 @@ impl Transports {
         self.0.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Whether [`Transports::drain`] was called.
     pub fn is_draining(&self) -> bool {
         self.0.draining.load(Ordering::Relaxed)
     }
+
+    fn opened(&self, connection: &Connection) {
+        lock(&self.0.open).insert(connection.number(), connection.clone());
+    }
+
+    fn closed(&self, connection: &Connection, upgraded: Option<&Sid>) {
+        lock(&self.0.open).remove(&connection.number());
+        if let Some(sid) = upgraded {
+            lock(&self.0.upgraded).remove(sid);
+        }
+    }
+
+    fn stalled(&self) {
+        self.0.metrics.slow_sockets.inc();
+    }
 }
 
-/// Stands before Socket.IO's endpoint: turns away what must not get in and notes
-/// which connection a socket upgrades to.
+/// The address of a socket's peer, for logs.
+pub fn peer(socket: &SocketRef) -> String {
+    handshake(socket).map_or_else(
+        || "unknown".to_owned(),
+        |connection| connection.peer().to_string(),
+    )
+}
+
+fn handshake(socket: &SocketRef) -> Option<&Connection> {
+    socket.req_parts().extensions.get::<Connection>()
+}
+
+/// Accepts connections and serves `router` on them until `stop`; then waits until
+/// they have ended. Each request carries its [`Connection`] as an extension.
+pub async fn serve(
+    mut listener: TcpListener,
+    router: Router,
+    transports: Transports,
+    stop: CancellationToken,
+) {
+    let connections = TaskTracker::new();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    loop {
+        let (tcp, peer) = tokio::select! {
+            // axum's own accept waits out a lack of file descriptors.
+            accepted = axum::serve::Listener::accept(&mut listener) => accepted,
+            () = stop.cancelled() => break,
+        };
+        let registry = &transports.0;
+        let number = registry.accepted.fetch_add(1, Ordering::Relaxed);
+        let limit = registry.write_timeout;
+        let stream = Stream::new(tcp, peer, number, limit, transports.clone());
+        let connection = stream.connection().clone();
+        let router = router.clone();
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(connection.clone());
+            let router = router.clone();
+            async move {
+                let response = router.oneshot(request.map(Body::new)).await;
+                response.map_err(|never: Infallible| never)
+            }
+        });
+        let served = http
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        connections.spawn(async move {
+            if let Err(error) = served.await {
+                debug!(%peer, %error, "HTTP connection ended early");
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+/// Stands before Socket.IO's endpoint: turns away what must not get in, notes
+/// which connection a socket upgrades to, and how much polling takes.
 pub async fn guard(
     State(transports): State<Transports>,
-    ConnectInfo(connection): ConnectInfo<Connection>,
+    Extension(connection): Extension<Connection>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -127,17 +234,25 @@ pub async fn guard(
         }
         return next.run(request).await;
     };
-    if lock(&transports.0.closed).contains(&sid) {
+    let is_closed = |polled: &Polled| polled.closed;
+    if lock(&transports.0.sockets).get(&sid).is_some_and(is_closed) {
         // Engine.IO's own answer to a session that is gone.
         let unknown = r#"{"code":1,"message":"Session ID unknown"}"#;
         let json = [(header::CONTENT_TYPE, "application/json")];
         return (StatusCode::BAD_REQUEST, json, unknown).into_response();
     }
-    if request.headers().contains_key(header::UPGRADE) && connection.0.upgraded_sid.set(sid).is_ok()
-    {
-        lock(&transports.0.upgraded).insert(sid, connection);
+    if request.headers().contains_key(header::UPGRADE) {
+        if connection.upgrade(sid) {
+            lock(&transports.0.upgraded).insert(sid, connection);
+        }
+        return next.run(request).await;
     }
-    next.run(request).await
+    let is_poll = request.method() == Method::GET;
+    let response = next.run(request).await;
+    if is_poll && let Some(polled) = lock(&transports.0.sockets).get_mut(&sid) {
+        polled.bytes += response.body().size_hint().lower();
+    }
+    response
 }
 
 fn session_id(request: &Request) -> Option<Sid> {
@@ -148,183 +263,7 @@ fn session_id(request: &Request) -> Option<Sid> {
     sid.parse().ok()
 }
 
-/// A handle to one TCP connection; clones are of the same connection.
-#[derive(Clone, Debug)]
-pub struct Connection(Arc<ConnectionState>);
-
-#[derive(Debug)]
-struct ConnectionState {
-    number: u64,
-    peer: SocketAddr,
-    closed: AtomicBool,
-    /// The tasks that wait in a read and in a write; they may be two.
-    reader: AtomicWaker,
-    writer: AtomicWaker,
-    upgraded_sid: OnceLock<Sid>,
-}
-
-impl Connection {
-    /// Ends the connection at once. What was not yet written is lost.
-    pub fn close(&self) {
-        self.0.closed.store(true, Ordering::Release);
-        self.0.reader.wake();
-        self.0.writer.wake();
-    }
-
-    /// The address at the other end: the client's, or a proxy's.
-    pub fn peer(&self) -> SocketAddr {
-        self.0.peer
-    }
-
-    fn check_open(&self) -> io::Result<()> {
-        match self.0.closed.load(Ordering::Acquire) {
-            true => Err(io::ErrorKind::ConnectionAborted.into()),
-            false => Ok(()),
-        }
-    }
-}
-
-/// Accepts connections as [`Stream`]s.
-pub struct Listener {
-    tcp: TcpListener,
-    transports: Transports,
-}
-
-impl Listener {
-    pub fn new(tcp: TcpListener, transports: Transports) -> Self {
-        Self { tcp, transports }
-    }
-}
-
-impl axum::serve::Listener for Listener {
-    type Io = Stream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Stream, SocketAddr) {
-        // axum's own listener: waits out a lack of file descriptors.
-        let (tcp, peer) = axum::serve::Listener::accept(&mut self.tcp).await;
-        let options = SockRef::from(&tcp);
-        // Failing options cost latency or patience, not the connection.
-        if let Err(error) = options
-            .set_tcp_nodelay(true)
-            .and_then(|()| options.set_tcp_user_timeout(Some(WRITE_STALL_LIMIT)))
-        {
-            debug!(%error, "cannot set TCP options");
-        }
-        let registry = &self.transports.0;
-        let connection = Connection(Arc::new(ConnectionState {
-            number: registry.accepted.fetch_add(1, Ordering::Relaxed),
-            peer,
-            closed: AtomicBool::new(false),
-            reader: AtomicWaker::new(),
-            writer: AtomicWaker::new(),
-            upgraded_sid: OnceLock::new(),
-        }));
-        lock(&registry.open).insert(connection.0.number, connection.clone());
-        let stream = Stream {
-            tcp,
-            connection,
-            transports: self.transports.clone(),
-            stall: None,
-        };
-        (stream, peer)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
-    }
-}
-
-impl Connected<IncomingStream<'_, Listener>> for Connection {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        stream.io().connection.clone()
-    }
-}
-
-/// An accepted TCP connection that can be closed from outside.
-pub struct Stream {
-    tcp: TcpStream,
-    connection: Connection,
-    transports: Transports,
-    /// Runs while a write makes no progress.
-    stall: Option<Pin<Box<Sleep>>>,
-}
-
-impl Stream {
-    fn poll_write_with(
-        &mut self,
-        cx: &mut Context<'_>,
-        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        self.connection.0.writer.register(cx.waker());
-        self.connection.check_open()?;
-        if let Poll::Ready(result) = write(Pin::new(&mut self.tcp), cx) {
-            self.stall = None;
-            return Poll::Ready(result);
-        }
-        let stall = self
-            .stall
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL_LIMIT)));
-        ready!(stall.as_mut().poll(cx));
-        self.transports.0.metrics.slow_sockets.inc();
-        info!(peer = %self.connection.peer(), limit = ?WRITE_STALL_LIMIT, "closing a connection that takes no data");
-        self.connection.close();
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        lock(&self.transports.0.open).remove(&self.connection.0.number);
-        if let Some(sid) = self.connection.0.upgraded_sid.get() {
-            lock(&self.transports.0.upgraded).remove(sid);
-        }
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.connection.0.reader.register(cx.waker());
-        self.connection.check_open()?;
-        Pin::new(&mut self.tcp).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |tcp, cx| tcp.poll_write(cx, bytes))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |tcp, cx| tcp.poll_write_vectored(cx, slices))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Maps and sets are whole between their calls, whatever panicked meanwhile.
+    // Maps are whole between their calls, whatever panicked meanwhile.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

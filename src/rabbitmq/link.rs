@@ -53,15 +53,8 @@ use crate::{
     user::User,
 };
 
-/// Limit of TCP connect, TLS and AMQP handshake together; amqprs has none.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Limit of one RPC. A broker that needs longer is in no state to deliver.
 const RPC_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Seconds; both sides send at half of it, and two missed ones are a loss.
-/// amqprs busy-loops below 2.
-const HEARTBEAT_SECONDS: u16 = 10;
 
 /// Users that are declared, bound and consumed between two waits for the broker:
 /// enough to hide the round trip, few enough to keep a failure's repair small.
@@ -156,14 +149,16 @@ impl Link {
     /// Connects and opens the channels.
     pub(super) async fn open(shared: &Shared, epoch: u64) -> Result<Self, LinkError> {
         let open = Self::open_unbounded(shared, epoch);
-        timeout(OPEN_TIMEOUT, open)
+        let limit = shared.config.connect_timeout;
+        timeout(limit, open)
             .await
-            .unwrap_or(Err(LinkError::Timeout(OPEN_TIMEOUT)))
+            .unwrap_or(Err(LinkError::Timeout(limit)))
     }
 
     async fn open_unbounded(shared: &Shared, epoch: u64) -> Result<Self, LinkError> {
         let name = format!("chat3-gateway {}", shared.instance);
-        let connection = open_connection(&shared.config.url, &name).await?;
+        let config = &shared.config;
+        let connection = open_connection(&config.url, &name, config.heartbeat).await?;
         let lost = CancellationToken::new();
         let close_reason = Arc::new(OnceLock::new());
         connection
@@ -173,7 +168,7 @@ impl Link {
             })
             .await?;
         let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
-        let prefetch = shared.config.prefetch;
+        let prefetch = config.prefetch;
         let admin = open_channel(&connection, prefetch, None, &cancelled_sender).await?;
         let lost_with_channel = Some(lost.clone().drop_guard());
         let consumers =
@@ -542,7 +537,11 @@ fn advice(code: u16) -> &'static str {
 }
 
 /// Connects and logs in. Not bounded in time: the caller is.
-pub(crate) async fn open_connection(url: &AmqpUrl, name: &str) -> Result<Connection, LinkError> {
+pub(crate) async fn open_connection(
+    url: &AmqpUrl,
+    name: &str,
+    heartbeat: Duration,
+) -> Result<Connection, LinkError> {
     let host = match url.host.contains(':') {
         true => format!("[{}]", url.host),
         false => url.host.clone(),
@@ -551,7 +550,7 @@ pub(crate) async fn open_connection(url: &AmqpUrl, name: &str) -> Result<Connect
     arguments
         .virtual_host(&url.vhost)
         .connection_name(name)
-        .heartbeat(HEARTBEAT_SECONDS);
+        .heartbeat(heartbeat.as_secs().try_into().unwrap_or(u16::MAX));
     if url.tls {
         // An error means that the process has a provider already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -1,0 +1,204 @@
+//! An accepted TCP connection that can be closed from outside, counts what it
+//! writes, and gives up on a peer that takes nothing.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
+use socket2::SockRef;
+use socketioxide::socket::Sid;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::Sleep,
+};
+use tracing::{debug, info};
+
+use super::Transports;
+
+/// A handle to one TCP connection; clones are of the same connection.
+#[derive(Clone, Debug)]
+pub struct Connection(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    number: u64,
+    peer: SocketAddr,
+    closed: AtomicBool,
+    /// The tasks that wait in a read and in a write; they may be two.
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+    written: AtomicU64,
+    upgraded_sid: OnceLock<Sid>,
+}
+
+impl Connection {
+    /// Ends the connection at once. What was not yet written is lost.
+    pub fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.0.reader.wake();
+        self.0.writer.wake();
+    }
+
+    /// The address at the other end: the client's, or a proxy's.
+    pub fn peer(&self) -> SocketAddr {
+        self.0.peer
+    }
+
+    /// Bytes that the peer's side has taken so far.
+    pub(super) fn written(&self) -> u64 {
+        self.0.written.load(Ordering::Relaxed)
+    }
+
+    /// Identifies the connection within the process.
+    pub(super) fn number(&self) -> u64 {
+        self.0.number
+    }
+
+    /// Notes that this connection becomes the transport of `sid`. Once only:
+    /// returns whether this was the first time.
+    pub(super) fn upgrade(&self, sid: Sid) -> bool {
+        self.0.upgraded_sid.set(sid).is_ok()
+    }
+
+    fn check_open(&self) -> io::Result<()> {
+        match self.0.closed.load(Ordering::Acquire) {
+            true => Err(io::ErrorKind::ConnectionAborted.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The accepted stream itself, owned by hyper and later by the websocket.
+pub(super) struct Stream {
+    tcp: TcpStream,
+    connection: Connection,
+    transports: Transports,
+    stall_limit: Duration,
+    /// Runs while a write makes no progress.
+    stall: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stream {
+    pub(super) fn new(
+        tcp: TcpStream,
+        peer: SocketAddr,
+        number: u64,
+        stall_limit: Duration,
+        transports: Transports,
+    ) -> Self {
+        let options = SockRef::from(&tcp);
+        // Failing options cost latency or patience, not the connection.
+        if let Err(error) = options
+            .set_tcp_nodelay(true)
+            .and_then(|()| options.set_tcp_user_timeout(Some(stall_limit)))
+        {
+            debug!(%error, "cannot set TCP options");
+        }
+        let connection = Connection(Arc::new(State {
+            number,
+            peer,
+            closed: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
+            written: AtomicU64::new(0),
+            upgraded_sid: OnceLock::new(),
+        }));
+        transports.opened(&connection);
+        Self {
+            tcp,
+            connection,
+            transports,
+            stall_limit,
+            stall: None,
+        }
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    fn poll_write_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let state = &self.connection.0;
+        state.writer.register(cx.waker());
+        self.connection.check_open()?;
+        if let Poll::Ready(result) = write(Pin::new(&mut self.tcp), cx) {
+            self.stall = None;
+            if let Ok(bytes) = result {
+                state.written.fetch_add(bytes as u64, Ordering::Relaxed);
+            }
+            return Poll::Ready(result);
+        }
+        let limit = self.stall_limit;
+        let stall = self
+            .stall
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(stall.as_mut().poll(cx));
+        self.transports.stalled();
+        info!(peer = %self.connection.peer(), ?limit, "closing a connection that takes no data");
+        self.connection.close();
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let sid = self.connection.0.upgraded_sid.get();
+        self.transports.closed(&self.connection, sid);
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.connection.0.reader.register(cx.waker());
+        self.connection.check_open()?;
+        Pin::new(&mut self.tcp).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |tcp, cx| tcp.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |tcp, cx| tcp.poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
