@@ -82,9 +82,11 @@ fn describe(error: &clap::Error) -> String {
         write!(text, ": {value:?}").expect("writing to a String does not fail");
     }
     let reason = match (error.get(ContextKind::ValidValue), error.source()) {
-        (Some(ContextValue::Strings(valid)), _) => format!("is none of {}", valid.join(", ")),
+        (Some(ContextValue::Strings(valid)), _) if !valid.is_empty() => {
+            format!("is none of {}", valid.join(", "))
+        }
         (_, Some(source)) => source.to_string(),
-        _ => "is not valid".to_owned(),
+        _ => "must have a value".to_owned(),
     };
     text + " " + &reason
 }
@@ -245,9 +247,9 @@ pub struct RabbitMqConfig {
         help_heading = RABBITMQ)]
     pub connect_timeout: Duration,
     /// Instance name in queue and connection names; the host's name when absent
-    #[arg(long, env, value_name = "NAME", value_parser = parse_instance_name,
-        help_heading = RABBITMQ)]
-    pub instance_name: Option<String>,
+    #[arg(long, env, value_name = "NAME", default_value = "", hide_default_value = true,
+        value_parser = parse_instance_name, help_heading = RABBITMQ)]
+    pub instance_name: String,
 }
 
 impl Default for RabbitMqConfig {
@@ -263,7 +265,7 @@ impl Default for RabbitMqConfig {
             prefetch: 100,
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
-            instance_name: None,
+            instance_name: String::new(),
         }
     }
 }
@@ -307,7 +309,8 @@ pub struct JwtConfig {
     #[arg(long, env, value_name = "CLAIM", help_heading = JWT)]
     pub jwt_user_id_claim: Option<String>,
     /// Claim that holds the tenant id
-    #[arg(long, env, value_name = "CLAIM", default_value = "tenantId", help_heading = JWT)]
+    #[arg(long, env, value_name = "CLAIM", default_value = "tenantId",
+        value_parser = clap::builder::NonEmptyStringValueParser::new(), help_heading = JWT)]
     pub jwt_tenant_id_claim: String,
 }
 
@@ -456,9 +459,11 @@ fn parse_short_name(text: &str) -> Result<String, String> {
 
 fn parse_instance_name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    match (1..=64).contains(&text.len()) && text.chars().all(allowed) {
+    match text.len() <= 64 && text.chars().all(allowed) {
         true => Ok(text.to_owned()),
-        false => Err("must have 1 to 64 letters, digits, dots, dashes or underscores".to_owned()),
+        false => {
+            Err("must have at most 64 letters, digits, dots, dashes or underscores".to_owned())
+        }
     }
 }
 

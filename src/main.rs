@@ -1,6 +1,6 @@
 //! The `chat3-gateway` command.
 
-use std::{io::ErrorKind, process::ExitCode, sync::Arc};
+use std::{io::ErrorKind, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::Router;
@@ -16,6 +16,7 @@ use chat3_gateway::{
     telemetry,
     user::{TenantId, User, UserId},
 };
+use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -98,6 +99,11 @@ async fn develop(args: DevArgs) -> anyhow::Result<()> {
     println!("  Connect io('{url}', {{ auth: {{ token }} }})");
     println!("  Publish curl {url}/dev/updates -H 'content-type: application/json' \\");
     println!("            -d '{{\"userId\":\"usr_alice\",\"eventType\":\"message.create\"}}'\n");
+    if !server.local_addr()?.ip().is_loopback() {
+        println!(
+            "  ⚠️  Listening beyond this machine: whoever reaches it can sign in as anybody.\n"
+        );
+    }
     server.run(termination()?).await
 }
 
@@ -127,6 +133,9 @@ fn configured_secret(jwt: &JwtConfig) -> anyhow::Result<String> {
     Ok(secret.to_owned())
 }
 
+/// Tools like `timeout` signal a process twice in one breath: that is one wish.
+const SAME_SIGNAL: Duration = Duration::from_millis(300);
+
 /// Completes on SIGTERM or SIGINT; a second one ends the process at once.
 fn termination() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -137,6 +146,10 @@ fn termination() -> anyhow::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
         tokio::spawn(async move {
+            tokio::time::sleep(SAME_SIGNAL).await;
+            // What arrived meanwhile.
+            let _ = terminate.recv().now_or_never();
+            let _ = interrupt.recv().now_or_never();
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}

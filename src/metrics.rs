@@ -48,7 +48,7 @@ pub struct Metrics {
     pub broker_reconnects: Counter,
     /// Updates consumed; each is then delivered or rejected, exactly once.
     pub updates_received: Counter,
-    /// Updates handed to every socket of their user, at least one.
+    /// Updates handed to the sockets of their user, at least one.
     pub updates_delivered: Counter,
     updates_rejected: Family<Reason, Counter>,
     events_emitted: Family<Event, Counter>,

@@ -21,7 +21,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -31,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub(crate) use self::link::open_connection;
-use self::link::{Ended, Link};
+use self::link::{Ended, Link, LinkError};
 use crate::{
     broker::{Broker, Handler, Subscribed},
     config::RabbitMqConfig,
@@ -41,6 +40,9 @@ use crate::{
 
 /// The documented ceiling of the reconnect delay.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(30);
+
+/// The ceiling while the broker refuses what is configured: only an operator can mend it.
+const MAX_CONFIGURATION_DELAY: Duration = Duration::from_secs(60);
 
 /// A link that lived this long was healthy: the next loss starts a new backoff.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
@@ -95,7 +97,10 @@ impl RabbitMqService {
     pub fn connect(config: RabbitMqConfig, metrics: Metrics) -> Self {
         let instance = format!(
             "{}-{:08x}",
-            config.instance_name.clone().unwrap_or_else(host_name),
+            match config.instance_name.as_str() {
+                "" => host_name(),
+                name => name.to_owned(),
+            },
             rand::random::<u32>()
         );
         let shared = Arc::new(Shared {
@@ -285,14 +290,14 @@ impl Shared {
 
 /// Connects, runs the link until it is lost, and again.
 async fn supervise(shared: Arc<Shared>) {
-    let mut backoff = new_backoff(&shared.config);
+    let mut backoff = Backoff::new(shared.config.reconnect_delay);
     let mut linked_before = false;
     for epoch in 0_u64.. {
         let opened = tokio::select! {
             opened = Link::open(&shared, epoch) => opened,
             () = shared.stop_consuming.cancelled() => break,
         };
-        match opened {
+        let ceiling = match opened {
             Ok(link) => {
                 info!(address = %shared.config.url, "RabbitMQ connected");
                 if linked_before {
@@ -300,22 +305,28 @@ async fn supervise(shared: Arc<Shared>) {
                 }
                 linked_before = true;
                 let up_since = Instant::now();
-                match run(&shared, link).await {
-                    Ended::Stopped => break,
-                    Ended::Lost(reason) => warn!(%reason, "⚠️  RabbitMQ connection closed"),
-                }
+                let ended = run(&shared, link).await;
                 if up_since.elapsed() >= HEALTHY_AFTER {
-                    backoff = new_backoff(&shared.config);
+                    backoff = Backoff::new(shared.config.reconnect_delay);
+                }
+                match ended {
+                    Ended::Stopped => break,
+                    Ended::Lost(reason) => {
+                        warn!(%reason, "⚠️  RabbitMQ connection closed");
+                        ceiling(&reason)
+                    }
                 }
             }
-            Err(error) => warn!(
-                address = %shared.config.url,
-                %error,
-                "⚠️  Failed to connect to RabbitMQ. Updates will not be available."
-            ),
-        }
-        let delay = backoff.next().unwrap_or(MAX_RECONNECT_DELAY);
-        let delay = delay.min(MAX_RECONNECT_DELAY.max(shared.config.reconnect_delay));
+            Err(error) => {
+                warn!(
+                    address = %shared.config.url,
+                    %error,
+                    "⚠️  Failed to connect to RabbitMQ. Updates will not be available."
+                );
+                ceiling(&error)
+            }
+        };
+        let delay = backoff.next(ceiling);
         info!(?delay, "RabbitMQ reconnect scheduled");
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
@@ -323,6 +334,13 @@ async fn supervise(shared: Arc<Shared>) {
         }
     }
     shared.consuming.send_replace(false);
+}
+
+fn ceiling(error: &LinkError) -> Duration {
+    match error.is_configuration() {
+        true => MAX_CONFIGURATION_DELAY,
+        false => MAX_RECONNECT_DELAY,
+    }
 }
 
 /// Applies wishes through `link` until it is lost or the service is closed.
@@ -349,16 +367,31 @@ async fn run(shared: &Shared, mut link: Link) -> Ended {
     ended
 }
 
-/// The configured delay, doubling with jitter, so that a fleet of gateways does
-/// not return to a restarted broker in one wave.
-fn new_backoff(config: &RabbitMqConfig) -> impl Iterator<Item = Duration> + use<> {
-    ExponentialBuilder::new()
-        .with_min_delay(config.reconnect_delay)
-        .with_max_delay(MAX_RECONNECT_DELAY.max(config.reconnect_delay))
-        .with_factor(2.0)
-        .with_jitter()
-        .without_max_times()
-        .build()
+/// Delays between attempts: the configured one, then doubling.
+struct Backoff {
+    next: Duration,
+    is_first: bool,
+}
+
+impl Backoff {
+    fn new(first: Duration) -> Self {
+        Self {
+            next: first,
+            is_first: true,
+        }
+    }
+
+    /// The next delay, at most `ceiling`. All but the first are shortened at
+    /// random, also at the ceiling, so that a fleet of gateways does not return to
+    /// a restarted broker in one wave.
+    fn next(&mut self, ceiling: Duration) -> Duration {
+        let delay = self.next.min(ceiling);
+        self.next = delay * 2;
+        match std::mem::replace(&mut self.is_first, false) {
+            true => delay,
+            false => delay.mul_f64(rand::random_range(0.5..=1.0)),
+        }
+    }
 }
 
 fn host_name() -> String {
@@ -368,4 +401,21 @@ fn host_name() -> String {
         false => '-',
     };
     name.chars().map(safe).take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reconnect_delays_double_with_jitter_up_to_the_ceiling() {
+        let mut backoff = Backoff::new(Duration::from_secs(5));
+        assert_eq!(backoff.next(MAX_RECONNECT_DELAY), Duration::from_secs(5));
+        let second = backoff.next(MAX_RECONNECT_DELAY);
+        assert!((5.0..=10.0).contains(&second.as_secs_f64()), "{second:?}");
+        let later: Vec<_> = (0..50).map(|_| backoff.next(MAX_RECONNECT_DELAY)).collect();
+        assert!(later.iter().all(|delay| *delay <= MAX_RECONNECT_DELAY));
+        // Still spread out where the doubling has ended.
+        assert!(later[40..].windows(2).any(|pair| pair[0] != pair[1]));
+    }
 }

@@ -53,12 +53,20 @@ pub fn init(config: &LogConfig) -> LogGuard {
 }
 
 /// `RUST_LOG` if it is set and valid, else the level that `NODE_ENV` asks for.
+/// An empty one counts as unset.
 fn filter(config: &LogConfig) -> EnvFilter {
     let default = match config.node_env {
         NodeEnv::Development => "info,chat3_gateway=debug",
         NodeEnv::Production | NodeEnv::Test => "info",
     };
-    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default))
+    let directives = std::env::var("RUST_LOG").unwrap_or_default();
+    if directives.is_empty() {
+        return EnvFilter::new(default);
+    }
+    EnvFilter::try_new(&directives).unwrap_or_else(|error| {
+        eprintln!("chat3-gateway: RUST_LOG is ignored: {error}");
+        EnvFilter::new(default)
+    })
 }
 
 /// Appends, so that a restart keeps the history and `copytruncate` rotation works.

@@ -17,7 +17,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock},
@@ -74,8 +73,12 @@ const MAX_REOPENED_CHANNELS: usize = 500;
 /// not block; only an acknowledgement into a dead connection could.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
+// Reply codes of AMQP 0-9-1.
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
+const NOT_ALLOWED: u16 = 530;
+/// Also what RabbitMQ 4.3 answers to kinds of queues that it no longer has.
+const INTERNAL_ERROR: u16 = 541;
 
 pub(super) struct Link {
     connection: Connection,
@@ -117,19 +120,28 @@ struct OpenChannel {
 pub(super) enum Ended {
     /// The service is closing.
     Stopped,
-    Lost(String),
+    Lost(LinkError),
 }
 
 /// What the server said when it closed a connection or channel.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{code} {text}")]
 pub(crate) struct ServerClose {
     code: u16,
     text: String,
 }
 
-impl fmt::Display for ServerClose {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.code, self.text)
+impl ServerClose {
+    /// What the operator can do about it, where it is not a passing fault.
+    fn advice(&self) -> Option<&'static str> {
+        match self.code {
+            ACCESS_REFUSED => Some(
+                "grant the user configure, write and read on chat3-gateway.* and read on the exchange",
+            ),
+            NOT_ALLOWED => Some("check the vhost in RABBITMQ_URL and the user's access to it"),
+            INTERNAL_ERROR => Some("see RabbitMQ's own log for what it does not support"),
+            _ => None,
+        }
     }
 }
 
@@ -139,10 +151,29 @@ pub(crate) enum LinkError {
     Timeout(Duration),
     #[error("{0}")]
     Amqp(String),
-    #[error("the server closed the channel: {0}")]
-    Channel(ServerClose),
+    #[error("closed by RabbitMQ: {0}{advice}", advice = advised(.0))]
+    Closed(ServerClose),
+    #[error("closed by RabbitMQ during login; check user and password in RABBITMQ_URL ({0})")]
+    Login(String),
     #[error("TLS: {0}")]
     Tls(String),
+}
+
+fn advised(close: &ServerClose) -> String {
+    close
+        .advice()
+        .map_or_else(String::new, |advice| format!("; {advice}"))
+}
+
+impl LinkError {
+    /// Whether only a change of configuration, here or at the broker, can help.
+    pub(super) fn is_configuration(&self) -> bool {
+        match self {
+            Self::Closed(close) => close.advice().is_some(),
+            Self::Login(_) | Self::Tls(_) => true,
+            Self::Timeout(_) | Self::Amqp(_) => false,
+        }
+    }
 }
 
 impl Link {
@@ -205,12 +236,18 @@ impl Link {
         loop {
             let pause = match self.apply_changes(shared).await {
                 Ok(()) => None,
-                Err(LinkError::Channel(close)) => {
+                Err(LinkError::Closed(close)) if !self.lost.is_cancelled() => {
                     if self.reopened_channels >= MAX_REOPENED_CHANNELS {
-                        return Ended::Lost("renewed after many closed channels".to_owned());
+                        let reason = "renewed after many closed channels".to_owned();
+                        return Ended::Lost(LinkError::Amqp(reason));
+                    }
+                    if close.code == NOT_FOUND && !self.active.is_empty() {
+                        // Bindings went with the exchange, unannounced: all queues are deaf.
+                        return Ended::Lost(LinkError::Closed(close));
                     }
                     if close.code != NOT_FOUND {
-                        warn!(reason = %close, advice = advice(close.code), "RabbitMQ refused a subscription");
+                        let error = LinkError::Closed(close.clone());
+                        warn!(%error, "RabbitMQ refused a subscription");
                     } else if !warned_of_missing_exchange {
                         warned_of_missing_exchange = true;
                         warn!(
@@ -224,10 +261,10 @@ impl Link {
                         REFUSED_RETRY
                     })
                 }
-                Err(error) => return Ended::Lost(self.describe(&error)),
+                Err(error) => return Ended::Lost(self.loss_or(error)),
             };
             tokio::select! {
-                () = self.lost.cancelled() => return Ended::Lost(self.describe_loss()),
+                () = self.lost.cancelled() => return Ended::Lost(self.loss()),
                 () = shared.stop_consuming.cancelled() => return Ended::Stopped,
                 Some(tag) = self.cancelled.recv() => self.forget_cancelled(shared, &tag),
                 () = shared.changed.notified(), if pause.is_none() => {}
@@ -294,7 +331,7 @@ impl Link {
             })
             .collect();
         if let Err(error) = self.declare(shared, &queues).await {
-            if matches!(error, LinkError::Channel(_)) {
+            if matches!(error, LinkError::Closed(_)) && !self.lost.is_cancelled() {
                 self.reopen_admin().await?;
                 self.delete(queues.into_iter().map(|(_, _, name)| name))
                     .await?;
@@ -434,7 +471,7 @@ impl Link {
         let users: Vec<User> = self.active.keys().cloned().collect();
         for user in users {
             if let Err(error) = self.unsubscribe(&user).await {
-                debug!(error = %self.describe(&error), "RabbitMQ consumers not cancelled");
+                debug!(error = %self.loss_or(error), "RabbitMQ consumers not cancelled");
                 return;
             }
         }
@@ -492,12 +529,12 @@ impl Link {
     ) -> Result<T, LinkError> {
         let answered = tokio::select! {
             answered = timeout(RPC_TIMEOUT, tokio::spawn(call)) => answered,
-            () = self.lost.cancelled() => return Err(LinkError::Amqp(self.describe_loss())),
+            () = self.lost.cancelled() => return Err(self.loss()),
         };
         match answered {
             Ok(Ok(Ok(value))) => Ok(value),
             Ok(Ok(Err(error))) => Err(match on.close_reason.get() {
-                Some(close) => LinkError::Channel(close.clone()),
+                Some(close) => LinkError::Closed(close.clone()),
                 None => error.into(),
             }),
             Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
@@ -505,34 +542,27 @@ impl Link {
         }
     }
 
-    fn describe(&self, error: &LinkError) -> String {
+    /// Why the link is lost, if it is; else `error`.
+    fn loss_or(&self, error: LinkError) -> LinkError {
         match self.lost.is_cancelled() {
-            true => self.describe_loss(),
-            false => error.to_string(),
+            true => self.loss(),
+            false => error,
         }
     }
 
-    fn describe_loss(&self) -> String {
+    fn loss(&self) -> LinkError {
         let reasons = [&self.close_reason, &self.consumers.close_reason];
-        reasons
-            .iter()
-            .find_map(|reason| reason.get())
-            .map_or_else(|| "the connection broke".to_owned(), ToString::to_string)
+        let reason = reasons.iter().find_map(|reason| reason.get());
+        reason.map_or_else(
+            || LinkError::Amqp("the connection broke".to_owned()),
+            |close| LinkError::Closed(close.clone()),
+        )
     }
 }
 
 impl From<amqprs::error::Error> for LinkError {
     fn from(error: amqprs::error::Error) -> Self {
         Self::Amqp(error.to_string())
-    }
-}
-
-fn advice(code: u16) -> &'static str {
-    match code {
-        ACCESS_REFUSED => {
-            "grant the user configure, write and read on chat3-gateway.* and read on the exchange"
-        }
-        _ => "check the RabbitMQ log for this connection",
     }
 }
 
@@ -558,7 +588,39 @@ pub(crate) async fn open_connection(
             .map_err(|error| LinkError::Tls(error.to_string()))?;
         arguments.tls_adaptor(adaptor);
     }
-    Ok(Connection::open(&arguments).await?)
+    Connection::open(&arguments).await.map_err(login_error)
+}
+
+/// amqprs tells of a refusal during the handshake only in the text of its error.
+fn login_error(error: amqprs::error::Error) -> LinkError {
+    use amqprs::error::Error;
+    let text = error.to_string();
+    match error {
+        // A refused login is a connection closed without a word, as RabbitMQ does
+        // for clients that do not announce `authentication_failure_close`.
+        Error::NetworkError(_) if text.contains("reset by peer") || text.contains("shutdown") => {
+            LinkError::Login(text)
+        }
+        Error::ConnectionOpenError(_) => match refusal(&text) {
+            Some(close) => LinkError::Closed(close),
+            None => LinkError::Amqp(text),
+        },
+        _ => LinkError::Amqp(text),
+    }
+}
+
+/// The reply code and text inside a rendered `connection.close`.
+fn refusal(text: &str) -> Option<ServerClose> {
+    for (code, name) in [
+        (NOT_ALLOWED, "NOT_ALLOWED"),
+        (ACCESS_REFUSED, "ACCESS_REFUSED"),
+    ] {
+        if let Some(start) = text.find(name) {
+            let text = text[start..].split('"').next().unwrap_or(name).to_owned();
+            return Some(ServerClose { code, text });
+        }
+    }
+    None
 }
 
 /// `lost` is dropped with the channel, for whatever reason that goes.

@@ -98,10 +98,10 @@ impl Stream {
     ) -> Self {
         let options = SockRef::from(&tcp);
         // Failing options cost latency or patience, not the connection.
-        if let Err(error) = options
-            .set_tcp_nodelay(true)
-            .and_then(|()| options.set_tcp_user_timeout(Some(stall_limit)))
-        {
+        let set = options.set_tcp_nodelay(true);
+        #[cfg(target_os = "linux")]
+        let set = set.and_then(|()| options.set_tcp_user_timeout(Some(stall_limit)));
+        if let Err(error) = set {
             debug!(%error, "cannot set TCP options");
         }
         let connection = Connection(Arc::new(State {

@@ -1,14 +1,39 @@
 // The broker may be absent, go and come back; sockets stay and updates return.
 
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import net from 'node:net';
+import { afterEach, before, test } from 'node:test';
 
 import { Broker, EXCHANGE, Gateway, Publisher, Tab } from './harness.mjs';
 
+let broker;
+const gateways = [];
+
+before(async () => {
+  broker = await Broker.start();
+});
+
+/** A gateway for the length of the test. */
+async function start(...args) {
+  const gateway = await Gateway.start(...args);
+  gateways.push(gateway);
+  return gateway;
+}
+
+afterEach(async () => {
+  for (const gateway of gateways.splice(0)) await gateway.kill();
+});
+
+/** As if Chat3 had never run. */
+async function withoutExchange() {
+  const publisher = await Publisher.connect(broker);
+  await publisher.channel.deleteExchange(EXCHANGE);
+  await publisher.close();
+}
+
 test('killing the broker and starting it again brings updates back to 30 users without one reconnecting', async () => {
-  const broker = await Broker.start();
   let publisher = await Publisher.connect(broker);
-  const gateway = await Gateway.start(broker);
+  const gateway = await start(broker);
   const users = Array.from({ length: 30 }, (_, i) => `usr_${i}`);
   const tabs = await Promise.all(users.map((user) => Tab.open(gateway, user)));
   for (const [i, user] of users.entries()) await tabs[i].saw(publisher.update(user));
@@ -42,8 +67,8 @@ test('killing the broker and starting it again brings updates back to 30 users w
 });
 
 test('with no broker at start, sockets connect, and updates flow once it is there', async () => {
-  const broker = await Broker.absent();
-  const gateway = await Gateway.start(broker);
+  await broker.kill();
+  const gateway = await start(broker, { connected: false });
   await gateway.logged(/⚠️ {2}Failed to connect to RabbitMQ\. Updates will not be available\./);
   const tab = await Tab.open(gateway, 'usr_early');
   await broker.start();
@@ -56,8 +81,8 @@ test('with no broker at start, sockets connect, and updates flow once it is ther
 });
 
 test('until Chat3 has created the exchange there is one warning, then updates flow within 5 s', async () => {
-  const broker = await Broker.start();
-  const gateway = await Gateway.start(broker);
+  await withoutExchange();
+  const gateway = await start(broker);
   const tab = await Tab.open(gateway, 'usr_waiting');
   await gateway.logged(/RabbitMQ exchange not found/);
   const publisher = await Publisher.connect(broker);
@@ -70,9 +95,8 @@ test('until Chat3 has created the exchange there is one warning, then updates fl
 });
 
 test('a queue that an operator deletes is made anew; other users notice nothing', async () => {
-  const broker = await Broker.start();
   const publisher = await Publisher.connect(broker);
-  const gateway = await Gateway.start(broker);
+  const gateway = await start(broker);
   const tab = await Tab.open(gateway, 'usr_deleted');
   const [{ name }] = await broker.queuesAre(1);
   const other = await Tab.open(gateway, 'usr_kept');
@@ -87,15 +111,14 @@ test('a queue that an operator deletes is made anew; other users notice nothing'
 });
 
 test('a connection that an operator closes is opened again', async () => {
-  const broker = await Broker.start();
   const publisher = await Publisher.connect(broker);
-  const gateway = await Gateway.start(broker);
+  const gateway = await start(broker);
   const tab = await Tab.open(gateway, 'usr_closed');
   const update = publisher.update('usr_closed');
   await tab.saw(update);
   await publisher.close();
   await broker.ctl('close_all_connections', 'maintenance');
-  await gateway.logged(/⚠️ {2}RabbitMQ connection closed reason=320 .*maintenance/);
+  await gateway.logged(/⚠️ {2}RabbitMQ connection closed.*320 .*maintenance/);
   await gateway.metricIs('rabbitmq_reconnects_total', 1);
   await gateway.metricIs('subscriptions', 1);
   await tab.saw((await Publisher.connect(broker)).update('usr_closed'));
@@ -103,17 +126,87 @@ test('a connection that an operator closes is opened again', async () => {
 });
 
 test('a wrong password is reported with the reason and without the password', async () => {
-  const broker = await Broker.start();
   const url = broker.url.replace('rmpassword', 'wr0ng-s3cret');
-  const gateway = await Gateway.start(broker, { env: { RABBITMQ_URL: url }, connected: false });
-  await gateway.logged(/⚠️ {2}Failed to connect to RabbitMQ.*127\.0\.0\.1/);
+  const gateway = await start(broker, { env: { RABBITMQ_URL: url }, connected: false });
+  await gateway.logged(/⚠️ {2}Failed to connect to RabbitMQ.*127\.0\.0\.1.*check user and password/);
   assert.doesNotMatch(gateway.logs, /wr0ng-s3cret/);
 });
 
 test('the gateway declares no exchange', async () => {
-  const broker = await Broker.start();
-  const gateway = await Gateway.start(broker);
+  await withoutExchange();
+  const gateway = await start(broker);
   await Tab.open(gateway, 'usr_a');
   await gateway.logged(/RabbitMQ exchange not found/);
   assert.doesNotMatch(await broker.ctl('list_exchanges', '--no-table-headers', 'name'), new RegExp(EXCHANGE));
+});
+
+test('what only an operator can mend is said with what to do, and never with the password', async () => {
+  await Publisher.connect(broker);
+  const gateway = (url) => start(broker, { env: { RABBITMQ_URL: url }, connected: false });
+  const vhost = await gateway(broker.url + 'nowhere');
+  await vhost.logged(/Failed to connect to RabbitMQ.*530 NOT_ALLOWED - vhost nowhere not found.*check the vhost/);
+
+  await broker.ctl('add_user', 'limited', 's3cret');
+  await broker.ctl('set_permissions', 'limited', '^nothing$', '^nothing$', '^nothing$');
+  const refused = await gateway(broker.url.replace('rmuser:rmpassword', 'limited:s3cret'));
+  const tab = await Tab.open(refused, 'usr_limited');
+  await refused.logged(/RabbitMQ refused a subscription.*403 ACCESS_REFUSED.*grant the user configure/);
+  assert.equal(tab.connects, 1);
+  assert.doesNotMatch(vhost.logs + refused.logs, /s3cret|rmpassword/);
+});
+
+test('under the least permissions that the documentation gives, everything works', async () => {
+  const publisher = await Publisher.connect(broker);
+  await broker.ctl('add_user', 'gateway', 'pw');
+  await broker.ctl('set_permissions', 'gateway', '^chat3-gateway\\..*', '^chat3-gateway\\..*', '^(chat3-gateway\\..*|chat3_updates)$');
+  const gateway = await start(broker, { env: { RABBITMQ_URL: broker.url.replace('rmuser:rmpassword', 'gateway:pw') } });
+  const tab = await Tab.open(gateway, 'usr_least');
+  await tab.saw(publisher.update('usr_least'));
+  tab.close();
+  await broker.queuesAre(0);
+});
+
+test('an exchange that is deleted and made again: everybody is subscribed again', async () => {
+  const publisher = await Publisher.connect(broker);
+  const gateway = await start(broker);
+  const early = await Tab.open(gateway, 'usr_early');
+  await publisher.channel.deleteExchange(EXCHANGE);
+  // The next subscription finds out; queues that lost their bindings are not told.
+  const late = await Tab.open(gateway, 'usr_late');
+  await gateway.logged(/RabbitMQ connection closed.*404/);
+  const again = await Publisher.connect(broker);
+  await gateway.metricIs('subscriptions', 2);
+  await early.saw(again.update('usr_early'));
+  await late.saw(again.update('usr_late'));
+  await broker.queuesAre(2);
+});
+
+test('a broker that accepts and stays silent is given up after the limit', async () => {
+  const silent = net.createServer(() => {});
+  await new Promise((resolve) => silent.listen(0, '127.0.0.1', resolve));
+  const env = { RABBITMQ_URL: `amqp://u:p@127.0.0.1:${silent.address().port}/`, RABBITMQ_CONNECT_TIMEOUT: '500ms' };
+  const gateway = await start(null, { env });
+  await gateway.logged(/Failed to connect to RabbitMQ.*no answer within 500ms(.*\n)+.*no answer within 500ms/);
+  assert.equal((await gateway.get('/health')).status, 200);
+  assert.equal((await gateway.terminate()).code, 0);
+  silent.close();
+});
+
+test('a broker that freezes is noticed within two heartbeats, and updates return when it wakes', async () => {
+  const publisher = await Publisher.connect(broker);
+  const gateway = await start(broker, { env: { RABBITMQ_HEARTBEAT: '2s', RABBITMQ_CONNECT_TIMEOUT: '1s' } });
+  const tab = await Tab.open(gateway, 'usr_frozen');
+  const frozen = Date.now();
+  broker.child.kill('SIGSTOP');
+  await gateway.isConnected(false);
+  const noticed = Date.now() - frozen;
+  assert.ok(noticed < 5000, `${noticed} ms`);
+  broker.child.kill('SIGCONT');
+  await gateway.isConnected();
+  await gateway.metricIs('subscriptions', 1);
+  // The broker may have dropped its publisher as well.
+  const again = await Publisher.connect(broker);
+  await tab.saw(again.update('usr_frozen'));
+  assert.deepEqual([tab.connects, tab.disconnects], [1, []]);
+  await broker.queuesAre(1);
 });
