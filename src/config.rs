@@ -104,7 +104,7 @@ fn find_argument(command: &clap::Command, flag: &str) -> Option<clap::Arg> {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve browsers from RabbitMQ (the default)
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Serve with no broker: an in-process exchange, a development key and a page to try it
     Dev(DevArgs),
     /// Print a JWT for a user, signed with the configured secret
@@ -287,6 +287,11 @@ pub struct HttpConfig {
     #[arg(long, env, value_name = "DURATION", default_value = "30s", value_parser = parse_delay,
         help_heading = LISTENER)]
     pub socket_write_timeout: Duration,
+    /// Time over which a shutdown closes its clients' connections, so that they
+    /// do not reconnect in one wave
+    #[arg(long, env, value_name = "DURATION", default_value = "2s", value_parser = parse_delay,
+        help_heading = LISTENER)]
+    pub shutdown_spread: Duration,
     /// Longest time a shutdown may take
     #[arg(long, env, value_name = "DURATION", default_value = "10s", value_parser = parse_delay,
         help_heading = LISTENER)]

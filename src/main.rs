@@ -46,8 +46,8 @@ fn load_dotenv() -> anyhow::Result<()> {
 
 #[tokio::main]
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command.unwrap_or(Command::Serve(cli.serve)) {
-        Command::Serve(args) => serve(args).await,
+    match cli.command.unwrap_or(Command::Serve(Box::new(cli.serve))) {
+        Command::Serve(args) => serve(*args).await,
         Command::Dev(args) => develop(args).await,
         Command::Token(args) => print_token(&args),
         Command::Publish(args) => publish(&args).await,

@@ -282,6 +282,10 @@ impl Shared {
             .collect()
     }
 
+    fn changes_count(&self) -> usize {
+        self.wishes().changes.len()
+    }
+
     /// Gives back changes that could not be applied.
     fn return_changes(&self, users: impl Iterator<Item = User>) {
         self.wishes().changes.extend(users);

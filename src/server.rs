@@ -5,6 +5,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::{Router, http::Method};
+use sd_notify::NotifyState;
 use socketioxide::SocketIo;
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,7 @@ pub struct Server {
     io: SocketIo,
     broker: Arc<dyn Broker>,
     transports: Transports,
+    shutdown_spread: Duration,
     shutdown_timeout: Duration,
 }
 
@@ -65,6 +67,7 @@ impl Server {
             io,
             broker,
             transports,
+            shutdown_spread: config.shutdown_spread,
             shutdown_timeout: config.shutdown_timeout,
         })
     }
@@ -83,6 +86,7 @@ impl Server {
     /// When the bound address cannot be told.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         info!(address = %self.local_addr()?, "Listening");
+        notify_systemd(NotifyState::Ready);
         let stop_serving = CancellationToken::new();
         let serving = tokio::spawn(transport::serve(
             self.listener,
@@ -92,20 +96,34 @@ impl Server {
         ));
         shutdown.await;
         info!("Shutting down");
+        notify_systemd(NotifyState::Stopping);
         let until = Deadlines::new(self.shutdown_timeout);
         // Not ready, and handshakes are refused; established sockets still work.
         self.transports.drain();
         until
-            .within(0.4, "consumers", self.broker.stop_consuming())
+            .within(0.35, "consumers", self.broker.stop_consuming())
             .await;
-        // Flushes each socket, then closes its transport: clients reconnect elsewhere.
-        until.within(0.7, "sockets", self.io.close()).await;
+        // From here on no socket is sent anything new.
+        let sockets = self.io.sockets();
+        let closed = self
+            .transports
+            .close_gradually(sockets, self.shutdown_spread);
+        until.within(0.6, "sockets one by one", closed).await;
+        // Flushes each that is left, then closes its transport.
+        until.within(0.8, "sockets", self.io.close()).await;
         self.transports.close_all();
         until.within(0.9, "RabbitMQ", self.broker.close()).await;
         stop_serving.cancel();
         until.within(1.0, "listener", serving).await;
         info!("Stopped");
         Ok(())
+    }
+}
+
+/// Tells systemd, where it is there and asked to be told (`Type=notify`).
+fn notify_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "systemd not notified");
     }
 }
 

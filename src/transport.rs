@@ -32,8 +32,9 @@ use axum::{
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rand::seq::SliceRandom;
 use socketioxide::{extract::SocketRef, socket::Sid};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use tracing::debug;
@@ -45,6 +46,12 @@ use crate::metrics::Metrics;
 /// Time that a client has to send a request's head, from its connection or its
 /// previous request on: idle connections end by it too.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Without anything to send for this long, a websocket has sent what it had.
+const FLUSHED_AFTER: Duration = Duration::from_millis(100);
+
+/// Few sockets need no spreading: they are closed at this pace at the slowest.
+const MAX_CLOSING_PAUSE: Duration = Duration::from_millis(10);
 
 /// Which connections carry which sockets. Cheap to clone.
 #[derive(Clone)]
@@ -115,17 +122,35 @@ impl Transports {
     /// Bytes that the peer has taken of what was emitted to `socket`, framing and
     /// handshake included: always a little more than the events themselves.
     pub fn taken(&self, socket: &SocketRef) -> u64 {
-        let polled = lock(&self.0.sockets)
-            .get(&socket.id)
-            .map(|polled| polled.bytes);
-        let upgraded = lock(&self.0.upgraded)
-            .get(&socket.id)
-            .map(Connection::written);
-        let began_as_websocket = socket.req_parts().headers.contains_key(header::UPGRADE);
-        let first = handshake(socket)
-            .filter(|_| began_as_websocket)
-            .map(Connection::written);
-        [polled, upgraded, first].into_iter().flatten().sum()
+        let sockets = lock(&self.0.sockets);
+        let polled = sockets.get(&socket.id).map(|polled| polled.bytes);
+        drop(sockets);
+        let written = self.websocket(socket).as_ref().map(Connection::written);
+        [polled, written].into_iter().flatten().sum()
+    }
+
+    fn websocket(&self, socket: &SocketRef) -> Option<Connection> {
+        if socket.req_parts().headers.contains_key(header::UPGRADE) {
+            return handshake(socket).cloned();
+        }
+        lock(&self.0.upgraded).get(&socket.id).cloned()
+    }
+
+    /// Closes the transports of `sockets` one by one over `spread`, so that their
+    /// clients do not all come back at once. A socket that still has something to
+    /// send, or that is polling, is left open.
+    pub async fn close_gradually(&self, mut sockets: Vec<SocketRef>, spread: Duration) {
+        sockets.shuffle(&mut rand::rng());
+        let count = u32::try_from(sockets.len()).unwrap_or(u32::MAX).max(1);
+        let pause = (spread / count).min(MAX_CLOSING_PAUSE);
+        let start = Instant::now();
+        for (socket, number) in sockets.iter().zip(1..) {
+            tokio::time::sleep_until(start + pause * number).await;
+            let is_quiet = |connection: &Connection| connection.is_quiet(FLUSHED_AFTER);
+            if self.websocket(socket).as_ref().is_some_and(is_quiet) {
+                self.close(socket);
+            }
+        }
     }
 
     /// Closes every connection, including those that carry no socket.

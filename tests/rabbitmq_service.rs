@@ -11,7 +11,7 @@ use chat3_gateway::{
     metrics::Metrics,
     user::{User, UserId},
 };
-use common::{Broker, DEADLINE, Publisher, until};
+use common::{Broker, DEADLINE, Publisher, until, until_within};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
     time::timeout,
@@ -173,4 +173,56 @@ async fn closing_without_a_broker_returns() {
     service.subscribe_user(&user("carl"), inbox().0);
     drop(broker);
     timeout(DEADLINE, service.close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn ten_thousand_users_are_resubscribed_after_a_broker_restart() {
+    let mut broker = Broker::start().await;
+    drop(Publisher::connect(&broker).await);
+    let service = connect(&broker);
+    let handler = inbox().0;
+    for i in 0..10_000 {
+        service.subscribe_user(&user(&format!("usr_{i}")), handler.clone());
+    }
+    let deadline = Duration::from_secs(120);
+    let all = || service.subscribers_count() == 10_000;
+    until_within(deadline, "10,000 subscriptions", all).await;
+    broker.restart().await;
+    let publisher = Publisher::connect(&broker).await;
+    until_within(deadline, "10,000 subscriptions again", all).await;
+    assert_eq!(broker.queues().len(), 10_000);
+
+    let (handler, mut inbox) = inbox();
+    let last = user("usr_9999");
+    service.subscribe_user(&last, handler).ready().await;
+    publisher.publish("user.usr_9999.messageupdate", "x").await;
+    assert_eq!(next(&mut inbox).await, "x");
+    // The broker takes its time to remove as many queues: the connection's end does it.
+    service.close().await;
+}
+
+#[tokio::test]
+async fn a_hundred_refusals_and_deletions_leave_no_queue_and_no_channel_behind() {
+    let broker = Broker::start().await;
+    let publisher = Publisher::connect(&broker).await;
+    let service = connect(&broker);
+    for round in 0..100 {
+        let carl = user(&format!("usr_{round}"));
+        let subscribed = service.subscribe_user(&carl, inbox().0);
+        if round % 10 == 0 {
+            // Without its exchange a bind is refused, and the server closes the channel.
+            publisher.delete_exchange().await;
+            service.subscribe_user(&user("usr_refused"), inbox().0);
+            until("the loss", || !service.is_user_subscribed(&carl)).await;
+            publisher.declare_exchange().await;
+        }
+        let mut subscribed = subscribed;
+        timeout(DEADLINE, subscribed.ready()).await.unwrap();
+        service.unsubscribe_user(&carl);
+    }
+    service.unsubscribe_user(&user("usr_refused"));
+    until("no queues", || broker.queues().is_empty()).await;
+    // Two of the service, one of the publisher.
+    until("three channels", || broker.channels() == 3).await;
+    service.close().await;
 }

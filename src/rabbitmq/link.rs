@@ -36,8 +36,12 @@ use amqprs::{
     tls::TlsAdaptor,
 };
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{interval, timeout},
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::{AbortOnDropHandle, TaskTracker, task_tracker::TaskTrackerToken},
@@ -58,6 +62,9 @@ const RPC_TIMEOUT: Duration = Duration::from_secs(20);
 /// Users that are declared, bound and consumed between two waits for the broker:
 /// enough to hide the round trip, few enough to keep a failure's repair small.
 const BATCH: usize = 64;
+
+/// How often a long resubscription reports in the log.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a missing exchange is looked for. Users wait for it, so it is short.
 const EXCHANGE_RETRY: Duration = Duration::from_secs(2);
@@ -274,7 +281,13 @@ impl Link {
     }
 
     async fn apply_changes(&mut self, shared: &Shared) -> Result<(), LinkError> {
+        let mut progress = interval(PROGRESS_EVERY);
+        progress.reset();
         loop {
+            if progress.tick().now_or_never().is_some() {
+                let (subscribed, to_do) = (self.active.len(), shared.changes_count());
+                info!(subscribed, to_do, "RabbitMQ subscriptions in progress");
+            }
             let changes = shared.take_changes(BATCH);
             if changes.is_empty() || shared.stop_consuming.is_cancelled() {
                 return Ok(());

@@ -19,7 +19,7 @@ use socketioxide::socket::Sid;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::Sleep,
+    time::{Instant, Sleep},
 };
 use tracing::{debug, info};
 
@@ -38,6 +38,11 @@ struct State {
     reader: AtomicWaker,
     writer: AtomicWaker,
     written: AtomicU64,
+    /// Since [`State::accepted`], in milliseconds: when the last write was tried.
+    last_write: AtomicU64,
+    /// Whether that write still waits for the peer.
+    writing: AtomicBool,
+    accepted: Instant,
     upgraded_sid: OnceLock<Sid>,
 }
 
@@ -57,6 +62,13 @@ impl Connection {
     /// Bytes that the peer's side has taken so far.
     pub(super) fn written(&self) -> u64 {
         self.0.written.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing waits to be written, and nothing was for `period`.
+    pub(super) fn is_quiet(&self, period: Duration) -> bool {
+        let last_write = Duration::from_millis(self.0.last_write.load(Ordering::Relaxed));
+        let age = self.0.accepted.elapsed();
+        !self.0.writing.load(Ordering::Relaxed) && age.saturating_sub(last_write) >= period
     }
 
     /// Identifies the connection within the process.
@@ -111,6 +123,9 @@ impl Stream {
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
             written: AtomicU64::new(0),
+            last_write: AtomicU64::new(0),
+            writing: AtomicBool::new(false),
+            accepted: Instant::now(),
             upgraded_sid: OnceLock::new(),
         }));
         transports.opened(&connection);
@@ -135,7 +150,11 @@ impl Stream {
         let state = &self.connection.0;
         state.writer.register(cx.waker());
         self.connection.check_open()?;
-        if let Poll::Ready(result) = write(Pin::new(&mut self.tcp), cx) {
+        let result = write(Pin::new(&mut self.tcp), cx);
+        let age = u64::try_from(state.accepted.elapsed().as_millis()).unwrap_or(u64::MAX);
+        state.last_write.store(age, Ordering::Relaxed);
+        state.writing.store(result.is_pending(), Ordering::Relaxed);
+        if let Poll::Ready(result) = result {
             self.stall = None;
             if let Ok(bytes) = result {
                 state.written.fetch_add(bytes as u64, Ordering::Relaxed);

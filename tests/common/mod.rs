@@ -10,7 +10,7 @@ use std::{
 
 use amqprs::{
     BasicProperties,
-    channel::{BasicPublishArguments, Channel, ExchangeDeclareArguments},
+    channel::{BasicPublishArguments, Channel, ExchangeDeclareArguments, ExchangeDeleteArguments},
     connection::{Connection, OpenConnectionArguments},
 };
 
@@ -50,15 +50,24 @@ impl Broker {
 
     /// The names of the gateway's queues.
     pub fn queues(&self) -> Vec<String> {
+        let mut names = self.list(&["list_queues", "--no-table-headers", "name"]);
+        names.retain(|name| name.starts_with("chat3-gateway."));
+        names
+    }
+
+    /// How many channels are open, whoever's.
+    pub fn channels(&self) -> usize {
+        self.list(&["list_channels", "--no-table-headers", "pid"])
+            .len()
+    }
+
+    fn list(&self, arguments: &[&str]) -> Vec<String> {
         let output = script(&self.folder, self.port, "ctl")
-            .args(["list_queues", "--no-table-headers", "name"])
+            .args(arguments)
             .output();
         let Output { stdout, .. } = output.expect("rabbitmqctl runs");
-        let names = String::from_utf8(stdout).expect("names are UTF-8");
-        let ours = names
-            .lines()
-            .filter(|name| name.starts_with("chat3-gateway."));
-        ours.map(str::to_owned).collect()
+        let lines = String::from_utf8(stdout).expect("listings are UTF-8");
+        lines.lines().map(str::to_owned).collect()
     }
 
     async fn accepts_logins(&mut self) {
@@ -128,14 +137,24 @@ impl Publisher {
     pub async fn connect(broker: &Broker) -> Self {
         let connection = broker.open().await.expect("the broker accepts logins");
         let channel = connection.open_channel(None).await.unwrap();
+        let publisher = Self {
+            _connection: connection,
+            channel,
+        };
+        publisher.declare_exchange().await;
+        publisher
+    }
+
+    pub async fn declare_exchange(&self) {
         let exchange = ExchangeDeclareArguments::new("chat3_updates", "topic")
             .durable(true)
             .finish();
-        channel.exchange_declare(exchange).await.unwrap();
-        Self {
-            _connection: connection,
-            channel,
-        }
+        self.channel.exchange_declare(exchange).await.unwrap();
+    }
+
+    pub async fn delete_exchange(&self) {
+        let exchange = ExchangeDeleteArguments::new("chat3_updates");
+        self.channel.exchange_delete(exchange).await.unwrap();
     }
 
     pub async fn publish(&self, routing_key: &str, body: &str) {
@@ -148,8 +167,13 @@ impl Publisher {
 }
 
 /// Waits until `condition` holds; panics with `what` if it does not in time.
-pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
+pub async fn until(what: &str, condition: impl FnMut() -> bool) {
+    until_within(DEADLINE, what, condition).await;
+}
+
+/// As [`until`], for what takes longer.
+pub async fn until_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !condition() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
