@@ -1,15 +1,17 @@
 //! The development mode's own routes: the page at `/`, tokens for anybody, and
 //! publishing by HTTP. Merged into the server by `chat3-gateway dev` only.
 //!
-//! No CORS here: a foreign site open in the developer's browser must not be able
-//! to ask for tokens.
+//! A foreign site open in the developer's browser must not be able to ask for
+//! tokens: so there is no CORS here, and requests must name this host (a site
+//! whose own name suddenly resolves to this machine would need no CORS).
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{State, rejection::JsonRejection},
-    http::{StatusCode, header},
+    extract::{Request, State, rejection::JsonRejection},
+    http::{HeaderMap, StatusCode, header, uri::Authority},
+    middleware::{self, Next},
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
@@ -41,18 +43,44 @@ struct Dev {
     signer: Arc<Signer>,
 }
 
-/// The routes of the development mode.
-pub fn router(exchange: Arc<EmbeddedExchange>, signer: Signer) -> Router {
+/// The routes of the development mode, for requests to a local name, an address
+/// or `own_host`.
+pub fn router(exchange: Arc<EmbeddedExchange>, signer: Signer, own_host: &str) -> Router {
+    let own_host = own_host.to_owned();
     Router::new()
         .route("/", get(|| async { Html(PAGE) }))
         .route("/dev/socket.io.js", get(client))
         .route("/dev/samples", get(samples))
         .route("/dev/tokens", post(token))
         .route("/dev/updates", post(publish))
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            let is_ours = is_own_host(request.headers(), &own_host);
+            async move {
+                match is_ours {
+                    true => next.run(request).await,
+                    false => error(
+                        StatusCode::FORBIDDEN,
+                        "for requests to localhost, an IP address or the name given with --host",
+                    ),
+                }
+            }
+        }))
         .with_state(Dev {
             exchange,
             signer: Arc::new(signer),
         })
+}
+
+fn is_own_host(headers: &HeaderMap, own_host: &str) -> bool {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let Some(authority) = host.and_then(|host| host.parse::<Authority>().ok()) else {
+        return false;
+    };
+    let name = authority.host().trim_matches(['[', ']']);
+    let is_local = name == "localhost" || name.ends_with(".localhost");
+    is_local || name == own_host || name.parse::<IpAddr>().is_ok()
 }
 
 async fn client() -> Response {

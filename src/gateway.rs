@@ -13,12 +13,12 @@ use std::{sync::Arc, time::Duration};
 use axum::{Router, middleware, routing::any_service};
 use serde_json::Value;
 use socketioxide::{
-    SocketIo,
+    ParserConfig, SocketIo,
     extract::{SocketRef, TryData},
     handler::ConnectHandler,
     socket::DisconnectReason,
 };
-use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::{limit::RequestBodyLimitLayer, timeout::RequestBodyTimeoutLayer};
 use tracing::{debug, info};
 
 use crate::{
@@ -43,6 +43,9 @@ const MAX_POLLING_PAYLOAD_BYTES: u64 = 1 << 40;
 /// How long an Engine.IO session may exist without a namespace. Also how long
 /// the session of a refused socket lives on.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest pause while the body of a polling request arrives.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the CONNECT reply waits for the user's subscription. A frontend
 /// fetches its state after `connect` and relies on updates from then on; but
@@ -77,6 +80,12 @@ pub fn router(
         .ws_max_message_size(MAX_MESSAGE_BYTES)
         .ws_max_frame_size(MAX_MESSAGE_BYTES)
         .connect_timeout(CONNECT_TIMEOUT)
+        // Clients send no binary; what they may send unasked stays small.
+        .with_parser(
+            ParserConfig::common()
+                .max_incoming_binaries(1)
+                .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES),
+        )
         .build_svc();
     let authenticate = move |socket: SocketRef, auth: TryData<Value>| {
         let gateway = gateway.clone();
@@ -87,6 +96,7 @@ pub fn router(
         .route("/socket.io", any_service(service.clone()))
         .route("/socket.io/", any_service(service))
         .layer(RequestBodyLimitLayer::new(MAX_MESSAGE_BYTES))
+        .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
         .layer(guard);
     (router, io)
 }
@@ -104,7 +114,7 @@ impl Gateway {
             self.metrics.connect_refused(refusal.label());
             info!(peer = transport::peer(&socket), reason = %refusal, "Connection refused");
         })?;
-        let session = Arc::new(self.hub.join(identity.user(), socket.id));
+        let session = Arc::new(self.hub.join(identity.user(), &socket));
         socket.extensions.insert(session.clone());
         // Before the reply: a socket that disconnects at once finds its handler.
         socket.on_disconnect(disconnected);

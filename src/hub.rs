@@ -10,7 +10,10 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -34,6 +37,8 @@ pub struct Hub {
     transports: Transports,
     metrics: Metrics,
     users: Mutex<HashMap<User, Online>>,
+    /// How many sessions there were.
+    sessions: AtomicU64,
 }
 
 /// A user with at least one session.
@@ -57,28 +62,31 @@ impl Hub {
             transports,
             metrics,
             users: Mutex::default(),
+            sessions: AtomicU64::new(0),
         })
     }
 
     /// Begins a session of `user`: from now on updates are collected for the
-    /// socket `sid`, and they are sent once it goes live.
-    pub fn join(self: &Arc<Self>, user: &User, sid: Sid) -> Session {
+    /// socket, and they are sent once it goes live.
+    pub fn join(self: &Arc<Self>, user: &User, socket: &SocketRef) -> Session {
+        let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         let mut users = self.users();
         let online = match users.entry(user.clone()) {
             Entry::Occupied(online) => online.into_mut(),
             Entry::Vacant(vacant) => vacant.insert(self.bring_online(user)),
         };
         online.audience.members().push(Member {
-            sid,
+            session: number,
             state: State::Joining(Vec::new()),
             handed: 0,
             taken: 0,
         });
-        self.transports.watch(sid);
+        self.transports.watch(socket, number);
         Session {
             hub: self.clone(),
             user: user.clone(),
-            sid,
+            sid: socket.id,
+            number,
             subscribed: online.subscribed.clone(),
             audience: online.audience.clone(),
             _gauge: GaugeGuard::new(&self.metrics.sockets),
@@ -104,10 +112,10 @@ impl Hub {
     }
 
     fn leave(&self, session: &Session) {
-        self.transports.forget(session.sid);
+        self.transports.forget(session.sid, session.number);
         let mut users = self.users();
         let mut members = session.audience.members();
-        members.retain(|member| member.sid != session.sid);
+        members.retain(|member| member.session != session.number);
         if members.is_empty() {
             drop(members);
             users.remove(&session.user);
@@ -157,6 +165,8 @@ pub struct Session {
     hub: Arc<Hub>,
     user: User,
     sid: Sid,
+    /// Distinguishes it from every other session, also of the same `sid`.
+    number: u64,
     subscribed: Subscribed,
     audience: Arc<Audience>,
     _gauge: GaugeGuard,
@@ -171,7 +181,10 @@ impl Session {
     /// Sends what was collected since [`Hub::join`], then every further update.
     pub fn go_live(&self, socket: SocketRef) {
         let mut members = self.audience.members();
-        let Some(member) = members.iter_mut().find(|member| member.sid == self.sid) else {
+        let Some(member) = members
+            .iter_mut()
+            .find(|member| member.session == self.number)
+        else {
             return;
         };
         let State::Joining(collected) = std::mem::replace(&mut member.state, State::Live(socket))
@@ -206,7 +219,7 @@ struct Audience {
 }
 
 struct Member {
-    sid: Sid,
+    session: u64,
     state: State,
     /// Bytes of events handed to the socket.
     handed: u64,

@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     let cli = load_dotenv().and_then(|()| Cli::from_process().map_err(anyhow::Error::msg));
-    match cli.and_then(run) {
+    match cli.and_then(run_to_end) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, causes included: for the last line of a log as well as a terminal.
@@ -44,7 +44,14 @@ fn load_dotenv() -> anyhow::Result<()> {
     }
 }
 
-#[tokio::main]
+fn run_to_end(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start")?;
+    let result = runtime.block_on(run(cli));
+    // Without waiting for a name look-up that hangs.
+    runtime.shutdown_background();
+    result
+}
+
 async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command.unwrap_or(Command::Serve(Box::new(cli.serve))) {
         Command::Serve(args) => serve(*args).await,
@@ -55,6 +62,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let terminated = termination()?;
     let secret = configured_secret(&args.jwt)?;
     let _logs = telemetry::init(&args.log);
     let tenant_required = args.rabbitmq.binding_keys.need_tenant();
@@ -70,10 +78,11 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         Router::new(),
     );
     let server = server.await?;
-    server.run(termination()?).await
+    server.run(terminated).await
 }
 
 async fn develop(args: DevArgs) -> anyhow::Result<()> {
+    let terminated = termination()?;
     let _logs = telemetry::init(&args.log);
     let secret = args.jwt.jwt_secret.clone();
     let secret = secret.filter(|secret| secret.expose().is_some());
@@ -87,7 +96,7 @@ async fn develop(args: DevArgs) -> anyhow::Result<()> {
     };
     let (token, _) = signer.sign(&user, dev::TOKEN_LIFETIME)?;
     let exchange = Arc::new(EmbeddedExchange::new(args.binding_keys));
-    let routes = dev::router(exchange.clone(), signer);
+    let routes = dev::router(exchange.clone(), signer, &args.host);
     let metrics = Metrics::new();
     let server = Server::bind(&args.host, &args.http, verifier, exchange, metrics, routes);
     let server = server.await?;
@@ -104,7 +113,7 @@ async fn develop(args: DevArgs) -> anyhow::Result<()> {
             "  ⚠️  Listening beyond this machine: whoever reaches it can sign in as anybody.\n"
         );
     }
-    server.run(termination()?).await
+    server.run(terminated).await
 }
 
 fn print_token(args: &TokenArgs) -> anyhow::Result<()> {

@@ -75,9 +75,10 @@ struct Shared {
 struct Wishes {
     users: HashMap<User, Wish>,
     /// Users whose wish changed since the link looked. Kept only while a link is
-    /// up (a new link starts from all wishes), so it is bounded by the churn
+    /// up (a new link starts from all wishes), so they are bounded by the churn
     /// between two looks.
-    changes: VecDeque<User>,
+    joins: VecDeque<User>,
+    leaves: VecDeque<User>,
     linked: bool,
     next_serial: u64,
 }
@@ -241,7 +242,10 @@ impl Shared {
 
     fn note_change(&self, mut wishes: MutexGuard<'_, Wishes>, user: &User) {
         if wishes.linked {
-            wishes.changes.push_back(user.clone());
+            match wishes.users.contains_key(user) {
+                true => wishes.joins.push_back(user.clone()),
+                false => wishes.leaves.push_back(user.clone()),
+            }
             drop(wishes);
             self.changed.notify_one();
         }
@@ -251,7 +255,7 @@ impl Shared {
     fn link_up(&self) {
         let mut wishes = self.wishes();
         wishes.linked = true;
-        wishes.changes = wishes.users.keys().cloned().collect();
+        wishes.joins = wishes.users.keys().cloned().collect();
         drop(wishes);
         self.metrics.broker_connected.set(1);
         self.connected.send_replace(true);
@@ -262,33 +266,46 @@ impl Shared {
         self.metrics.broker_connected.set(0);
         let mut wishes = self.wishes();
         wishes.linked = false;
-        wishes.changes.clear();
+        wishes.joins.clear();
+        wishes.leaves.clear();
         for wish in wishes.users.values() {
             wish.active.send_replace(false);
         }
     }
 
-    /// Takes up to `limit` changed users with what is wished for them now.
+    /// Takes changed users with what is wished for them now: up to `limit` who
+    /// wait for updates, then up to `limit` who have left and wait for nothing.
     fn take_changes(&self, limit: usize) -> Vec<(User, Option<Wish>)> {
         let mut wishes = self.wishes();
-        let count = wishes.changes.len().min(limit);
-        let users: Vec<User> = wishes.changes.drain(..count).collect();
-        users
-            .into_iter()
-            .map(|user| {
+        let wishes = &mut *wishes;
+        let take = |changes: &mut VecDeque<User>| {
+            let count = changes.len().min(limit);
+            let with_wish = |user: User| {
                 let wish = wishes.users.get(&user).cloned();
                 (user, wish)
-            })
-            .collect()
+            };
+            changes.drain(..count).map(with_wish).collect::<Vec<_>>()
+        };
+        let mut changes = take(&mut wishes.joins);
+        changes.extend(take(&mut wishes.leaves));
+        changes
     }
 
     fn changes_count(&self) -> usize {
-        self.wishes().changes.len()
+        let wishes = self.wishes();
+        wishes.joins.len() + wishes.leaves.len()
     }
 
     /// Gives back changes that could not be applied.
-    fn return_changes(&self, users: impl Iterator<Item = User>) {
-        self.wishes().changes.extend(users);
+    fn return_changes(&self, users: Vec<User>) {
+        self.wishes().joins.extend(users);
+    }
+
+    /// `user`'s subscription was lost.
+    fn deactivate(&self, user: &User) {
+        if let Some(wish) = self.wishes().users.get(user) {
+            wish.active.send_replace(false);
+        }
     }
 }
 
@@ -355,9 +372,8 @@ async fn run(shared: &Shared, mut link: Link) -> Ended {
     let handing_off = link.handing_off();
     match ended {
         Ended::Stopped => {
-            link.cancel_all().await;
+            link.stop_consuming().await;
             Link::handed_off(&handing_off).await;
-            link.flush_acks().await;
             shared.consuming.send_replace(false);
             shared.close.cancelled().await;
             link.close().await;

@@ -109,6 +109,7 @@ impl Server {
             .transports
             .close_gradually(sockets, self.shutdown_spread);
         until.within(0.6, "sockets one by one", closed).await;
+        self.transports.close_unwatched();
         // Flushes each that is left, then closes its transport.
         until.within(0.8, "sockets", self.io.close()).await;
         self.transports.close_all();

@@ -13,7 +13,7 @@
 mod stream;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -40,7 +40,7 @@ use tower::ServiceExt;
 use tracing::debug;
 
 pub use self::stream::Connection;
-use self::stream::Stream;
+use self::stream::{Role, Stream};
 use crate::metrics::Metrics;
 
 /// Time that a client has to send a request's head, from its connection or its
@@ -63,22 +63,26 @@ struct Registry {
     /// Every open connection, by its number.
     open: Mutex<HashMap<u64, Connection>>,
     accepted: AtomicU64,
-    /// Websockets that replaced a polling transport. (A socket that began as a
+    /// Websockets that were asked to replace a polling transport: a second request
+    /// for the same session is refused only later. (A socket that began as a
     /// websocket has its connection in its handshake request.)
-    upgraded: Mutex<HashMap<Sid, Connection>>,
+    upgraded: Mutex<HashMap<Sid, Vec<Connection>>>,
     /// The sockets that were let in and have not disconnected.
-    sockets: Mutex<HashMap<Sid, Polled>>,
+    sockets: Mutex<HashMap<Sid, Watched>>,
     /// Set once, when the server begins to shut down.
     draining: AtomicBool,
 }
 
-/// What the polling requests of a socket came to.
-#[derive(Default)]
-struct Polled {
-    /// Its further requests are answered as those of an unknown session.
+/// A socket that was let in.
+struct Watched {
+    /// Tells it from an earlier one of the same Engine.IO session.
+    session: u64,
+    /// The connection that it began on, if that was as a websocket.
+    websocket: Option<u64>,
+    /// Its polling requests are answered as those of an unknown session.
     closed: bool,
-    /// Bytes that its responses took out of its buffer.
-    bytes: u64,
+    /// Bytes that the responses to polling took out of its buffer.
+    polled: u64,
 }
 
 impl Transports {
@@ -95,26 +99,34 @@ impl Transports {
         }))
     }
 
-    /// Begins to watch a socket, until [`Transports::forget`].
-    pub fn watch(&self, sid: Sid) {
-        lock(&self.0.sockets).insert(sid, Polled::default());
+    /// Begins to watch a socket, as the given session, until [`Transports::forget`].
+    pub fn watch(&self, socket: &SocketRef, session: u64) {
+        let websocket = websocket_handshake(socket).map(Connection::number);
+        let watched = Watched {
+            session,
+            websocket,
+            closed: false,
+            polled: 0,
+        };
+        lock(&self.0.sockets).insert(socket.id, watched);
     }
 
-    /// Forgets a socket that has disconnected.
-    pub fn forget(&self, sid: Sid) {
-        lock(&self.0.sockets).remove(&sid);
+    /// Forgets a session's socket that has disconnected.
+    pub fn forget(&self, sid: Sid, session: u64) {
+        let mut sockets = lock(&self.0.sockets);
+        let is_it = |watched: &Watched| watched.session == session;
+        if sockets.get(&sid).is_some_and(is_it) {
+            sockets.remove(&sid);
+        }
     }
 
     /// Closes the transport of one socket, whatever it is: an unmodified client
     /// then reconnects by itself.
     pub fn close(&self, socket: &SocketRef) {
-        if let Some(polled) = lock(&self.0.sockets).get_mut(&socket.id) {
-            polled.closed = true;
+        if let Some(watched) = lock(&self.0.sockets).get_mut(&socket.id) {
+            watched.closed = true;
         }
-        // Mid-upgrade a socket has two connections; and closing the one of a
-        // polling handshake ends a request that waits on it.
-        let upgraded = lock(&self.0.upgraded).get(&socket.id).cloned();
-        for connection in [handshake(socket).cloned(), upgraded].into_iter().flatten() {
+        for connection in self.websockets(socket) {
             connection.close();
         }
     }
@@ -122,18 +134,25 @@ impl Transports {
     /// Bytes that the peer has taken of what was emitted to `socket`, framing and
     /// handshake included: always a little more than the events themselves.
     pub fn taken(&self, socket: &SocketRef) -> u64 {
+        let written: u64 = self
+            .websockets(socket)
+            .iter()
+            .map(Connection::written)
+            .sum();
         let sockets = lock(&self.0.sockets);
-        let polled = sockets.get(&socket.id).map(|polled| polled.bytes);
-        drop(sockets);
-        let written = self.websocket(socket).as_ref().map(Connection::written);
-        [polled, written].into_iter().flatten().sum()
+        written + sockets.get(&socket.id).map_or(0, |watched| watched.polled)
     }
 
-    fn websocket(&self, socket: &SocketRef) -> Option<Connection> {
-        if socket.req_parts().headers.contains_key(header::UPGRADE) {
-            return handshake(socket).cloned();
+    /// The websocket under a socket; mid-upgrade, or after a refused second
+    /// upgrade, there may be several.
+    fn websockets(&self, socket: &SocketRef) -> Vec<Connection> {
+        match websocket_handshake(socket) {
+            Some(connection) => vec![connection.clone()],
+            None => lock(&self.0.upgraded)
+                .get(&socket.id)
+                .cloned()
+                .unwrap_or_default(),
         }
-        lock(&self.0.upgraded).get(&socket.id).cloned()
     }
 
     /// Closes the transports of `sockets` one by one over `spread`, so that their
@@ -146,9 +165,30 @@ impl Transports {
         let start = Instant::now();
         for (socket, number) in sockets.iter().zip(1..) {
             tokio::time::sleep_until(start + pause * number).await;
+            let websockets = self.websockets(socket);
             let is_quiet = |connection: &Connection| connection.is_quiet(FLUSHED_AFTER);
-            if self.websocket(socket).as_ref().is_some_and(is_quiet) {
+            if !websockets.is_empty() && websockets.iter().all(is_quiet) {
                 self.close(socket);
+            }
+        }
+    }
+
+    /// Closes the websockets whose client has not been let in (yet): its CONNECT
+    /// must not meet a server that has none of its namespaces any more.
+    pub fn close_unwatched(&self) {
+        let sockets = lock(&self.0.sockets);
+        let begun: HashSet<u64> = sockets
+            .values()
+            .filter_map(|watched| watched.websocket)
+            .collect();
+        for connection in lock(&self.0.open).values() {
+            let watched = match connection.role() {
+                Role::Http => continue,
+                Role::Websocket => begun.contains(&connection.number()),
+                Role::Upgrade(sid) => sockets.contains_key(&sid),
+            };
+            if !watched {
+                connection.close();
             }
         }
     }
@@ -174,10 +214,23 @@ impl Transports {
         lock(&self.0.open).insert(connection.number(), connection.clone());
     }
 
-    fn closed(&self, connection: &Connection, upgraded: Option<&Sid>) {
+    fn closed(&self, connection: &Connection) {
         lock(&self.0.open).remove(&connection.number());
-        if let Some(sid) = upgraded {
-            lock(&self.0.upgraded).remove(sid);
+        self.change_role(connection, Role::Http);
+    }
+
+    fn change_role(&self, connection: &Connection, role: Role) {
+        let mut upgraded = lock(&self.0.upgraded);
+        if let Role::Upgrade(sid) = connection.take_role(role)
+            && let Some(connections) = upgraded.get_mut(&sid)
+        {
+            connections.retain(|other| other.number() != connection.number());
+            if connections.is_empty() {
+                upgraded.remove(&sid);
+            }
+        }
+        if let Role::Upgrade(sid) = role {
+            upgraded.entry(sid).or_default().push(connection.clone());
         }
     }
 
@@ -196,6 +249,14 @@ pub fn peer(socket: &SocketRef) -> String {
 
 fn handshake(socket: &SocketRef) -> Option<&Connection> {
     socket.req_parts().extensions.get::<Connection>()
+}
+
+/// The connection of a socket that began as a websocket. That of a polling
+/// handshake may by now carry anything, behind a proxy also other clients.
+fn websocket_handshake(socket: &SocketRef) -> Option<&Connection> {
+    let is_websocket =
+        query_value(socket.req_parts().uri.query(), "transport") == Some("websocket");
+    handshake(socket).filter(|_| is_websocket)
 }
 
 /// Accepts connections and serves `router` on them until `stop`; then waits until
@@ -252,40 +313,46 @@ pub async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(sid) = session_id(&request) else {
-        if transports.is_draining() {
+    let query = request.uri().query();
+    let wants_websocket = query_value(query, "transport") == Some("websocket");
+    let sid = query_value(query, "sid").and_then(|sid| sid.parse::<Sid>().ok());
+    let draining = transports.is_draining();
+    let Some(sid) = sid else {
+        if draining {
             let retry = [(header::RETRY_AFTER, "1")];
             return (StatusCode::SERVICE_UNAVAILABLE, retry, "shutting down").into_response();
         }
+        if wants_websocket {
+            transports.change_role(&connection, Role::Websocket);
+        }
         return next.run(request).await;
     };
-    let is_closed = |polled: &Polled| polled.closed;
-    if lock(&transports.0.sockets).get(&sid).is_some_and(is_closed) {
+    // While draining, whoever is not in yet must not get in: see `close_unwatched`.
+    let is_closed = match lock(&transports.0.sockets).get(&sid) {
+        Some(watched) => watched.closed,
+        None => draining,
+    };
+    if is_closed {
         // Engine.IO's own answer to a session that is gone.
         let unknown = r#"{"code":1,"message":"Session ID unknown"}"#;
         let json = [(header::CONTENT_TYPE, "application/json")];
         return (StatusCode::BAD_REQUEST, json, unknown).into_response();
     }
-    if request.headers().contains_key(header::UPGRADE) {
-        if connection.upgrade(sid) {
-            lock(&transports.0.upgraded).insert(sid, connection);
-        }
+    if wants_websocket {
+        transports.change_role(&connection, Role::Upgrade(sid));
         return next.run(request).await;
     }
     let is_poll = request.method() == Method::GET;
     let response = next.run(request).await;
-    if is_poll && let Some(polled) = lock(&transports.0.sockets).get_mut(&sid) {
-        polled.bytes += response.body().size_hint().lower();
+    if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
+        watched.polled += response.body().size_hint().lower();
     }
     response
 }
 
-fn session_id(request: &Request) -> Option<Sid> {
-    let query = request.uri().query()?;
-    let sid = query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("sid="))?;
-    sid.parse().ok()
+fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+    let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find_map(|(key, value)| (key == name).then_some(value))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

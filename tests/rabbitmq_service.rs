@@ -226,3 +226,30 @@ async fn a_hundred_refusals_and_deletions_leave_no_queue_and_no_channel_behind()
     until("three channels", || broker.channels() == 3).await;
     service.close().await;
 }
+
+#[tokio::test]
+async fn newcomers_do_not_wait_for_a_crowd_that_leaves() {
+    let broker = Broker::start().await;
+    let publisher = Publisher::connect(&broker).await;
+    let service = connect(&broker);
+    let crowd: Vec<User> = (0..2500).map(|i| user(&format!("usr_{i}"))).collect();
+    for user in &crowd {
+        service.subscribe_user(user, inbox().0);
+    }
+    let deadline = Duration::from_secs(60);
+    let all = || service.subscribers_count() == crowd.len();
+    until_within(deadline, "2,500 subscriptions", all).await;
+    for user in &crowd {
+        service.unsubscribe_user(user);
+    }
+    let (handler, mut inbox) = inbox();
+    // As long as a socket's CONNECT waits at most.
+    let mut subscribed = service.subscribe_user(&user("newcomer"), handler);
+    timeout(Duration::from_secs(2), subscribed.ready())
+        .await
+        .unwrap();
+    publisher.publish("user.newcomer.messageupdate", "x").await;
+    assert_eq!(next(&mut inbox).await, "x");
+    until_within(deadline, "one queue", || broker.queues().len() == 1).await;
+    service.close().await;
+}

@@ -28,8 +28,8 @@ use amqprs::{
     Nack as PublisherNack, Return,
     callbacks::{ChannelCallback, ConnectionCallback},
     channel::{
-        BasicCancelArguments, BasicConsumeArguments, BasicQosArguments, Channel,
-        QueueBindArguments, QueueDeclareArguments, QueueDeleteArguments,
+        BasicConsumeArguments, BasicQosArguments, Channel, QueueBindArguments,
+        QueueDeclareArguments, QueueDeleteArguments,
     },
     connection::{Connection, OpenConnectionArguments},
     consumer::AsyncConsumer,
@@ -40,7 +40,7 @@ use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::mpsc,
-    time::{interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -69,7 +69,10 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often a missing exchange is looked for. Users wait for it, so it is short.
 const EXCHANGE_RETRY: Duration = Duration::from_secs(2);
 
-/// How long a refused declaration rests. Only an operator can mend it.
+/// How often it is looked whether the exchange still exists.
+const EXCHANGE_PROBE: Duration = Duration::from_secs(5);
+
+/// How long a refused subscription rests. Only an operator can mend it.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
 
 /// amqprs never reuses the id of a channel that the server closed, and panics
@@ -104,9 +107,12 @@ pub(super) struct Link {
     handing_off: TaskTracker,
     acks: Arc<Acks>,
     _acknowledging: AbortOnDropHandle<()>,
+    /// Users whose subscription the broker refused, and when to try again.
+    parked: HashMap<User, Instant>,
     epoch: u64,
     declarations: u64,
     reopened_channels: usize,
+    warned_of_missing_exchange: bool,
 }
 
 /// A consumed queue. The consumer's tag is the queue's name.
@@ -231,51 +237,45 @@ impl Link {
             handing_off: TaskTracker::new(),
             acks,
             _acknowledging: AbortOnDropHandle::new(acknowledging),
+            parked: HashMap::new(),
             epoch,
             declarations: 0,
             reopened_channels: 0,
+            warned_of_missing_exchange: false,
         })
     }
 
     /// Keeps the broker's state in line with the wishes until the link is lost.
     pub(super) async fn run(&mut self, shared: &Shared) -> Ended {
-        let mut warned_of_missing_exchange = false;
+        let mut probe = interval(EXCHANGE_PROBE);
+        probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        probe.reset();
         loop {
-            let pause = match self.apply_changes(shared).await {
-                Ok(()) => None,
-                Err(LinkError::Closed(close)) if !self.lost.is_cancelled() => {
-                    if self.reopened_channels >= MAX_REOPENED_CHANNELS {
-                        let reason = "renewed after many closed channels".to_owned();
-                        return Ended::Lost(LinkError::Amqp(reason));
-                    }
-                    if close.code == NOT_FOUND && !self.active.is_empty() {
-                        // Bindings went with the exchange, unannounced: all queues are deaf.
-                        return Ended::Lost(LinkError::Closed(close));
-                    }
-                    if close.code != NOT_FOUND {
-                        let error = LinkError::Closed(close.clone());
-                        warn!(%error, "RabbitMQ refused a subscription");
-                    } else if !warned_of_missing_exchange {
-                        warned_of_missing_exchange = true;
-                        warn!(
-                            exchange = shared.config.exchange, reason = %close,
-                            "RabbitMQ exchange not found; updates will flow when Chat3 has created it"
-                        );
-                    }
-                    Some(if close.code == NOT_FOUND {
-                        EXCHANGE_RETRY
-                    } else {
-                        REFUSED_RETRY
-                    })
-                }
+            let applied = self.apply_changes(shared).await;
+            let without_exchange = match applied {
+                Ok(()) => false,
+                Err(LinkError::Closed(close)) if close.code == NOT_FOUND => true,
                 Err(error) => return Ended::Lost(self.loss_or(error)),
             };
+            if self.reopened_channels >= MAX_REOPENED_CHANNELS {
+                let reason = "renewed after many closed channels".to_owned();
+                return Ended::Lost(LinkError::Amqp(reason));
+            }
+            let retry_at = self.parked.values().min().copied();
             tokio::select! {
                 () = self.lost.cancelled() => return Ended::Lost(self.loss()),
                 () = shared.stop_consuming.cancelled() => return Ended::Stopped,
                 Some(tag) = self.cancelled.recv() => self.forget_cancelled(shared, &tag),
-                () = shared.changed.notified(), if pause.is_none() => {}
-                () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+                () = shared.changed.notified(), if !without_exchange => {}
+                () = sleep(EXCHANGE_RETRY), if without_exchange => {}
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
+                    self.unpark(shared);
+                }
+                _ = probe.tick() => {
+                    if let Err(error) = self.probe_exchange(shared).await {
+                        return Ended::Lost(self.loss_or(error));
+                    }
+                }
             }
         }
     }
@@ -294,7 +294,7 @@ impl Link {
             }
             let users: Vec<User> = changes.iter().map(|(user, _)| user.clone()).collect();
             if let Err(error) = self.apply(shared, changes).await {
-                shared.return_changes(users.into_iter());
+                shared.return_changes(users);
                 return Err(error);
             }
         }
@@ -308,45 +308,100 @@ impl Link {
         changes: Vec<(User, Option<Wish>)>,
     ) -> Result<(), LinkError> {
         let mut missing: HashMap<User, Wish> = HashMap::new();
+        let mut outdated = Vec::new();
         for (user, wish) in changes {
             let active_serial = self.active.get(&user).map(|active| active.serial);
             let wished_serial = wish.as_ref().map(|wish| wish.serial);
             if active_serial == wished_serial {
                 continue;
             }
+            self.parked.remove(&user);
             if active_serial.is_some() {
-                self.unsubscribe(&user).await?;
+                outdated.push(user.clone());
             }
             if let Some(wish) = wish {
                 missing.insert(user, wish);
             }
         }
-        if missing.is_empty() {
-            return Ok(());
+        self.unsubscribe(outdated).await?;
+        self.subscribe(shared, missing.into_iter().collect()).await
+    }
+
+    /// Subscribes all at once, or, where the broker refuses something, one by one:
+    /// a user who is refused waits alone.
+    async fn subscribe(
+        &mut self,
+        shared: &Shared,
+        wishes: Vec<(User, Wish)>,
+    ) -> Result<(), LinkError> {
+        match self.subscribe_batch(shared, wishes.clone()).await {
+            Err(LinkError::Closed(close)) if self.is_refusal(&close) => {
+                if wishes.len() > 1 {
+                    for wish in wishes {
+                        Box::pin(self.subscribe(shared, vec![wish])).await?;
+                    }
+                    return Ok(());
+                }
+                let error = LinkError::Closed(close);
+                for (user, _) in wishes {
+                    warn!(user_id = %user.id, %error, "RabbitMQ refused a subscription");
+                    self.parked.insert(user, Instant::now() + REFUSED_RETRY);
+                }
+                Ok(())
+            }
+            Err(LinkError::Closed(close)) if !self.lost.is_cancelled() => {
+                self.exchange_is_missing(shared, close)
+            }
+            other => other,
         }
-        self.subscribe(shared, missing).await
+    }
+
+    /// Whether `close` refuses something about its user; else it is the link that
+    /// is lost, or the exchange that is missing.
+    fn is_refusal(&self, close: &ServerClose) -> bool {
+        close.code != NOT_FOUND && !self.lost.is_cancelled()
+    }
+
+    /// A bind said that the exchange does not exist: an error for the caller.
+    fn exchange_is_missing(
+        &mut self,
+        shared: &Shared,
+        close: ServerClose,
+    ) -> Result<(), LinkError> {
+        if !self.active.is_empty() {
+            // Bindings go with their exchange, unannounced: all queues are deaf.
+            return Err(LinkError::Amqp(close.to_string()));
+        }
+        if !std::mem::replace(&mut self.warned_of_missing_exchange, true) {
+            warn!(
+                exchange = shared.config.exchange, reason = %close,
+                "RabbitMQ exchange not found; updates will flow when Chat3 has created it"
+            );
+        }
+        Err(LinkError::Closed(close))
     }
 
     /// Declares, binds and consumes the users' queues, pipelined: without waiting
     /// for each answer, then one barrier per channel, which only an accepted
     /// sequence passes.
-    async fn subscribe(
+    async fn subscribe_batch(
         &mut self,
         shared: &Shared,
-        wishes: HashMap<User, Wish>,
+        wishes: Vec<(User, Wish)>,
     ) -> Result<(), LinkError> {
-        let queues: Vec<(User, Wish, String)> = wishes
-            .into_iter()
-            .map(|(user, wish)| {
-                self.declarations += 1;
-                let name = queue_name(&shared.instance, self.epoch, &user, self.declarations);
-                (user, wish, name)
-            })
-            .collect();
+        if wishes.is_empty() {
+            return Ok(());
+        }
+        let mut queues = Vec::with_capacity(wishes.len());
+        for (user, wish) in wishes {
+            self.declarations += 1;
+            let name = queue_name(&shared.instance, self.epoch, &user, self.declarations);
+            queues.push((user, wish, name));
+        }
         if let Err(error) = self.declare(shared, &queues).await {
             if matches!(error, LinkError::Closed(_)) && !self.lost.is_cancelled() {
                 self.reopen_admin().await?;
-                self.delete(queues.into_iter().map(|(_, _, name)| name))
+                self.clean_up(queues.into_iter().map(|(_, _, name)| name))
                     .await?;
             }
             return Err(error);
@@ -364,6 +419,29 @@ impl Link {
             self.active.insert(user, active);
         }
         Ok(())
+    }
+
+    /// Takes up again the users who have waited long enough after a refusal.
+    fn unpark(&mut self, shared: &Shared) {
+        let now = Instant::now();
+        let due = self.parked.extract_if(|_, retry_at| *retry_at <= now);
+        shared.return_changes(due.map(|(user, _)| user).collect());
+    }
+
+    /// Binds one user's key once more: without effect, unless the exchange was
+    /// deleted since, of which nothing else would tell.
+    async fn probe_exchange(&mut self, shared: &Shared) -> Result<(), LinkError> {
+        let Some((user, active)) = self.active.iter().next() else {
+            return Ok(());
+        };
+        let keys = &shared.config.binding_keys;
+        let Some(key) = keys.render(user).next() else {
+            return Ok(());
+        };
+        let bind = QueueBindArguments::new(&active.tag, &shared.config.exchange, &key);
+        let channel = self.admin.channel.clone();
+        self.rpc(&self.admin, async move { channel.queue_bind(bind).await })
+            .await
     }
 
     async fn declare(
@@ -392,11 +470,16 @@ impl Link {
         }
         let (channel, prefetch) = (self.admin.channel.clone(), self.admin.prefetch);
         let sequence = async move {
+            // A frame after the server closed the channel would cost the connection.
             for declare in declares {
-                channel.queue_declare(declare).await?;
+                if channel.is_open() {
+                    channel.queue_declare(declare).await?;
+                }
             }
             for bind in binds {
-                channel.queue_bind(bind).await?;
+                if channel.is_open() {
+                    channel.queue_bind(bind).await?;
+                }
             }
             barrier(&channel, prefetch).await
         };
@@ -428,36 +511,60 @@ impl Link {
         self.rpc(&self.consumers, sequence).await
     }
 
-    /// Cancels the user's consumer; the queue, auto-delete, goes with it.
-    async fn unsubscribe(&mut self, user: &User) -> Result<(), LinkError> {
-        let Some(active) = self.active.remove(user) else {
+    /// Deletes the users' queues, pipelined. Each consumer ends when the server's
+    /// `basic.cancel` arrives, behind all deliveries; a `basic.cancel` of ours that
+    /// does not wait would make amqprs drop what is still on its way.
+    async fn unsubscribe(&mut self, users: Vec<User>) -> Result<(), LinkError> {
+        let mut deletes = Vec::new();
+        for user in &users {
+            if let Some(active) = self.active.remove(user) {
+                self.users_by_tag.remove(&active.tag);
+                deletes.push(
+                    QueueDeleteArguments::new(&active.tag)
+                        .no_wait(true)
+                        .finish(),
+                );
+            }
+        }
+        if deletes.is_empty() {
             return Ok(());
-        };
-        self.users_by_tag.remove(&active.tag);
-        let channel = self.consumers.channel.clone();
-        // Waits for the answer: what the server sent before it is then with the
-        // consumer, which hands it off and acknowledges it before it ends.
-        let cancel = async move {
-            let arguments = BasicCancelArguments::new(&active.tag);
-            channel.basic_cancel(arguments).await.map(drop)
-        };
-        self.rpc(&self.consumers, cancel).await?;
-        info!(user_id = %user.id, "User unsubscribed from updates");
-        Ok(())
-    }
-
-    async fn delete(&self, names: impl Iterator<Item = String>) -> Result<(), LinkError> {
-        let deletes: Vec<QueueDeleteArguments> = names
-            .map(|name| QueueDeleteArguments::new(&name).no_wait(true).finish())
-            .collect();
+        }
         let (channel, prefetch) = (self.admin.channel.clone(), self.admin.prefetch);
         let sequence = async move {
             for delete in deletes {
-                channel.queue_delete(delete).await?;
+                if channel.is_open() {
+                    channel.queue_delete(delete).await?;
+                }
             }
             barrier(&channel, prefetch).await
         };
-        self.rpc(&self.admin, sequence).await
+        if let Err(error) = self.rpc(&self.admin, sequence).await {
+            // What could be declared can be deleted: then the state is unknown.
+            return Err(LinkError::Amqp(self.loss_or(error).to_string()));
+        }
+        for user in users {
+            info!(user_id = %user.id, "User unsubscribed from updates");
+        }
+        Ok(())
+    }
+
+    /// Deletes what a refused batch may have declared. One by one, each awaited: a
+    /// second refusal must not meet further frames.
+    async fn clean_up(&mut self, names: impl Iterator<Item = String>) -> Result<(), LinkError> {
+        for name in names {
+            let channel = self.admin.channel.clone();
+            let delete = QueueDeleteArguments::new(&name);
+            let delete = async move { channel.queue_delete(delete).await.map(drop) };
+            match self.rpc(&self.admin, delete).await {
+                Ok(()) => {}
+                // Who may not delete was not able to declare either.
+                Err(LinkError::Closed(_)) if !self.lost.is_cancelled() => {
+                    return self.reopen_admin().await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     async fn reopen_admin(&mut self) -> Result<(), LinkError> {
@@ -470,23 +577,24 @@ impl Link {
         Ok(())
     }
 
-    /// The server cancelled a consumer because its queue was deleted: subscribe anew.
+    /// The server cancelled a consumer because its queue was deleted. If that was
+    /// not our wish: subscribe anew.
     fn forget_cancelled(&mut self, shared: &Shared, tag: &str) {
         if let Some(user) = self.users_by_tag.remove(tag) {
             warn!(user_id = %user.id, "RabbitMQ deleted a user's queue; subscribing anew");
             self.active.remove(&user);
-            shared.return_changes(std::iter::once(user));
+            shared.deactivate(&user);
+            shared.return_changes(vec![user]);
         }
     }
 
-    /// Cancels every consumer, so that nothing more is received.
-    pub(super) async fn cancel_all(&mut self) {
-        let users: Vec<User> = self.active.keys().cloned().collect();
-        for user in users {
-            if let Err(error) = self.unsubscribe(&user).await {
-                debug!(error = %self.loss_or(error), "RabbitMQ consumers not cancelled");
-                return;
-            }
+    /// Ends all consumers at once, so that nothing more is received: the answer
+    /// to `channel.close` comes behind all deliveries. The queues, auto-delete, go.
+    pub(super) async fn stop_consuming(&mut self) {
+        self.flush_acks().await;
+        let channel = self.consumers.channel.clone();
+        if let Err(error) = self.rpc(&self.consumers, channel.close()).await {
+            debug!(error = %self.loss_or(error), "RabbitMQ consumers not stopped");
         }
     }
 

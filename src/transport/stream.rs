@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -43,7 +43,18 @@ struct State {
     /// Whether that write still waits for the peer.
     writing: AtomicBool,
     accepted: Instant,
-    upgraded_sid: OnceLock<Sid>,
+    role: Mutex<Role>,
+}
+
+/// What a connection was last asked to become.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Role {
+    #[default]
+    Http,
+    /// A websocket that opens a session of its own.
+    Websocket,
+    /// A websocket that takes over from a session's polling.
+    Upgrade(Sid),
 }
 
 impl Connection {
@@ -76,10 +87,14 @@ impl Connection {
         self.0.number
     }
 
-    /// Notes that this connection becomes the transport of `sid`. Once only:
-    /// returns whether this was the first time.
-    pub(super) fn upgrade(&self, sid: Sid) -> bool {
-        self.0.upgraded_sid.set(sid).is_ok()
+    /// Takes on a role and returns the previous one.
+    pub(super) fn take_role(&self, role: Role) -> Role {
+        let mut current = self.0.role.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, role)
+    }
+
+    pub(super) fn role(&self) -> Role {
+        *self.0.role.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check_open(&self) -> io::Result<()> {
@@ -126,7 +141,7 @@ impl Stream {
             last_write: AtomicU64::new(0),
             writing: AtomicBool::new(false),
             accepted: Instant::now(),
-            upgraded_sid: OnceLock::new(),
+            role: Mutex::default(),
         }));
         transports.opened(&connection);
         Self {
@@ -175,8 +190,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let sid = self.connection.0.upgraded_sid.get();
-        self.transports.closed(&self.connection, sid);
+        self.transports.closed(&self.connection);
     }
 }
 

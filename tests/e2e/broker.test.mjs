@@ -210,3 +210,77 @@ test('a broker that freezes is noticed within two heartbeats, and updates return
   assert.deepEqual([tab.connects, tab.disconnects], [1, []]);
   await broker.queuesAre(1);
 });
+
+test('a link to the broker that swallows everything is noticed, and left for one that works', async () => {
+  // A proxy that forwards until it is told to swallow: no reset, no FIN, nothing.
+  let swallow = false;
+  const proxy = net.createServer((near) => {
+    const far = net.connect(broker.port, '127.0.0.1');
+    const swallowed = swallow;
+    near.on('data', (data) => swallow && !swallowed ? null : far.write(data));
+    far.on('data', (data) => swallow && !swallowed ? null : near.write(data));
+    for (const socket of [near, far]) socket.on('error', () => {});
+  });
+  await new Promise((resolve) => proxy.listen(0, '127.0.0.1', resolve));
+  const publisher = await Publisher.connect(broker);
+  const env = {
+    RABBITMQ_URL: broker.url.replace(`:${broker.port}`, `:${proxy.address().port}`),
+    RABBITMQ_HEARTBEAT: '2s',
+  };
+  const gateway = await start(broker, { env });
+  const tab = await Tab.open(gateway, 'usr_hole');
+  await tab.saw(publisher.update('usr_hole'));
+  const cut = Date.now();
+  swallow = true;
+  await gateway.isConnected(false);
+  assert.ok(Date.now() - cut < 6000, `${Date.now() - cut} ms`);
+  await gateway.isConnected();
+  await gateway.metricIs('subscriptions', 1);
+  await tab.saw(publisher.update('usr_hole'));
+  assert.deepEqual([tab.connects, tab.disconnects], [1, []]);
+  proxy.close();
+});
+
+test('a user whose key the broker refuses waits alone; everybody else is served', async () => {
+  const publisher = await Publisher.connect(broker);
+  await broker.ctl('add_user', 'topics', 'pw');
+  await broker.ctl('set_permissions', 'topics', '.*', '.*', '.*');
+  await broker.ctl('set_topic_permissions', 'topics', EXCHANGE, '.*', '^user\\.usr_');
+  const gateway = await start(broker, { env: { RABBITMQ_URL: broker.url.replace('rmuser:rmpassword', 'topics:pw') } });
+  const early = await Tab.open(gateway, 'usr_early');
+  const refused = Tab.open(gateway, 'weird');
+  const others = await Promise.all(['usr_1', 'usr_2', 'usr_3'].map((user) => Tab.open(gateway, user)));
+  await gateway.logged(/RabbitMQ refused a subscription user_id=weird.*403/);
+  await refused;
+  for (const [i, tab] of [early, ...others].entries()) {
+    await tab.saw(publisher.update(['usr_early', 'usr_1', 'usr_2', 'usr_3'][i]));
+  }
+  await broker.queuesAre(4);
+  await gateway.metricIs('rabbitmq_reconnects_total', 0);
+});
+
+test('a permission that is withdrawn later costs newcomers their updates, and nobody else theirs', async () => {
+  const publisher = await Publisher.connect(broker);
+  await broker.ctl('add_user', 'later', 'pw');
+  await broker.ctl('set_permissions', 'later', '.*', '.*', '.*');
+  const gateway = await start(broker, { env: { RABBITMQ_URL: broker.url.replace('rmuser:rmpassword', 'later:pw') } });
+  const old = await Tab.open(gateway, 'usr_old');
+  await broker.ctl('set_permissions', 'later', '^$', '.*', '.*');
+  await Promise.all([Tab.open(gateway, 'usr_new1'), Tab.open(gateway, 'usr_new2')]);
+  await gateway.logged(/RabbitMQ refused a subscription user_id=usr_new[12].*\n(.*\n)*.*RabbitMQ refused a subscription user_id=usr_new[12]/);
+  await old.saw(publisher.update('usr_old'));
+  await gateway.metricIs('rabbitmq_reconnects_total', 0);
+  await gateway.metricIs('subscriptions', 1);
+});
+
+test('an exchange that is deleted while nobody comes or goes is missed, and everybody subscribed again', async () => {
+  const publisher = await Publisher.connect(broker);
+  const gateway = await start(broker);
+  const tab = await Tab.open(gateway, 'usr_deaf');
+  await publisher.channel.deleteExchange(EXCHANGE);
+  await gateway.logged(/RabbitMQ connection closed.*404/);
+  const again = await Publisher.connect(broker);
+  await gateway.metricIs('subscriptions', 1);
+  await tab.saw(again.update('usr_deaf'));
+  assert.deepEqual([tab.connects, tab.disconnects], [1, []]);
+});

@@ -1,6 +1,7 @@
 // The development mode: no broker, a page, tokens and publishing over HTTP.
 
 import assert from 'node:assert/strict';
+import http from 'node:http';
 import { after, before, test } from 'node:test';
 
 import { chromium } from 'playwright-core';
@@ -80,6 +81,20 @@ test('other sites can neither ask for tokens nor publish', async () => {
   const headers = { origin: 'https://evil.example', 'access-control-request-method': 'POST' };
   const preflight = await gateway.get('/dev/tokens', { method: 'OPTIONS', headers });
   assert.equal(preflight.headers.get('access-control-allow-origin'), null);
+});
+
+test('a site whose name is made to point here gets nothing', async () => {
+  const { port } = new URL(gateway.url);
+  const statusFor = (host) => new Promise((resolve, reject) => {
+    const headers = { host, 'content-type': 'application/json' };
+    const request = http.request({ host: '127.0.0.1', port, path: '/dev/tokens', method: 'POST', headers });
+    request.on('response', (response) => resolve(response.resume().statusCode)).on('error', reject);
+    request.end(JSON.stringify({ userId: 'usr_a' }));
+  });
+  assert.equal(await statusFor(`evil.example:${port}`), 403);
+  for (const host of [`localhost:${port}`, `127.0.0.1:${port}`, `[::1]:${port}`]) {
+    assert.equal(await statusFor(host), 200, host);
+  }
 });
 
 test('a configured key is used, so that a team\'s own tokens work', async () => {

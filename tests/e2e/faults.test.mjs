@@ -2,10 +2,9 @@
 // and nobody else notices.
 
 import assert from 'node:assert/strict';
-import net from 'node:net';
 import { afterEach, before, test } from 'node:test';
 
-import { Broker, Gateway, Publisher, Tab, token, until } from './harness.mjs';
+import { Broker, Gateway, HANDSHAKE, Publisher, Tab, frame, rawConnection, token, until } from './harness.mjs';
 
 let broker;
 let publisher;
@@ -18,33 +17,10 @@ before(async () => {
   publisher = await Publisher.connect(broker);
 });
 
-/** A TCP connection to the gateway on which a test writes what it likes. */
-async function rawConnection(gateway) {
-  const { port } = new URL(gateway.url);
-  const socket = net.connect(Number(port), '127.0.0.1');
-  socket.received = '';
-  socket.on('data', (data) => (socket.received += data.toString('latin1')));
-  socket.on('error', () => {});
-  socket.ended = new Promise((resolve) => socket.on('close', resolve));
-  await new Promise((resolve) => socket.once('connect', resolve));
-  return socket;
-}
-
-/** One masked websocket text frame, as clients must send it. */
-function frame(text, { opcode = 1, length = Buffer.byteLength(text) } = {}) {
-  const payload = Buffer.from(text);
-  const head = length < 126 ? [0x80 | opcode, 0x80 | length]
-    : length < 65_536 ? [0x80 | opcode, 0xfe, length >> 8, length & 255]
-      : [0x80 | opcode, 0xff, 0, 0, 0, 0, (length >> 24) & 255, (length >> 16) & 255, (length >> 8) & 255, length & 255];
-  return Buffer.concat([Buffer.from(head), Buffer.alloc(4), payload]);
-}
-
-const handshake = 'GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n';
-
 /** A websocket that is signed in as `userId`, on a raw connection. */
 async function rawWebsocket(gateway, userId) {
   const socket = await rawConnection(gateway);
-  socket.write(handshake);
+  socket.write(HANDSHAKE);
   await until('the open packet', () => socket.received.includes('0{"sid"'));
   socket.write(frame(`40${JSON.stringify({ token: token(userId) })}`));
   await until('the CONNECT reply', () => socket.received.includes('40{"sid"'));
@@ -113,7 +89,7 @@ test('the disconnect that overtakes the connect leaves nothing behind', async ()
   gateway = await Gateway.start(broker);
   for (let i = 0; i < 300; i += 1) {
     const socket = await rawConnection(gateway);
-    socket.write(handshake);
+    socket.write(HANDSHAKE);
     await until('the open packet', () => socket.received.includes('0{"sid"'));
     const connect = frame(`40${JSON.stringify({ token: token(`usr_${i % 20}`) })}`);
     // Sometimes a goodbye in the same write, sometimes just gone.
@@ -173,7 +149,101 @@ test('garbage, oversized frames and oversized requests end their own connection 
 test('a CONNECT that never comes ends the session', async () => {
   gateway = await Gateway.start(broker);
   const socket = await rawConnection(gateway);
-  socket.write(handshake);
+  socket.write(HANDSHAKE);
   await socket.ended;
   assert.match(socket.received, /0\{"sid"/);
+});
+
+test('a thousand half-open connections and abandoned handshakes end, and leave nothing behind', async () => {
+  gateway = await Gateway.start(broker);
+  const bystander = await Tab.open(gateway, 'usr_bystander');
+  const sockets = await Promise.all(Array.from({ length: 1000 }, () => rawConnection(gateway)));
+  sockets.forEach((socket, i) => {
+    // Nothing at all, half a request, an Engine.IO session without CONNECT, an upgrade that stops.
+    if (i % 4 === 1) socket.write('GET /socket.io/?EIO=4');
+    if (i % 4 === 2) socket.write(HANDSHAKE);
+    if (i % 4 === 3) socket.write(HANDSHAKE.replace('transport=websocket', 'transport=websocket&sid=AAAAAAAAAAAAAAAA'));
+  });
+  const update = publisher.update('usr_bystander');
+  await bystander.saw(update);
+  const start = Date.now();
+  await Promise.all(sockets.map((socket) => socket.ended));
+  assert.ok(Date.now() - start < 40_000);
+  assert.deepEqual(bystander.disconnects, []);
+  await gateway.metricIs('sockets', 1);
+});
+
+test('while one user is flooded, another user\'s updates take no longer than twice as long', async () => {
+  gateway = await Gateway.start(broker);
+  const calm = await Tab.open(gateway, 'usr_calm', { transports: ['websocket'] });
+  const flooded = await Tab.open(gateway, 'usr_flooded', { transports: ['websocket'] });
+  const latencies = async (count) => {
+    const times = [];
+    for (let i = 0; i < count; i += 1) {
+      const start = performance.now();
+      await calm.saw(publisher.update('usr_calm'));
+      times.push(performance.now() - start);
+    }
+    return times.sort((a, b) => a - b)[Math.floor(count * 0.99)];
+  };
+  await latencies(50); // warm up
+  const undisturbed = await latencies(200);
+  const stuck = await rawWebsocket(gateway, 'usr_flooded');
+  stuck.pause();
+  // Its own connection: the publisher's must not be what is measured.
+  const flood = await Publisher.connect(broker);
+  const timer = setInterval(() => {
+    for (let i = 0; i < 20; i += 1) flood.update('usr_flooded', { data: { content: 'x'.repeat(2000) } });
+  }, 50);
+  const disturbed = await latencies(200);
+  clearInterval(timer);
+  stuck.destroy();
+  // The floor leaves room for what two cores shared by all parts do to a millisecond.
+  assert.ok(disturbed <= Math.max(2 * undisturbed, 25), `${disturbed} ms instead of ${undisturbed} ms`);
+  assert.deepEqual(flooded.disconnects, []);
+});
+
+test('a refused second upgrade does not keep a stuck websocket from being closed', async () => {
+  gateway = await Gateway.start(broker);
+  const poll = async (sid, body) => (await gateway.get(`/socket.io/?EIO=4&transport=polling${sid ? `&sid=${sid}` : ''}`, body ? { method: 'POST', body } : {})).text();
+  const { sid } = JSON.parse((await poll()).slice(1));
+  await poll(sid, `40${JSON.stringify({ token: token('usr_twice') })}`);
+  await until('the CONNECT reply', async () => /40\{"sid"/.test(await poll(sid)));
+  const upgradeRequest = HANDSHAKE.replace('transport=websocket', `transport=websocket&sid=${sid}`);
+  const websocket = await rawConnection(gateway);
+  websocket.write(upgradeRequest);
+  await until('the upgrade', () => websocket.received.includes('101'));
+  websocket.write(frame('2probe'));
+  await until('the probe reply', () => websocket.received.includes('3probe'));
+  websocket.write(frame('5'));
+  const second = await rawConnection(gateway);
+  second.write(upgradeRequest);
+  await second.ended;
+  const update = publisher.update('usr_twice');
+  await until('an update', () => websocket.received.includes(update._id));
+  websocket.pause();
+  for (let i = 0; i < 100; i += 1) publisher.update('usr_twice', { data: { content: 'x'.repeat(200_000) } });
+  await gateway.metricIs('sockets', 0);
+  websocket.resume();
+  await websocket.ended;
+});
+
+test('attachments that nobody asked for are not collected', async () => {
+  gateway = await Gateway.start(broker);
+  const socket = await rawConnection(gateway);
+  socket.write(HANDSHAKE);
+  await until('the open packet', () => socket.received.includes('0{"sid"'));
+  socket.write(frame('4510-["x"]'));
+  const start = Date.now();
+  socket.write(frame('452-["x",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]'));
+  await socket.ended;
+  // Long before the CONNECT that never comes would end it.
+  assert.ok(Date.now() - start < 5000);
+});
+
+test('a polling request whose body never comes ends', async () => {
+  gateway = await Gateway.start(broker);
+  const socket = await rawConnection(gateway);
+  socket.write('POST /socket.io/?EIO=4&transport=polling&sid=AAAAAAAAAAAAAAAA HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n');
+  await socket.ended;
 });

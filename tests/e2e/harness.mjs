@@ -393,6 +393,30 @@ export class Tab {
   }
 }
 
+/** A TCP connection to the gateway on which a test writes what it likes. */
+export async function rawConnection(gateway) {
+  const { port } = new URL(gateway.url);
+  const socket = net.connect(Number(port), '127.0.0.1');
+  socket.received = '';
+  socket.on('data', (data) => (socket.received += data.toString('latin1')));
+  socket.on('error', () => {});
+  socket.ended = new Promise((resolve) => socket.on('close', resolve));
+  await new Promise((resolve) => socket.once('connect', resolve));
+  return socket;
+}
+
+/** One masked websocket text frame, as clients must send it. */
+export function frame(text, { opcode = 1, length = Buffer.byteLength(text) } = {}) {
+  const payload = Buffer.from(text);
+  const head = length < 126 ? [0x80 | opcode, 0x80 | length]
+    : length < 65_536 ? [0x80 | opcode, 0xfe, length >> 8, length & 255]
+      : [0x80 | opcode, 0xff, 0, 0, 0, 0, (length >> 24) & 255, (length >> 16) & 255, (length >> 8) & 255, length & 255];
+  return Buffer.concat([Buffer.from(head), Buffer.alloc(4), payload]);
+}
+
+/** The request that opens a websocket of its own. */
+export const HANDSHAKE = 'GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n';
+
 /** The generations of Chat3 with the updates that each publishes. */
 export function generations() {
   const folder = path.join(tests, 'fixtures');

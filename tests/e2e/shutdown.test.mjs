@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 
-import { Broker, Gateway, Publisher, Tab, freePort, until } from './harness.mjs';
+import { Broker, Gateway, HANDSHAKE, Publisher, Tab, frame, freePort, rawConnection, token, until } from './harness.mjs';
 
 let broker;
 let publisher;
@@ -92,6 +92,78 @@ test('a second signal ends it at once', async () => {
     const { code, ms } = await exit;
     assert.equal(code, 130);
     assert.ok(ms < 2000, `${ms} ms`);
+  } finally {
+    broker.child.kill('SIGCONT');
+  }
+});
+
+test('SIGTERM under full load: what was acknowledged arrived, without a hole, on every socket', async () => {
+  const gateway = await Gateway.start(broker);
+  const users = Array.from({ length: 50 }, (_, i) => `usr_load_${i}`);
+  const tabs = await Promise.all(users.map((user) => Tab.open(gateway, user, { reconnection: false, transports: ['websocket'] })));
+  const published = new Map(users.map((user) => [user, []]));
+  const timer = setInterval(() => {
+    for (const user of users) for (let i = 0; i < 5; i += 1) published.get(user).push(publisher.update(user)._id);
+  }, 20);
+  await tabs[0].when('updates flow', () => tabs[0].ids.length > 100);
+  const exit = await gateway.terminate();
+  clearInterval(timer);
+  assert.equal(exit.code, 0);
+  assert.ok(exit.ms < 10_000, `${exit.ms} ms`);
+  for (const [i, user] of users.entries()) {
+    await tabs[i].when('disconnected', () => tabs[i].disconnects.length === 1);
+    assert.deepEqual(tabs[i].ids, published.get(user).slice(0, tabs[i].ids.length), user);
+    // Both events of an update, or neither.
+    assert.equal(tabs[i].events.length, 2 * tabs[i].ids.length);
+  }
+});
+
+test('with a client that takes nothing and a frozen broker it still exits in time', async () => {
+  const gateway = await Gateway.start(broker);
+  const stuck = await Tab.open(gateway, 'usr_stuck', { transports: ['websocket'] });
+  stuck.socket.io.engine.transport.ws._socket?.pause();
+  for (let i = 0; i < 200; i += 1) publisher.update('usr_stuck', { data: { content: 'x'.repeat(50_000) } });
+  await until('updates are consumed', async () => (await gateway.metric('updates_received_total')) > 100);
+  broker.child.kill('SIGSTOP');
+  try {
+    const { code, ms } = await gateway.terminate();
+    assert.equal(code, 0);
+    assert.ok(ms < 10_500, `${ms} ms`);
+  } finally {
+    broker.child.kill('SIGCONT');
+  }
+});
+
+test('connections are closed over the spread, not in one wave', async () => {
+  const gateway = await Gateway.start(broker, { env: { SHUTDOWN_SPREAD: '1500ms' } });
+  const tabs = await Promise.all(Array.from({ length: 150 }, (_, i) => Tab.open(gateway, `usr_${i}`, { reconnection: false, transports: ['websocket'] })));
+  const closings = [];
+  for (const tab of tabs) tab.socket.on('disconnect', () => closings.push(Date.now()));
+  const { code, ms } = await gateway.terminate();
+  assert.equal(code, 0);
+  await until('all are disconnected', () => closings.length === tabs.length);
+  const spread = Math.max(...closings) - Math.min(...closings);
+  assert.ok(spread > 1000, `${spread} ms`);
+  const inAnyHalfSecond = Math.max(...closings.map((time) => closings.filter((other) => other >= time && other < time + 500).length));
+  assert.ok(inAnyHalfSecond < 100, `${inAnyHalfSecond} within half a second`);
+  assert.ok(ms < 5000, `${ms} ms`);
+});
+
+test('a client that is caught between handshake and CONNECT is not told anything final', async () => {
+  const gateway = await Gateway.start(broker);
+  const begun = await rawConnection(gateway);
+  begun.write(HANDSHAKE);
+  await until('the open packet', () => begun.received.includes('0{"sid"'));
+  // A broker that does not answer keeps the shutdown from ending at once.
+  await Tab.open(gateway, 'usr_holding');
+  broker.child.kill('SIGSTOP');
+  try {
+    const exit = gateway.terminate();
+    await until('draining', async () => (await gateway.get('/ready')).status === 503);
+    begun.write(frame(`40${JSON.stringify({ token: token('usr_begun') })}`));
+    await begun.ended;
+    assert.doesNotMatch(begun.received, /44\{/);
+    assert.equal((await exit).code, 0);
   } finally {
     broker.child.kill('SIGCONT');
   }
