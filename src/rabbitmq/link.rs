@@ -69,6 +69,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often a missing exchange is looked for. Users wait for it, so it is short.
 const EXCHANGE_RETRY: Duration = Duration::from_secs(2);
 
+/// Long enough for another task of this process to hand a frame to the writer.
+const CLOSE_OK_DELAY: Duration = Duration::from_millis(100);
+
 /// How often it is looked whether the exchange still exists.
 const EXCHANGE_PROBE: Duration = Duration::from_secs(5);
 
@@ -879,6 +882,10 @@ impl ChannelCallback for OnChannel {
             code: close.reply_code(),
             text: close.reply_text().clone(),
         });
+        // amqprs answers `close-ok` when this returns, and a frame behind that costs
+        // the connection (504). Frames that were on their way to the writer get
+        // there meanwhile; RPCs that begin now fail when the dispatcher has ended.
+        sleep(CLOSE_OK_DELAY).await;
         Ok(())
     }
 
