@@ -25,7 +25,7 @@ lint: ## Formatting and lints, warnings denied
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
-	cargo test --locked
+	RUST_TEST_THREADS=2 cargo test --locked
 
 test-e2e: rabbitmq chromium src/dev/node_modules tests/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked
