@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages) and nothing else.
 
-.PHONY: run test lint test-rust test-e2e doc clean help
+.PHONY: run test lint test-rust test-e2e soak clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -30,6 +30,11 @@ test-rust: rabbitmq ## Unit tests, and integration tests against a private Rabbi
 test-e2e: rabbitmq chromium src/dev/node_modules tests/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked
 	cd tests && node --test e2e/*.test.mjs
+
+SOAK_MINUTES ?= 10
+soak: rabbitmq src/dev/node_modules tests/node_modules ## The long run: churn, broker kills, gateway restarts (SOAK_MINUTES=10)
+	cargo build --locked
+	cd tests && SOAK_MINUTES=$(SOAK_MINUTES) node --test soak.mjs
 
 .PHONY: npm rabbitmq chromium
 npm:

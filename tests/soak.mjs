@@ -1,0 +1,106 @@
+// The long run: a publisher, churning clients, broker kills and gateway restarts
+// for a number of minutes (first argument), then a verdict.
+//
+// What must hold: while a tab is connected and the broker link is up, its updates
+// have no hole, none comes twice, and all are in order; what is left at the end is
+// nothing; and the gateway's memory does not grow. Updates published while the
+// client or the link was away may be missing: they are not replayed.
+
+import { readFileSync } from 'node:fs';
+import { after, test } from 'node:test';
+import assert from 'node:assert/strict';
+
+import { Broker, Gateway, Publisher, Tab, freePort } from './e2e/harness.mjs';
+
+const minutes = Number(process.env.SOAK_MINUTES ?? 2);
+const USERS = 40;
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const rssOf = (pid) => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))[1]) / 1024;
+
+test(`${minutes} minutes of churn, broker kills and gateway restarts`, { timeout: (minutes + 3) * 60_000 }, async () => {
+  const broker = await Broker.start();
+  const port = String(await freePort());
+  const serve = () => Gateway.start(broker, { env: { PORT: port } });
+  let gateway = await serve();
+  let publisher = await Publisher.connect(broker);
+  const end = Date.now() + minutes * 60_000;
+  const tally = { published: 0, received: 0, doubled: 0, reordered: 0, lost: 0, connects: 0, kills: 0, restarts: 0 };
+  /** Grows with every disturbance: a hole across one is not a loss. */
+  let disturbances = 0;
+  let running = true;
+  after(() => (running = false));
+
+  const next = new Map();
+  const publishing = (async () => {
+    while (running) {
+      const user = `usr_${Math.floor(Math.random() * USERS)}`;
+      const n = (next.get(user) ?? 0) + 1;
+      next.set(user, n);
+      publisher?.update(user, { n, disturbances, data: { n } });
+      tally.published += 1;
+      await pause(2);
+    }
+  })();
+
+  /** Holds every update of one connection against the one before it. */
+  const check = (tab) => {
+    let last = null;
+    tab.socket.on('connect', () => (last = null));
+    tab.socket.on('chat3:update', (update) => {
+      tally.received += 1;
+      if (last && update.n === last.n) tally.doubled += 1;
+      else if (last && update.n < last.n) tally.reordered += 1;
+      else if (last && update.n > last.n + 1 && update.disturbances === last.disturbances) tally.lost += update.n - last.n - 1;
+      last = update;
+      tab.events.length = 0;
+    });
+  };
+  const churning = Array.from({ length: USERS }, async (_, i) => {
+    while (running) {
+      const transports = [['websocket'], ['polling', 'websocket'], ['polling']][i % 3];
+      const tab = await Tab.open(gateway, `usr_${i}`, { transports }).catch(() => null);
+      if (!tab) continue;
+      tally.connects += 1;
+      check(tab);
+      await pause(500 + Math.random() * 4000);
+      if (Math.random() < 0.5) tab.socket.io.engine?.close();
+      await pause(500);
+      tab.close();
+    }
+  });
+
+  let baseline = null;
+  while (Date.now() < end) {
+    await pause(15_000);
+    baseline ??= rssOf(gateway.child.pid);
+    disturbances += 1;
+    publisher = null;
+    if (tally.kills <= tally.restarts) {
+      tally.kills += 1;
+      await broker.kill();
+      await broker.start();
+    } else {
+      tally.restarts += 1;
+      const exit = await gateway.terminate();
+      assert.equal(exit.code, 0);
+      gateway = await serve();
+      baseline = null;
+    }
+    publisher = await Publisher.connect(broker);
+    await gateway.isConnected();
+    await pause(2000);
+    disturbances += 1;
+  }
+  running = false;
+  await Promise.all([publishing, ...churning]);
+  const rss = rssOf(gateway.child.pid);
+  tally.rssMiB = `${baseline?.toFixed(0) ?? '?'} -> ${rss.toFixed(0)}`;
+  console.log(JSON.stringify(tally));
+  assert.deepEqual([tally.doubled, tally.reordered, tally.lost], [0, 0, 0]);
+  await gateway.metricIs('sockets', 0);
+  await gateway.metricIs('users', 0);
+  await broker.queuesAre(0);
+  assert.ok(rss < 2 * (baseline ?? rss) + 20, `memory grew: ${tally.rssMiB} MiB`);
+  assert.doesNotMatch(gateway.logs, /panicked/);
+});
