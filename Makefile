@@ -12,7 +12,7 @@ need = @command -v $(1) >/dev/null || { echo "installing $(2)"; $(as_root) apt-g
 	$(as_root) apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 run: src/dev/node_modules ## Run the development mode: no broker, page at http://localhost:3001/
 	cargo run --locked -- dev

@@ -12,6 +12,8 @@
 //! This module never sees a socket.
 
 mod acks;
+mod connection;
+mod consumer;
 mod link;
 
 use std::{
@@ -29,8 +31,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub(crate) use self::link::open_connection;
-use self::link::{Ended, Link, LinkError};
+pub(crate) use self::connection::open_connection;
+use self::{
+    connection::LinkError,
+    link::{Ended, Link},
+};
 use crate::{
     broker::{Broker, Handler, Subscribed},
     config::RabbitMqConfig,

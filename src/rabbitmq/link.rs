@@ -18,24 +18,16 @@
 use std::{
     collections::HashMap,
     future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use amqprs::{
-    Ack as PublisherAck, BasicProperties, Cancel, Close, CloseChannel, Deliver,
-    Nack as PublisherNack, Return,
-    callbacks::{ChannelCallback, ConnectionCallback},
     channel::{
-        BasicConsumeArguments, BasicQosArguments, Channel, QueueBindArguments,
-        QueueDeclareArguments, QueueDeleteArguments,
+        BasicConsumeArguments, QueueBindArguments, QueueDeclareArguments, QueueDeleteArguments,
     },
-    connection::{Connection, OpenConnectionArguments},
-    consumer::AsyncConsumer,
-    tls::TlsAdaptor,
+    connection::Connection,
 };
-use async_trait::async_trait;
 use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -43,18 +35,21 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tokio_util::{
-    sync::{CancellationToken, DropGuard},
-    task::{AbortOnDropHandle, TaskTracker, task_tracker::TaskTrackerToken},
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
-use super::{Shared, Wish, acks::Acks};
-use crate::{
-    broker::{Delivery, Handler},
-    config::AmqpUrl,
-    metrics::GaugeGuard,
-    user::User,
+use super::{
+    Shared, Wish,
+    acks::Acks,
+    connection::{
+        LinkError, NOT_FOUND, OnConnection, OpenChannel, ServerClose, barrier, open_channel,
+        open_connection,
+    },
+    consumer::UserConsumer,
 };
+use crate::{metrics::GaugeGuard, user::User};
 
 /// Limit of one RPC. A broker that needs longer is in no state to deliver.
 const RPC_TIMEOUT: Duration = Duration::from_secs(20);
@@ -69,9 +64,6 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often a missing exchange is looked for. Users wait for it, so it is short.
 const EXCHANGE_RETRY: Duration = Duration::from_secs(2);
 
-/// Long enough for another task of this process to hand a frame to the writer.
-const CLOSE_OK_DELAY: Duration = Duration::from_millis(100);
-
 /// How often it is looked whether the exchange still exists.
 const EXCHANGE_PROBE: Duration = Duration::from_secs(5);
 
@@ -85,13 +77,6 @@ const MAX_REOPENED_CHANNELS: usize = 500;
 /// Limit of handing off what consumers still hold when a link ends. Handlers do
 /// not block; only an acknowledgement into a dead connection could.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-
-// Reply codes of AMQP 0-9-1.
-const ACCESS_REFUSED: u16 = 403;
-const NOT_FOUND: u16 = 404;
-const NOT_ALLOWED: u16 = 530;
-/// Also what RabbitMQ 4.3 answers to kinds of queues that it no longer has.
-const INTERNAL_ERROR: u16 = 541;
 
 pub(super) struct Link {
     connection: Connection,
@@ -125,71 +110,11 @@ struct Active {
     _gauge: GaugeGuard,
 }
 
-struct OpenChannel {
-    channel: Channel,
-    /// Prefetch of the consumers made on it.
-    prefetch: u16,
-    close_reason: Arc<OnceLock<ServerClose>>,
-}
-
 /// How a link ended.
 pub(super) enum Ended {
     /// The service is closing.
     Stopped,
     Lost(LinkError),
-}
-
-/// What the server said when it closed a connection or channel.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{code} {text}")]
-pub(crate) struct ServerClose {
-    code: u16,
-    text: String,
-}
-
-impl ServerClose {
-    /// What the operator can do about it, where it is not a passing fault.
-    fn advice(&self) -> Option<&'static str> {
-        match self.code {
-            ACCESS_REFUSED => Some(
-                "grant the user configure, write and read on chat3-gateway.* and read on the exchange",
-            ),
-            NOT_ALLOWED => Some("check the vhost in RABBITMQ_URL and the user's access to it"),
-            INTERNAL_ERROR => Some("see RabbitMQ's own log for what it does not support"),
-            _ => None,
-        }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
-    #[error("no answer within {0:?}")]
-    Timeout(Duration),
-    #[error("{0}")]
-    Amqp(String),
-    #[error("closed by RabbitMQ: {0}{advice}", advice = advised(.0))]
-    Closed(ServerClose),
-    #[error("closed by RabbitMQ during login; check user and password in RABBITMQ_URL ({0})")]
-    Login(String),
-    #[error("TLS: {0}")]
-    Tls(String),
-}
-
-fn advised(close: &ServerClose) -> String {
-    close
-        .advice()
-        .map_or_else(String::new, |advice| format!("; {advice}"))
-}
-
-impl LinkError {
-    /// Whether only a change of configuration, here or at the broker, can help.
-    pub(super) fn is_configuration(&self) -> bool {
-        match self {
-            Self::Closed(close) => close.advice().is_some(),
-            Self::Login(_) | Self::Tls(_) => true,
-            Self::Timeout(_) | Self::Amqp(_) => false,
-        }
-    }
 }
 
 impl Link {
@@ -684,102 +609,6 @@ impl Link {
     }
 }
 
-impl From<amqprs::error::Error> for LinkError {
-    fn from(error: amqprs::error::Error) -> Self {
-        Self::Amqp(error.to_string())
-    }
-}
-
-/// Connects and logs in. Not bounded in time: the caller is.
-pub(crate) async fn open_connection(
-    url: &AmqpUrl,
-    name: &str,
-    heartbeat: Duration,
-) -> Result<Connection, LinkError> {
-    let host = match url.host.contains(':') {
-        true => format!("[{}]", url.host),
-        false => url.host.clone(),
-    };
-    let mut arguments = OpenConnectionArguments::new(&host, url.port, &url.user, &url.password);
-    arguments
-        .virtual_host(&url.vhost)
-        .connection_name(name)
-        .heartbeat(heartbeat.as_secs().try_into().unwrap_or(u16::MAX));
-    if url.tls {
-        // An error means that the process has a provider already, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let adaptor = TlsAdaptor::without_client_auth(None, url.host.clone())
-            .map_err(|error| LinkError::Tls(error.to_string()))?;
-        arguments.tls_adaptor(adaptor);
-    }
-    Connection::open(&arguments).await.map_err(login_error)
-}
-
-/// amqprs tells of a refusal during the handshake only in the text of its error.
-fn login_error(error: amqprs::error::Error) -> LinkError {
-    use amqprs::error::Error;
-    let text = error.to_string();
-    match error {
-        // A refused login is a connection closed without a word, as RabbitMQ does
-        // for clients that do not announce `authentication_failure_close`.
-        Error::NetworkError(_) if text.contains("reset by peer") || text.contains("shutdown") => {
-            LinkError::Login(text)
-        }
-        Error::ConnectionOpenError(_) => match refusal(&text) {
-            Some(close) => LinkError::Closed(close),
-            None => LinkError::Amqp(text),
-        },
-        _ => LinkError::Amqp(text),
-    }
-}
-
-/// The reply code and text inside a rendered `connection.close`.
-fn refusal(text: &str) -> Option<ServerClose> {
-    for (code, name) in [
-        (NOT_ALLOWED, "NOT_ALLOWED"),
-        (ACCESS_REFUSED, "ACCESS_REFUSED"),
-    ] {
-        if let Some(start) = text.find(name) {
-            let text = text[start..].split('"').next().unwrap_or(name).to_owned();
-            return Some(ServerClose { code, text });
-        }
-    }
-    None
-}
-
-/// `lost` is dropped with the channel, for whatever reason that goes.
-async fn open_channel(
-    connection: &Connection,
-    prefetch: u16,
-    lost: Option<DropGuard>,
-    cancelled: &mpsc::UnboundedSender<String>,
-) -> Result<OpenChannel, LinkError> {
-    let channel = connection.open_channel(None).await?;
-    let close_reason = Arc::new(OnceLock::new());
-    channel
-        .register_callback(OnChannel {
-            close_reason: close_reason.clone(),
-            cancelled: cancelled.clone(),
-            _lost: lost,
-        })
-        .await?;
-    Ok(OpenChannel {
-        channel,
-        prefetch,
-        close_reason,
-    })
-}
-
-/// Returns when the server has accepted everything sent on `channel` so far. A
-/// refusal would have closed the channel, and the answer would never come.
-async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), amqprs::error::Error> {
-    // Setting the prefetch again is the cheapest RPC without effect. It is per
-    // consumer: RabbitMQ 4.3 denies the global form.
-    channel
-        .basic_qos(BasicQosArguments::new(0, prefetch, false))
-        .await
-}
-
 fn queue_name(instance: &str, epoch: u64, user: &User, serial: u64) -> String {
     let mut hash = Sha256::new();
     hash.update(user.id.as_str());
@@ -793,117 +622,6 @@ fn queue_name(instance: &str, epoch: u64, user: &User, serial: u64) -> String {
         .iter()
         .fold(0_u64, |hash, byte| hash << 8 | u64::from(*byte));
     format!("chat3-gateway.{instance}.{epoch}.{hash:016x}.{serial}")
-}
-
-/// Hands one user's updates to its handler, then settles them.
-struct UserConsumer {
-    handler: Handler,
-    acks: Arc<Acks>,
-    _handing_off: TaskTrackerToken,
-}
-
-#[async_trait]
-impl AsyncConsumer for UserConsumer {
-    async fn consume(
-        &mut self,
-        _: &Channel,
-        deliver: Deliver,
-        properties: BasicProperties,
-        content: Vec<u8>,
-    ) {
-        let delivery = Delivery {
-            body: content.into(),
-            routing_key: deliver.routing_key().clone(),
-            published_at: properties.timestamp().and_then(published_at),
-        };
-        // A handler that panics must not take its user's subscription along, nor
-        // hold up everybody's acknowledgements with a gap.
-        let handed_off = catch_unwind(AssertUnwindSafe(|| (self.handler)(&delivery)));
-        if handed_off.is_err() {
-            error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
-        }
-        self.acks.settle(deliver.delivery_tag());
-    }
-}
-
-/// Chat3 stamps messages in milliseconds, although AMQP 0-9-1 means seconds.
-/// Seconds are too coarse to measure a latency with and are left out.
-fn published_at(timestamp: u64) -> Option<SystemTime> {
-    // In milliseconds this is the year 1973, in seconds the year 5138.
-    const FIRST_MILLISECONDS: u64 = 100_000_000_000;
-    (timestamp >= FIRST_MILLISECONDS)
-        .then(|| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(timestamp)))
-        .flatten()
-}
-
-/// Owned by amqprs's reader: dropped when the connection is gone for whatever reason.
-struct OnConnection {
-    close_reason: Arc<OnceLock<ServerClose>>,
-    _lost: DropGuard,
-}
-
-#[async_trait]
-impl ConnectionCallback for OnConnection {
-    async fn close(&mut self, _: &Connection, close: Close) -> Result<(), amqprs::error::Error> {
-        let _ = self.close_reason.set(ServerClose {
-            code: close.reply_code(),
-            text: close.reply_text().clone(),
-        });
-        Ok(())
-    }
-
-    async fn blocked(&mut self, _: &Connection, reason: String) {
-        // Only publishers are blocked; still a sign of a broker in trouble.
-        warn!(%reason, "RabbitMQ is low on resources");
-    }
-
-    async fn unblocked(&mut self, _: &Connection) {
-        info!("RabbitMQ has resources again");
-    }
-
-    async fn secret_updated(&mut self, _: &Connection) {}
-}
-
-/// Owned by a channel's dispatcher: dropped when the channel is gone.
-struct OnChannel {
-    close_reason: Arc<OnceLock<ServerClose>>,
-    cancelled: mpsc::UnboundedSender<String>,
-    _lost: Option<DropGuard>,
-}
-
-#[async_trait]
-impl ChannelCallback for OnChannel {
-    async fn close(
-        &mut self,
-        _: &Channel,
-        close: CloseChannel,
-    ) -> Result<(), amqprs::error::Error> {
-        let _ = self.close_reason.set(ServerClose {
-            code: close.reply_code(),
-            text: close.reply_text().clone(),
-        });
-        // amqprs answers `close-ok` when this returns, and a frame behind that costs
-        // the connection (504). Frames that were on their way to the writer get
-        // there meanwhile; RPCs that begin now fail when the dispatcher has ended.
-        sleep(CLOSE_OK_DELAY).await;
-        Ok(())
-    }
-
-    async fn cancel(&mut self, _: &Channel, cancel: Cancel) -> Result<(), amqprs::error::Error> {
-        // An error means that the link is already being taken down.
-        let _ = self.cancelled.send(cancel.consumer_tag().clone());
-        Ok(())
-    }
-
-    async fn flow(&mut self, _: &Channel, active: bool) -> Result<bool, amqprs::error::Error> {
-        Ok(active)
-    }
-
-    async fn publish_ack(&mut self, _: &Channel, _: PublisherAck) {}
-
-    async fn publish_nack(&mut self, _: &Channel, _: PublisherNack) {}
-
-    async fn publish_return(&mut self, _: &Channel, _: Return, _: BasicProperties, _: Vec<u8>) {}
 }
 
 #[cfg(test)]
@@ -924,13 +642,5 @@ mod tests {
         assert_ne!(carl, name(&user("carl", Some("tnt_1"))));
         assert_ne!(carl, name(&user("bob", None)));
         assert!(queue_name(&"h".repeat(73), u64::MAX, &user("c", None), u64::MAX).len() < 255);
-    }
-
-    #[test]
-    fn only_millisecond_timestamps_measure_latency() {
-        assert_eq!(published_at(1_763_551_369), None);
-        assert!(published_at(1_763_551_369_397).is_some());
-        // Whatever a publisher sends, nothing overflows.
-        let _ = published_at(u64::MAX);
     }
 }

@@ -1,0 +1,263 @@
+//! What amqprs and RabbitMQ do at the edge of a connection: opening, refusing,
+//! closing, and how that is told.
+//!
+//! amqprs reports no loss reliably; what is reliable is that its reader and
+//! dispatchers drop the callbacks that they own. So each callback holds a guard,
+//! and keeps what the server said when it closed.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use amqprs::{
+    Ack as PublisherAck, BasicProperties, Cancel, Close, CloseChannel, Nack as PublisherNack,
+    Return,
+    callbacks::{ChannelCallback, ConnectionCallback},
+    channel::{BasicQosArguments, Channel},
+    connection::{Connection, OpenConnectionArguments},
+    tls::TlsAdaptor,
+};
+use async_trait::async_trait;
+use tokio::{sync::mpsc, time::sleep};
+use tokio_util::sync::DropGuard;
+use tracing::{info, warn};
+
+use crate::config::AmqpUrl;
+
+/// Long enough for another task of this process to hand a frame to the writer.
+const CLOSE_OK_DELAY: Duration = Duration::from_millis(100);
+
+// Reply codes of AMQP 0-9-1.
+const ACCESS_REFUSED: u16 = 403;
+pub(super) const NOT_FOUND: u16 = 404;
+const NOT_ALLOWED: u16 = 530;
+/// Also what RabbitMQ 4.3 answers to kinds of queues that it no longer has.
+const INTERNAL_ERROR: u16 = 541;
+
+/// What the server said when it closed a connection or channel.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{code} {text}")]
+pub(crate) struct ServerClose {
+    pub(super) code: u16,
+    text: String,
+}
+
+impl ServerClose {
+    /// What the operator can do about it, where it is not a passing fault.
+    fn advice(&self) -> Option<&'static str> {
+        match self.code {
+            ACCESS_REFUSED => Some(
+                "grant the user configure, write and read on chat3-gateway.* and read on the exchange",
+            ),
+            NOT_ALLOWED => Some("check the vhost in RABBITMQ_URL and the user's access to it"),
+            INTERNAL_ERROR => Some("see RabbitMQ's own log for what it does not support"),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("{0}")]
+    Amqp(String),
+    #[error("closed by RabbitMQ: {0}{advice}", advice = advised(.0))]
+    Closed(ServerClose),
+    #[error("closed by RabbitMQ during login; check user and password in RABBITMQ_URL ({0})")]
+    Login(String),
+    #[error("TLS: {0}")]
+    Tls(String),
+}
+
+fn advised(close: &ServerClose) -> String {
+    close
+        .advice()
+        .map_or_else(String::new, |advice| format!("; {advice}"))
+}
+
+impl LinkError {
+    /// Whether only a change of configuration, here or at the broker, can help.
+    pub(super) fn is_configuration(&self) -> bool {
+        match self {
+            Self::Closed(close) => close.advice().is_some(),
+            Self::Login(_) | Self::Tls(_) => true,
+            Self::Timeout(_) | Self::Amqp(_) => false,
+        }
+    }
+}
+
+impl From<amqprs::error::Error> for LinkError {
+    fn from(error: amqprs::error::Error) -> Self {
+        Self::Amqp(error.to_string())
+    }
+}
+
+/// Connects and logs in. Not bounded in time: the caller is.
+pub(crate) async fn open_connection(
+    url: &AmqpUrl,
+    name: &str,
+    heartbeat: Duration,
+) -> Result<Connection, LinkError> {
+    let host = match url.host.contains(':') {
+        true => format!("[{}]", url.host),
+        false => url.host.clone(),
+    };
+    let mut arguments = OpenConnectionArguments::new(&host, url.port, &url.user, &url.password);
+    arguments
+        .virtual_host(&url.vhost)
+        .connection_name(name)
+        .heartbeat(heartbeat.as_secs().try_into().unwrap_or(u16::MAX));
+    if url.tls {
+        // An error means that the process has a provider already, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let adaptor = TlsAdaptor::without_client_auth(None, url.host.clone())
+            .map_err(|error| LinkError::Tls(error.to_string()))?;
+        arguments.tls_adaptor(adaptor);
+    }
+    Connection::open(&arguments).await.map_err(login_error)
+}
+
+/// amqprs tells of a refusal during the handshake only in the text of its error.
+fn login_error(error: amqprs::error::Error) -> LinkError {
+    use amqprs::error::Error;
+    let text = error.to_string();
+    match error {
+        // A refused login is a connection closed without a word, as RabbitMQ does
+        // for clients that do not announce `authentication_failure_close`.
+        Error::NetworkError(_) if text.contains("reset by peer") || text.contains("shutdown") => {
+            LinkError::Login(text)
+        }
+        Error::ConnectionOpenError(_) => match refusal(&text) {
+            Some(close) => LinkError::Closed(close),
+            None => LinkError::Amqp(text),
+        },
+        _ => LinkError::Amqp(text),
+    }
+}
+
+/// The reply code and text inside a rendered `connection.close`.
+fn refusal(text: &str) -> Option<ServerClose> {
+    for (code, name) in [
+        (NOT_ALLOWED, "NOT_ALLOWED"),
+        (ACCESS_REFUSED, "ACCESS_REFUSED"),
+    ] {
+        if let Some(start) = text.find(name) {
+            let text = text[start..].split('"').next().unwrap_or(name).to_owned();
+            return Some(ServerClose { code, text });
+        }
+    }
+    None
+}
+
+/// `lost` is dropped with the channel, for whatever reason that goes.
+pub(super) async fn open_channel(
+    connection: &Connection,
+    prefetch: u16,
+    lost: Option<DropGuard>,
+    cancelled: &mpsc::UnboundedSender<String>,
+) -> Result<OpenChannel, LinkError> {
+    let channel = connection.open_channel(None).await?;
+    let close_reason = Arc::new(OnceLock::new());
+    channel
+        .register_callback(OnChannel {
+            close_reason: close_reason.clone(),
+            cancelled: cancelled.clone(),
+            _lost: lost,
+        })
+        .await?;
+    Ok(OpenChannel {
+        channel,
+        prefetch,
+        close_reason,
+    })
+}
+
+/// Returns when the server has accepted everything sent on `channel` so far. A
+/// refusal would have closed the channel, and the answer would never come.
+pub(super) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), amqprs::error::Error> {
+    // Setting the prefetch again is the cheapest RPC without effect. It is per
+    // consumer: RabbitMQ 4.3 denies the global form.
+    channel
+        .basic_qos(BasicQosArguments::new(0, prefetch, false))
+        .await
+}
+
+/// A channel, what its consumers may prefetch, and why the server closed it.
+pub(super) struct OpenChannel {
+    pub(super) channel: Channel,
+    /// Prefetch of the consumers made on it.
+    pub(super) prefetch: u16,
+    pub(super) close_reason: Arc<OnceLock<ServerClose>>,
+}
+
+/// Owned by amqprs's reader: dropped when the connection is gone for whatever reason.
+pub(super) struct OnConnection {
+    pub(super) close_reason: Arc<OnceLock<ServerClose>>,
+    pub(super) _lost: DropGuard,
+}
+
+#[async_trait]
+impl ConnectionCallback for OnConnection {
+    async fn close(&mut self, _: &Connection, close: Close) -> Result<(), amqprs::error::Error> {
+        let _ = self.close_reason.set(ServerClose {
+            code: close.reply_code(),
+            text: close.reply_text().clone(),
+        });
+        Ok(())
+    }
+
+    async fn blocked(&mut self, _: &Connection, reason: String) {
+        // Only publishers are blocked; still a sign of a broker in trouble.
+        warn!(%reason, "RabbitMQ is low on resources");
+    }
+
+    async fn unblocked(&mut self, _: &Connection) {
+        info!("RabbitMQ has resources again");
+    }
+
+    async fn secret_updated(&mut self, _: &Connection) {}
+}
+
+/// Owned by a channel's dispatcher: dropped when the channel is gone.
+struct OnChannel {
+    close_reason: Arc<OnceLock<ServerClose>>,
+    cancelled: mpsc::UnboundedSender<String>,
+    _lost: Option<DropGuard>,
+}
+
+#[async_trait]
+impl ChannelCallback for OnChannel {
+    async fn close(
+        &mut self,
+        _: &Channel,
+        close: CloseChannel,
+    ) -> Result<(), amqprs::error::Error> {
+        let _ = self.close_reason.set(ServerClose {
+            code: close.reply_code(),
+            text: close.reply_text().clone(),
+        });
+        // amqprs answers `close-ok` when this returns, and a frame behind that costs
+        // the connection (504). Frames that were on their way to the writer get
+        // there meanwhile; RPCs that begin now fail when the dispatcher has ended.
+        sleep(CLOSE_OK_DELAY).await;
+        Ok(())
+    }
+
+    async fn cancel(&mut self, _: &Channel, cancel: Cancel) -> Result<(), amqprs::error::Error> {
+        // An error means that the link is already being taken down.
+        let _ = self.cancelled.send(cancel.consumer_tag().clone());
+        Ok(())
+    }
+
+    async fn flow(&mut self, _: &Channel, active: bool) -> Result<bool, amqprs::error::Error> {
+        Ok(active)
+    }
+
+    async fn publish_ack(&mut self, _: &Channel, _: PublisherAck) {}
+
+    async fn publish_nack(&mut self, _: &Channel, _: PublisherNack) {}
+
+    async fn publish_return(&mut self, _: &Channel, _: Return, _: BasicProperties, _: Vec<u8>) {}
+}
