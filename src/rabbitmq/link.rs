@@ -6,7 +6,7 @@
 //!   one after the other, each in a task of its own that is never dropped; after
 //!   a timeout the whole connection is thrown away.
 //! - Nothing reports every kind of loss, except the `Drop` of the callbacks that
-//!   the reader and the dispatchers own: hence [`OnConnection`] and [`OnChannel`].
+//!   the reader and the dispatchers own: see the module `connection`.
 //! - A channel that the server closes takes its consumers along. So declares and
 //!   binds, which may fail, have a channel of their own.
 //!
