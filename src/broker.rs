@@ -27,20 +27,62 @@ pub type Handler = Arc<dyn Fn(&Delivery) + Send + Sync>;
 
 /// Tells when a subscription receives updates.
 #[derive(Debug, Clone)]
-pub struct Subscribed(watch::Receiver<bool>);
+pub struct Subscribed(watch::Receiver<Activity>);
+
+/// The subscription's own end of [`Subscribed`].
+#[derive(Debug, Clone)]
+pub struct Activation(watch::Sender<Activity>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Activity {
+    active: bool,
+    /// How often it became active.
+    times: u64,
+}
 
 impl Subscribed {
     /// A subscription that starts inactive, and the switch that reports on it.
-    pub fn new() -> (watch::Sender<bool>, Self) {
-        let (sender, receiver) = watch::channel(false);
-        (sender, Self(receiver))
+    pub fn new() -> (Activation, Self) {
+        let (sender, receiver) = watch::channel(Activity::default());
+        (Activation(sender), Self(receiver))
     }
 
     /// Returns once every update published from now on will reach the handler,
     /// or once the subscription has been given up.
     pub async fn ready(&mut self) {
         // An error means that the other side, and so the subscription, is gone.
-        let _ = self.0.wait_for(|active| *active).await;
+        let _ = self.0.wait_for(|activity| activity.active).await;
+    }
+
+    /// Identifies the unbroken run of updates that is being received: between two
+    /// different ones, updates may have been missed. `None` while there is none.
+    pub fn stretch(&self) -> Option<u64> {
+        let activity = *self.0.borrow();
+        activity.active.then_some(activity.times)
+    }
+}
+
+impl Activation {
+    /// Every update from now on reaches the handler.
+    pub fn activate(&self) {
+        self.0.send_if_modified(|activity| {
+            let modified = !activity.active;
+            activity.active = true;
+            activity.times += u64::from(modified);
+            modified
+        });
+    }
+
+    /// Updates are no longer received: those published from now on are missed.
+    pub fn deactivate(&self) {
+        self.0.send_if_modified(|activity| {
+            std::mem::replace(&mut activity.active, false)
+        });
+    }
+
+    /// Whether updates are received.
+    pub fn is_active(&self) -> bool {
+        self.0.borrow().active
     }
 }
 

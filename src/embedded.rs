@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::{
-    broker::{Broker, Delivery, Handler, Subscribed},
+    broker::{Activation, Broker, Delivery, Handler, Subscribed},
     config::BindingKeys,
     user::User,
 };
@@ -34,7 +34,7 @@ struct Queue {
     binding_keys: Vec<String>,
     sender: mpsc::Sender<Delivery>,
     /// Dropped with the queue; keeps [`Subscribed`] answering.
-    _active: tokio::sync::watch::Sender<bool>,
+    _active: Activation,
 }
 
 impl EmbeddedExchange {
@@ -85,7 +85,7 @@ impl Broker for EmbeddedExchange {
                 handler(&delivery);
             }
         });
-        active.send_replace(true);
+        active.activate();
         let queue = Queue {
             binding_keys: self.binding_keys.render(user).collect(),
             sender,

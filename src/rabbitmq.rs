@@ -37,7 +37,7 @@ use self::{
     link::{Ended, Link},
 };
 use crate::{
-    broker::{Broker, Handler, Subscribed},
+    broker::{Activation, Broker, Handler, Subscribed},
     config::RabbitMqConfig,
     metrics::Metrics,
     user::User,
@@ -93,7 +93,7 @@ struct Wish {
     /// Tells two subscriptions of the same user apart.
     serial: u64,
     handler: Handler,
-    active: watch::Sender<bool>,
+    active: Activation,
 }
 
 impl RabbitMqService {
@@ -168,7 +168,7 @@ impl RabbitMqService {
     /// How many users are subscribed at the broker right now.
     pub fn subscribers_count(&self) -> usize {
         let wishes = self.shared.wishes();
-        let active = |wish: &&Wish| *wish.active.borrow();
+        let active = |wish: &&Wish| wish.active.is_active();
         wishes.users.values().filter(active).count()
     }
 
@@ -178,7 +178,7 @@ impl RabbitMqService {
         wishes
             .users
             .get(user)
-            .is_some_and(|wish| *wish.active.borrow())
+            .is_some_and(|wish| wish.active.is_active())
     }
 
     /// Whether the connection to the broker is up.
@@ -274,7 +274,7 @@ impl Shared {
         wishes.joins.clear();
         wishes.leaves.clear();
         for wish in wishes.users.values() {
-            wish.active.send_replace(false);
+            wish.active.deactivate();
         }
     }
 
@@ -309,7 +309,7 @@ impl Shared {
     /// `user`'s subscription was lost.
     fn deactivate(&self, user: &User) {
         if let Some(wish) = self.wishes().users.get(user) {
-            wish.active.send_replace(false);
+            wish.active.deactivate();
         }
     }
 }

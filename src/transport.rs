@@ -10,6 +10,7 @@
 //! write makes progress within the limit or its connection is closed; and so is
 //! one whose request does not arrive in time.
 
+mod connect_reply;
 mod stream;
 
 use std::{
@@ -24,7 +25,7 @@ use std::{
 
 use axum::{
     Extension, Router,
-    body::{Body, HttpBody},
+    body::{Body, HttpBody, to_bytes},
     extract::{Request, State},
     http::{Method, StatusCode, header},
     middleware::Next,
@@ -40,7 +41,10 @@ use tower::ServiceExt;
 use tracing::debug;
 
 pub use self::stream::Connection;
-use self::stream::{Role, Stream};
+use self::{
+    connect_reply::ConnectReply,
+    stream::{Role, Stream},
+};
 use crate::metrics::Metrics;
 
 /// Time that a client has to send a request's head, from its connection or its
@@ -83,6 +87,8 @@ struct Watched {
     closed: bool,
     /// Bytes that the responses to polling took out of its buffer.
     polled: u64,
+    /// Its CONNECT reply, until that is written.
+    connect_reply: Option<Arc<ConnectReply>>,
 }
 
 impl Transports {
@@ -107,6 +113,7 @@ impl Transports {
             websocket,
             closed: false,
             polled: 0,
+            connect_reply: None,
         };
         lock(&self.0.sockets).insert(socket.id, watched);
     }
@@ -118,6 +125,26 @@ impl Transports {
         if sockets.get(&sid).is_some_and(is_it) {
             sockets.remove(&sid);
         }
+    }
+
+    /// Has the socket's CONNECT reply carry `pid`, wherever it will be written. To
+    /// be called before socketioxide writes the reply.
+    pub fn put_into_connect_reply(&self, socket: &SocketRef, pid: &str) {
+        let reply = Arc::new(ConnectReply::new(socket.id, pid));
+        if let Some(watched) = lock(&self.0.sockets).get_mut(&socket.id) {
+            watched.connect_reply = Some(reply.clone());
+        }
+        for connection in self.websockets(socket) {
+            connection.expect(reply.clone());
+        }
+    }
+
+    /// The socket's CONNECT reply, if it is still to be written.
+    fn connect_reply(&self, sid: Sid) -> Option<Arc<ConnectReply>> {
+        let mut sockets = lock(&self.0.sockets);
+        let reply = &mut sockets.get_mut(&sid)?.connect_reply;
+        reply.take_if(|reply| reply.is_written());
+        reply.clone()
     }
 
     /// Closes the transport of one socket, whatever it is: an unmodified client
@@ -340,14 +367,34 @@ pub async fn guard(
     }
     if wants_websocket {
         transports.change_role(&connection, Role::Upgrade(sid));
+        if let Some(reply) = transports.connect_reply(sid) {
+            connection.expect(reply);
+        }
         return next.run(request).await;
     }
     let is_poll = request.method() == Method::GET;
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    if is_poll && let Some(reply) = transports.connect_reply(sid) {
+        response = exchange_connect_reply(response, &reply).await;
+    }
     if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
         watched.polled += response.body().size_hint().lower();
     }
     response
+}
+
+async fn exchange_connect_reply(response: Response, reply: &ConnectReply) -> Response {
+    let (mut parts, body) = response.into_parts();
+    // It is in memory already, whatever its size.
+    let Ok(payload) = to_bytes(body, usize::MAX).await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let Some(exchanged) = reply.in_payload(&payload) else {
+        return Response::from_parts(parts, payload.into());
+    };
+    // hyper knows the new one.
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, exchanged.into())
 }
 
 fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {

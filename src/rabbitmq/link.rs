@@ -337,7 +337,7 @@ impl Link {
         self.consume(&queues).await?;
         for (user, wish, tag) in queues {
             info!(user_id = %user.id, "User subscribed to updates");
-            wish.active.send_replace(true);
+            wish.active.activate();
             self.users_by_tag.insert(tag.clone(), user.clone());
             let active = Active {
                 serial: wish.serial,

@@ -6,13 +6,14 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
 use socket2::SockRef;
 use socketioxide::socket::Sid;
@@ -23,7 +24,7 @@ use tokio::{
 };
 use tracing::{debug, info};
 
-use super::Transports;
+use super::{Transports, connect_reply::ConnectReply, lock};
 
 /// A handle to one TCP connection; clones are of the same connection.
 #[derive(Clone, Debug)]
@@ -44,6 +45,9 @@ struct State {
     writing: AtomicBool,
     accepted: Instant,
     role: Mutex<Role>,
+    /// A reply to watch for, and whether there is one.
+    connect_reply: Mutex<Option<Arc<ConnectReply>>>,
+    expects_connect_reply: AtomicBool,
 }
 
 /// What a connection was last asked to become.
@@ -89,12 +93,31 @@ impl Connection {
 
     /// Takes on a role and returns the previous one.
     pub(super) fn take_role(&self, role: Role) -> Role {
-        let mut current = self.0.role.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *current, role)
+        std::mem::replace(&mut *lock(&self.0.role), role)
     }
 
     pub(super) fn role(&self) -> Role {
-        *self.0.role.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0.role)
+    }
+
+    /// Exchanges `reply` when it is written here.
+    pub(super) fn expect(&self, reply: Arc<ConnectReply>) {
+        *lock(&self.0.connect_reply) = Some(reply);
+        self.0.expects_connect_reply.store(true, Ordering::Release);
+    }
+
+    /// The reply that is expected and was not written elsewhere meanwhile.
+    fn expected_reply(&self) -> Option<Arc<ConnectReply>> {
+        if !self.0.expects_connect_reply.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut expected = lock(&self.0.connect_reply);
+        if expected.as_ref().is_some_and(|reply| reply.is_written()) {
+            *expected = None;
+            let expects = &self.0.expects_connect_reply;
+            expects.store(false, Ordering::Release);
+        }
+        expected.clone()
     }
 
     fn check_open(&self) -> io::Result<()> {
@@ -113,6 +136,8 @@ pub(super) struct Stream {
     stall_limit: Duration,
     /// Runs while a write makes no progress.
     stall: Option<Pin<Box<Sleep>>>,
+    /// What is left of an exchanged CONNECT reply; goes before anything else.
+    exchanged: Bytes,
 }
 
 impl Stream {
@@ -142,6 +167,8 @@ impl Stream {
             writing: AtomicBool::new(false),
             accepted: Instant::now(),
             role: Mutex::default(),
+            connect_reply: Mutex::default(),
+            expects_connect_reply: AtomicBool::new(false),
         }));
         transports.opened(&connection);
         Self {
@@ -150,6 +177,7 @@ impl Stream {
             transports,
             stall_limit,
             stall: None,
+            exchanged: Bytes::new(),
         }
     }
 
@@ -188,6 +216,20 @@ impl Stream {
     }
 }
 
+impl Stream {
+    fn poll_write_exchanged(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.exchanged.is_empty() {
+            let bytes = self.exchanged.clone();
+            let written = ready!(self.poll_write_with(cx, |tcp, cx| tcp.poll_write(cx, &bytes)))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.exchanged.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl Drop for Stream {
     fn drop(&mut self) {
         self.transports.closed(&self.connection);
@@ -212,7 +254,21 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |tcp, cx| tcp.poll_write(cx, bytes))
+        ready!(self.poll_write_exchanged(cx))?;
+        let reply = self.connection.expected_reply();
+        match reply.and_then(|reply| reply.in_frames(bytes)) {
+            None => self.poll_write_with(cx, |tcp, cx| tcp.poll_write(cx, bytes)),
+            Some(exchange) => {
+                let before = &bytes[..exchange.at];
+                let frame = [before, &exchange.frame].concat();
+                self.exchanged = frame.into();
+                // What the peer does not take now goes with the flush that follows.
+                if let Poll::Ready(Err(error)) = self.poll_write_exchanged(cx) {
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Ready(Ok(exchange.at + exchange.length))
+            }
+        }
     }
 
     fn poll_write_vectored(
@@ -220,6 +276,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // Of HTTP responses only: websockets write their frames in one piece.
         self.poll_write_with(cx, |tcp, cx| tcp.poll_write_vectored(cx, slices))
     }
 
@@ -228,10 +285,12 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_exchanged(cx))?;
         Pin::new(&mut self.tcp).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_exchanged(cx))?;
         Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }

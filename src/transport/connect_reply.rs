@@ -1,0 +1,137 @@
+//! Puts the recovery's `pid` into a socket's CONNECT reply.
+//!
+//! `socket.io-client` (4.6 and later) recovers a connection if the reply to its
+//! CONNECT carries a private session id: `40{"sid":"…","pid":"…"}` (Socket.IO
+//! protocol v5, connection state recovery). socketioxide writes `sid` alone, and
+//! its encoder cannot be replaced. But the reply is known to the byte before it
+//! is written: it names a session id that nothing else written until then
+//! repeats. So it is exchanged where bytes leave the process, in the websocket's
+//! stream or in the response to a poll.
+//!
+//! Once socketioxide can write the `pid` itself, this file and its callers go.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use socketioxide::socket::Sid;
+
+/// A CONNECT reply that is still to be written, and what to write in its place.
+#[derive(Debug)]
+pub(super) struct ConnectReply {
+    packet: String,
+    with_pid: String,
+    written: AtomicBool,
+}
+
+impl ConnectReply {
+    /// The reply to `sid`. `pid` is put into JSON as it is: plain ASCII, and so
+    /// short that the packet stays under 126 bytes (see [`frame`]).
+    pub(super) fn new(sid: Sid, pid: &str) -> Self {
+        Self {
+            packet: format!(r#"40{{"sid":"{sid}"}}"#),
+            with_pid: format!(r#"40{{"sid":"{sid}","pid":"{pid}"}}"#),
+            written: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether it was written: only the first reply is exchanged.
+    pub(super) fn is_written(&self) -> bool {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// The payload of a polling response with the reply exchanged, if it is there.
+    pub(super) fn in_payload(&self, payload: &[u8]) -> Option<Bytes> {
+        let packet = self.packet.as_bytes();
+        let at = find(payload, packet)?;
+        self.written.store(true, Ordering::Release);
+        let parts = [
+            &payload[..at],
+            self.with_pid.as_bytes(),
+            &payload[at + packet.len()..],
+        ];
+        Some(parts.concat().into())
+    }
+
+    /// Where in what a websocket is about to write the reply's frame is, if it is there.
+    pub(super) fn in_frames(&self, frames: &[u8]) -> Option<Exchange> {
+        let frame_of_packet = frame(&self.packet);
+        let at = find(frames, &frame_of_packet)?;
+        self.written.store(true, Ordering::Release);
+        Some(Exchange {
+            at,
+            length: frame_of_packet.len(),
+            frame: frame(&self.with_pid),
+        })
+    }
+}
+
+/// Writes `frame` in the place of the `length` bytes at `at`.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) at: usize,
+    pub(super) length: usize,
+    pub(super) frame: Bytes,
+}
+
+/// An unmasked websocket text frame (RFC 6455, 5.2) of a payload under 126 bytes.
+fn frame(payload: &str) -> Bytes {
+    let length = u8::try_from(payload.len()).expect("the payload is short");
+    assert!(length < 126, "longer payloads have a longer header");
+    [&[0x81, length], payload.as_bytes()].concat().into()
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack
+        .windows(needle.len())
+        .position(|window| window == needle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PID: &str = "0123456789abcdef0123456789abcdef";
+
+    fn reply() -> (ConnectReply, Sid) {
+        let sid = Sid::new();
+        (ConnectReply::new(sid, PID), sid)
+    }
+
+    #[test]
+    fn the_reply_is_exchanged_among_other_packets() {
+        let (reply, sid) = reply();
+        let payload = format!("2\u{1e}40{{\"sid\":\"{sid}\"}}\u{1e}42[\"a\",\"{sid}\"]");
+        let exchanged = reply.in_payload(payload.as_bytes()).unwrap();
+        let expected =
+            format!("2\u{1e}40{{\"sid\":\"{sid}\",\"pid\":\"{PID}\"}}\u{1e}42[\"a\",\"{sid}\"]");
+        assert_eq!(exchanged, expected);
+        assert!(reply.is_written());
+    }
+
+    #[test]
+    fn the_reply_is_exchanged_among_other_frames() {
+        let (reply, sid) = reply();
+        let plain = frame(&format!(r#"40{{"sid":"{sid}"}}"#));
+        let frames = [&frame("2")[..], &plain, &frame("42[]")].concat();
+        let exchange = reply.in_frames(&frames).unwrap();
+        assert_eq!(exchange.at, 3);
+        assert_eq!(exchange.length, plain.len());
+        let with_pid = format!(r#"40{{"sid":"{sid}","pid":"{PID}"}}"#);
+        assert_eq!(exchange.frame[..2], [0x81, 69]);
+        assert_eq!(exchange.frame[2..], *with_pid.as_bytes());
+    }
+
+    #[test]
+    fn nothing_else_is_taken_for_the_reply() {
+        let (reply, sid) = reply();
+        let foreign = format!(r#"40{{"sid":"{}"}}"#, Sid::new());
+        let open = format!(r#"0{{"sid":"{sid}","upgrades":[]}}"#);
+        for packet in [&foreign, &open, "", "40", "3probe"] {
+            assert!(reply.in_payload(packet.as_bytes()).is_none(), "{packet}");
+            if packet.len() < 126 {
+                assert!(reply.in_frames(&frame(packet)).is_none(), "{packet}");
+            }
+        }
+        assert!(!reply.is_written());
+    }
+}
