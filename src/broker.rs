@@ -75,9 +75,8 @@ impl Activation {
 
     /// Updates are no longer received: those published from now on are missed.
     pub fn deactivate(&self) {
-        self.0.send_if_modified(|activity| {
-            std::mem::replace(&mut activity.active, false)
-        });
+        self.0
+            .send_if_modified(|activity| std::mem::replace(&mut activity.active, false));
     }
 
     /// Whether updates are received.

@@ -203,6 +203,7 @@ pub struct PublishRabbitMqArgs {
 
 const RABBITMQ: &str = "RabbitMQ";
 const LISTENER: &str = "Listener";
+const RECOVERY: &str = "Connection state recovery";
 const JWT: &str = "JWT";
 const LOGS: &str = "Logs";
 
@@ -296,6 +297,30 @@ pub struct HttpConfig {
     #[arg(long, env, value_name = "DURATION", default_value = "10s", value_parser = parse_delay,
         help_heading = LISTENER)]
     pub shutdown_timeout: Duration,
+    #[command(flatten)]
+    pub recovery: RecoveryConfig,
+}
+
+/// How far back a lost connection can be recovered.
+#[derive(Debug, Clone, Args)]
+pub struct RecoveryConfig {
+    /// How long after its loss a connection can be recovered with all updates
+    /// that it missed; 0 turns recovery off
+    #[arg(long = "recovery-window", env = "RECOVERY_WINDOW", value_name = "DURATION",
+        default_value = "2m", value_parser = parse_window, help_heading = RECOVERY)]
+    pub window: Duration,
+    /// Updates kept per user
+    #[arg(long = "recovery-max-updates", env = "RECOVERY_MAX_UPDATES", value_name = "N",
+        default_value_t = 1_000, help_heading = RECOVERY)]
+    pub max_updates: usize,
+    /// Bytes of updates kept per user
+    #[arg(long = "recovery-max-bytes", env = "RECOVERY_MAX_BYTES", value_name = "BYTES",
+        default_value_t = 1 << 20, help_heading = RECOVERY)]
+    pub max_bytes: usize,
+    /// Bytes of updates kept for all users together
+    #[arg(long = "recovery-total-bytes", env = "RECOVERY_TOTAL_BYTES", value_name = "BYTES",
+        default_value_t = 256 << 20, help_heading = RECOVERY)]
+    pub total_bytes: usize,
 }
 
 /// What a token must be to be let in.
@@ -431,6 +456,17 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
     match delay.is_zero() || delay > Duration::from_hours(24) {
         true => Err("must be more than 0s and at most 1day".to_owned()),
         false => Ok(delay),
+    }
+}
+
+fn parse_window(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let window = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match window > Duration::from_hours(24) {
+        true => Err("must be at most 1day".to_owned()),
+        false => Ok(window),
     }
 }
 

@@ -23,7 +23,7 @@ use tracing::{debug, info};
 
 use crate::{
     auth::{Identity, Refusal, Verifier},
-    hub::{Hub, Session},
+    hub::{Hub, Request, Session},
     metrics::Metrics,
     transport::{self, Transports},
 };
@@ -122,6 +122,10 @@ impl Gateway {
             // Without the subscription in time, updates start when it is there.
             let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, session.subscribed()).await;
         }
+        if let Some(pid) = session.admit(Request::of(auth.as_ref())) {
+            let transports = &self.transports;
+            transports.put_into_connect_reply(&socket, &pid.expose());
+        }
         self.metrics.connects.inc();
         Ok(())
     }
@@ -141,11 +145,14 @@ async fn connected(socket: SocketRef) {
         return;
     };
     debug!(user_id = %session.user().id, transport = ?socket.transport_type(), "Socket connected");
-    session.go_live(socket);
+    session.go_live(socket).await;
 }
 
 async fn disconnected(socket: SocketRef, reason: DisconnectReason) {
     if let Some(session) = socket.extensions.remove::<Arc<Session>>() {
         debug!(user_id = %session.user().id, ?reason, "Socket disconnected");
+        if reason == DisconnectReason::ClientNSDisconnect {
+            session.end();
+        }
     }
 }

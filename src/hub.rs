@@ -1,51 +1,76 @@
 //! Who is online, and what goes to whom.
 //!
-//! The hub maps each user to their sockets, subscribes the user with the first
-//! socket and unsubscribes with the last, and hands every update to all of the
-//! user's sockets. It sees no token, no queue and no HTTP.
+//! The hub maps each user to their sessions, subscribes the user with the first
+//! and unsubscribes with the last, and hands every update to all of the user's
+//! sockets. A session that lost its connection stays for a while without a socket
+//! and may be resumed. The hub sees no token, no queue and no HTTP.
 //!
-//! Invariants: a user has a subscription exactly while a [`Session`] of theirs
-//! lives; a socket gets every update from its `connect` on, in order, or its
-//! transport is closed. The lock over all users is never held while delivering.
+//! Invariants: a user has a subscription exactly while a session of theirs lives;
+//! a socket gets every update from its `connect` on, in order, or its transport is
+//! closed. The lock over all users is never held while delivering; where both are
+//! taken, it comes before the lock of one user's audience.
+
+mod audience;
+mod log;
+mod recovery;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::SystemTime,
+    time::Duration,
 };
 
-use socketioxide::{SendError, SocketError, extract::SocketRef, socket::Sid};
-use tracing::{debug, warn};
+use socketioxide::{extract::SocketRef, socket::Sid};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::warn;
 
+use self::{
+    audience::{Audience, Fed, Left},
+    log::Limits,
+};
+pub use self::{
+    log::Offset,
+    recovery::{Pid, Request},
+};
 use crate::{
     broker::{Broker, Delivery, Subscribed},
+    config::RecoveryConfig,
     metrics::{GaugeGuard, Metrics},
     transport::Transports,
-    update::{CHAT3_UPDATE, Rejection, Update},
     user::{User, UserId},
 };
 
-/// Bytes that a socket may lag behind, besides what the network buffers hold:
-/// several bursts of ordinary updates, and an end to what one stuck phone costs.
-const MAX_LAG_BYTES: u64 = 16 * 1024 * 1024;
+/// Pause of a replay that is ahead of its socket.
+const REPLAY_PAUSE: Duration = Duration::from_millis(5);
+
+/// Longest time between two looks at what has expired.
+const MAX_EXPIRY_TICK: Duration = Duration::from_secs(5);
 
 pub struct Hub {
     broker: Arc<dyn Broker>,
     transports: Transports,
     metrics: Metrics,
+    recovery: RecoveryConfig,
     users: Mutex<HashMap<User, Online>>,
     /// How many sessions there were.
     sessions: AtomicU64,
+    /// Sessions that lost their sockets, in that order. Some have come back since.
+    departures: Mutex<VecDeque<Departure>>,
 }
 
-/// A user with at least one session.
+/// A user with at least one session, possibly without a socket.
 struct Online {
     audience: Arc<Audience>,
     subscribed: Subscribed,
-    _gauge: GaugeGuard,
+}
+
+struct Departure {
+    at: Instant,
+    user: User,
+    session: u64,
 }
 
 /// What [`Hub::describe`] tells of a user id.
@@ -56,18 +81,38 @@ pub struct Presence {
 }
 
 impl Hub {
-    pub fn new(broker: Arc<dyn Broker>, transports: Transports, metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self {
+    /// Must be called inside a Tokio runtime.
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        transports: Transports,
+        metrics: Metrics,
+        recovery: RecoveryConfig,
+    ) -> Arc<Self> {
+        let hub = Arc::new(Self {
             broker,
             transports,
             metrics,
+            recovery,
             users: Mutex::default(),
             sessions: AtomicU64::new(0),
-        })
+            departures: Mutex::default(),
+        });
+        if hub.limits().is_some() {
+            tokio::spawn(expire(Arc::downgrade(&hub)));
+        }
+        hub
     }
 
-    /// Begins a session of `user`: from now on updates are collected for the
-    /// socket, and they are sent once it goes live.
+    fn limits(&self) -> Option<Limits> {
+        let limits = Limits {
+            age: self.recovery.window,
+            updates: self.recovery.max_updates,
+            bytes: self.recovery.max_bytes,
+        };
+        (!limits.age.is_zero()).then_some(limits)
+    }
+
+    /// Begins a session of `user`, who is subscribed from now on.
     pub fn join(self: &Arc<Self>, user: &User, socket: &SocketRef) -> Session {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         let mut users = self.users();
@@ -75,12 +120,7 @@ impl Hub {
             Entry::Occupied(online) => online.into_mut(),
             Entry::Vacant(vacant) => vacant.insert(self.bring_online(user)),
         };
-        online.audience.members().push(Member {
-            session: number,
-            state: State::Joining(Vec::new()),
-            handed: 0,
-            taken: 0,
-        });
+        online.audience.join(number);
         self.transports.watch(socket, number);
         Session {
             hub: self.clone(),
@@ -89,50 +129,132 @@ impl Hub {
             number,
             subscribed: online.subscribed.clone(),
             audience: online.audience.clone(),
+            ended: AtomicBool::new(false),
             _gauge: GaugeGuard::new(&self.metrics.sockets),
         }
     }
 
     fn bring_online(&self, user: &User) -> Online {
-        let audience = Arc::new(Audience {
-            user: user.clone(),
-            transports: self.transports.clone(),
-            metrics: self.metrics.clone(),
-            members: Mutex::default(),
-        });
+        let audience = Arc::new(Audience::new(
+            user.clone(),
+            self.limits(),
+            self.transports.clone(),
+            self.metrics.clone(),
+        ));
         let handler = {
             let audience = audience.clone();
             Arc::new(move |delivery: &Delivery| audience.deliver(delivery))
         };
+        let subscribed = self.broker.subscribe_user(user, handler);
+        audience.subscribed_by(subscribed.clone());
         Online {
-            subscribed: self.broker.subscribe_user(user, handler),
             audience,
-            _gauge: GaugeGuard::new(&self.metrics.users),
+            subscribed,
         }
     }
 
     fn leave(&self, session: &Session) {
         self.transports.forget(session.sid, session.number);
-        let mut users = self.users();
-        let mut members = session.audience.members();
-        members.retain(|member| member.session != session.number);
-        if members.is_empty() {
-            drop(members);
-            users.remove(&session.user);
-            self.broker.unsubscribe_user(&session.user);
+        let may_return = !session.ended.load(Ordering::Relaxed);
+        let users = self.users();
+        let left = session.audience.leave(session.number, may_return);
+        if left == Some(Left::Gone) {
+            self.remove_if_empty(users, &session.user);
+        } else if let Some(Left::Away(at)) = left {
+            lock(&self.departures).push_back(Departure {
+                at,
+                user: session.user.clone(),
+                session: session.number,
+            });
         }
     }
 
-    /// How many users are online.
-    pub fn users_count(&self) -> usize {
-        self.users().len()
+    fn remove_if_empty(&self, mut users: MutexGuard<'_, HashMap<User, Online>>, user: &User) {
+        if let Entry::Occupied(online) = users.entry(user.clone())
+            && online.get().audience.is_empty()
+        {
+            online.remove();
+            // Still under the lock: the wishes come in the order of the changes.
+            self.broker.unsubscribe_user(user);
+        }
+    }
+
+    /// Gives up the sessions that were away for too long, and what is too old.
+    fn expire(&self) {
+        let deadline = Instant::now().checked_sub(self.recovery.window);
+        let is_due = |departure: &mut Departure| deadline.is_some_and(|at| departure.at < at);
+        loop {
+            let due = lock(&self.departures).pop_front_if(is_due);
+            let Some(Departure { user, session, .. }) = due else {
+                break;
+            };
+            let users = self.users();
+            if let Some(online) = users.get(&user) {
+                online.audience.expire(session);
+                self.remove_if_empty(users, &user);
+            }
+        }
+        let audiences: Vec<_> = self.audiences();
+        for audience in audiences {
+            audience.tidy();
+        }
+    }
+
+    /// Frees memory if too much is kept: users without a socket lose recovery
+    /// first, in the order in which they left.
+    fn evict(&self) {
+        let kept = &self.metrics.kept;
+        if kept.bytes() <= self.recovery.total_bytes {
+            return;
+        }
+        // Below the limit by some, so that the next update does not come here again.
+        let target = self.recovery.total_bytes / 10 * 9;
+        warn!(
+            bytes = kept.bytes(),
+            limit = self.recovery.total_bytes,
+            "too much is kept for recovery: the users away longest lose it"
+        );
+        let away: Vec<User> = {
+            let departures = lock(&self.departures);
+            departures
+                .iter()
+                .map(|departure| departure.user.clone())
+                .collect()
+        };
+        for user in away {
+            if kept.bytes() <= target {
+                return;
+            }
+            let users = self.users();
+            if let Some(online) = users.get(&user) {
+                online.audience.evict_if_away();
+                self.remove_if_empty(users, &user);
+            }
+        }
+        for audience in self.audiences() {
+            if kept.bytes() <= target {
+                return;
+            }
+            audience.forget();
+        }
+    }
+
+    fn audiences(&self) -> Vec<Arc<Audience>> {
+        let users = self.users();
+        users
+            .values()
+            .map(|online| online.audience.clone())
+            .collect()
+    }
+
+    /// How many users have a socket.
+    pub fn users_count(&self) -> i64 {
+        self.metrics.users.get()
     }
 
     /// How many sockets are connected.
-    pub fn sockets_count(&self) -> usize {
-        let users = self.users();
-        let sockets = |online: &Online| online.audience.members().len();
-        users.values().map(sockets).sum()
+    pub fn sockets_count(&self) -> i64 {
+        self.metrics.sockets.get()
     }
 
     /// The presence of a user id over all tenants. Takes time in proportion to
@@ -142,7 +264,7 @@ impl Hub {
         let mut presence = Presence::default();
         for (user, online) in users.iter().filter(|(user, _)| user.id == *id) {
             presence.is_subscribed |= self.broker.is_user_subscribed(user);
-            presence.sockets += online.audience.members().len();
+            presence.sockets += online.audience.sockets();
         }
         presence
     }
@@ -152,11 +274,31 @@ impl Hub {
     }
 
     fn users(&self) -> MutexGuard<'_, HashMap<User, Online>> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.users)
     }
 }
 
-/// One socket's membership; dropping it is leaving.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends what has expired, for as long as the hub lives.
+async fn expire(hub: Weak<Hub>) {
+    let Some(window) = hub.upgrade().map(|hub| hub.recovery.window) else {
+        return;
+    };
+    let tick = (window / 8).clamp(Duration::from_millis(50), MAX_EXPIRY_TICK);
+    let mut ticks = interval(tick);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(hub) = hub.upgrade() else { return };
+        hub.expire();
+        hub.evict();
+    }
+}
+
+/// One socket's session; dropping it is leaving, for good if it was ended.
 ///
 /// The socket owns its session, and the hub holds the socket only from
 /// [`Session::go_live`] until the session is dropped: the owner must drop the
@@ -169,6 +311,7 @@ pub struct Session {
     number: u64,
     subscribed: Subscribed,
     audience: Arc<Audience>,
+    ended: AtomicBool,
     _gauge: GaugeGuard,
 }
 
@@ -178,25 +321,29 @@ impl Session {
         self.subscribed.clone().ready().await;
     }
 
-    /// Sends what was collected since [`Hub::join`], then every further update.
-    pub fn go_live(&self, socket: SocketRef) {
-        let mut members = self.audience.members();
-        let Some(member) = members
-            .iter_mut()
-            .find(|member| member.session == self.number)
-        else {
-            return;
-        };
-        let State::Joining(collected) = std::mem::replace(&mut member.state, State::Live(socket))
-        else {
-            return;
-        };
-        for delivery in collected {
-            // It was decoded when it was collected.
-            if let Ok(update) = Update::decode(&delivery.body) {
-                self.audience.hand_off(member, &delivery, &update);
+    /// Decides what the session begins with: what its client missed, if that is
+    /// requested and here to the last update. To be called once, before the
+    /// CONNECT reply, which has to carry the returned `pid`.
+    pub fn admit(&self, request: Request) -> Option<Pid> {
+        self.audience.admit(self.number, request)
+    }
+
+    /// Sends what came since [`Session::admit`] and what was missed before, at the
+    /// pace that the socket takes it; then the socket is sent every further update.
+    pub async fn go_live(&self, socket: SocketRef) {
+        loop {
+            match self.audience.feed(self.number, &socket) {
+                Fed::Live => return,
+                Fed::More => tokio::time::sleep(REPLAY_PAUSE).await,
+                // Another connection of the same client went on from here.
+                Fed::Over => return self.hub.transports.close(&socket),
             }
         }
+    }
+
+    /// The client leaves for good: the session cannot be resumed.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
     }
 
     pub fn user(&self) -> &User {
@@ -208,137 +355,4 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.hub.leave(self);
     }
-}
-
-/// All sockets of one user.
-struct Audience {
-    user: User,
-    transports: Transports,
-    metrics: Metrics,
-    members: Mutex<Vec<Member>>,
-}
-
-struct Member {
-    session: u64,
-    state: State,
-    /// Bytes of events handed to the socket.
-    handed: u64,
-    /// Bytes that its peer had taken of them when that was last looked up.
-    taken: u64,
-}
-
-enum State {
-    /// Not connected yet. Holds what came meanwhile; lasts as long as the wait for
-    /// the subscription at most.
-    Joining(Vec<Delivery>),
-    Live(SocketRef),
-    /// Did not keep up: its transport is closed, and nothing is sent any more.
-    Cut,
-}
-
-impl Audience {
-    /// Hands one update to all sockets. Called for one update at a time.
-    fn deliver(&self, delivery: &Delivery) {
-        self.metrics.updates_received.inc();
-        let update = match self.accept(delivery) {
-            Ok(update) => update,
-            Err(rejection) => return self.reject(delivery, rejection),
-        };
-        debug!(
-            user_id = %self.user.id,
-            event_type = update.event_type(),
-            routing_key = ?delivery.routing_key,
-            "Update received"
-        );
-        let mut members = self.members();
-        let mut handed_off = 0;
-        for member in members.iter_mut() {
-            handed_off += u64::from(self.hand_off(member, delivery, &update));
-        }
-        drop(members);
-        if handed_off == 0 {
-            // The last socket left while the update was on its way.
-            return self.metrics.update_rejected("no_socket");
-        }
-        self.metrics.updates_delivered.inc();
-        self.metrics.emitted(CHAT3_UPDATE, handed_off);
-        if let Some(event) = update.specialised_event() {
-            self.metrics.emitted(event.name, handed_off);
-        }
-        if let Some(published_at) = delivery.published_at {
-            // Clocks differ: an update from the future took no time.
-            let latency = SystemTime::now().duration_since(published_at);
-            self.metrics.latency(latency.unwrap_or_default());
-        }
-    }
-
-    fn accept<'a>(&self, delivery: &'a Delivery) -> Result<Update<'a>, Rejection> {
-        let update = Update::decode(&delivery.body)?;
-        update.check_recipient(&self.user)?;
-        Ok(update)
-    }
-
-    fn reject(&self, delivery: &Delivery, rejection: Rejection) {
-        self.metrics.update_rejected(rejection.label());
-        let (user_id, routing_key) = (&self.user.id, &delivery.routing_key);
-        let bytes = delivery.body.len();
-        if rejection == Rejection::ForeignTenant {
-            // Expected where two tenants have users of the same id.
-            debug!(%user_id, ?routing_key, bytes, reason = %rejection, "Update rejected");
-        } else {
-            warn!(%user_id, ?routing_key, bytes, reason = %rejection, "Update rejected");
-        }
-    }
-
-    /// Whether the member took the update.
-    fn hand_off(&self, member: &mut Member, delivery: &Delivery, update: &Update<'_>) -> bool {
-        let socket = match &mut member.state {
-            State::Live(socket) => socket,
-            State::Joining(collected) => {
-                collected.push(delivery.clone());
-                return true;
-            }
-            State::Cut => return false,
-        };
-        let problem = match emit(socket, update) {
-            Ok(bytes) => {
-                member.handed += bytes;
-                if member.handed - member.taken <= MAX_LAG_BYTES {
-                    return true;
-                }
-                member.taken = self.transports.taken(socket);
-                // Framing counts as taken only: over time it would outrun what was handed.
-                member.handed = member.handed.max(member.taken);
-                if member.handed - member.taken <= MAX_LAG_BYTES {
-                    return true;
-                }
-                "too many bytes wait"
-            }
-            Err(SendError::Socket(SocketError::InternalChannelFull)) => "too many packets wait",
-            Err(SendError::Socket(SocketError::Closed)) => return false,
-            Err(SendError::Serialize(_)) => "an event cannot be encoded",
-        };
-        // A hole in the stream of updates is worse than a reconnect.
-        warn!(user_id = %self.user.id, problem, "closing a socket that does not keep up");
-        self.metrics.slow_sockets.inc();
-        self.transports.close(socket);
-        member.state = State::Cut;
-        false
-    }
-
-    fn members(&self) -> MutexGuard<'_, Vec<Member>> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Emits the update's events and returns how many bytes that is.
-fn emit(socket: &SocketRef, update: &Update<'_>) -> Result<u64, SendError> {
-    // A tuple's items are the event's arguments: always one, also if it is an array.
-    socket.emit(CHAT3_UPDATE, &(update.body,))?;
-    let mut bytes = update.body.get().len();
-    if let Some(event) = update.specialised_event() {
-        socket.emit(event.name, &(event.payload,))?;
-        bytes += event.payload.get().len();
-    }
-    Ok(bytes as u64)
 }

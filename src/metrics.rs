@@ -28,6 +28,11 @@ struct Reason {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Event {
     event: &'static str,
 }
@@ -40,16 +45,22 @@ pub struct Metrics {
     pub sockets: Gauge,
     /// Users with at least one socket.
     pub users: Gauge,
+    /// Users without a socket who may still recover their connection.
+    pub users_away: Gauge,
+    /// What is kept so that connections can be recovered.
+    pub kept: Kept,
     /// Users whose queue is bound and consumed.
     pub subscriptions: Gauge,
     /// 1 while the broker connection is up.
     pub broker_connected: Gauge,
     /// Broker connections established after the first.
     pub broker_reconnects: Counter,
-    /// Updates consumed; each is then delivered or rejected, exactly once.
+    /// Updates consumed; each is then delivered, kept or rejected, exactly once.
     pub updates_received: Counter,
     /// Updates handed to the sockets of their user, at least one.
     pub updates_delivered: Counter,
+    /// Updates kept for a user who is away, and handed to no socket.
+    pub updates_kept: Counter,
     updates_rejected: Family<Reason, Counter>,
     events_emitted: Family<Event, Counter>,
     /// Sockets let in.
@@ -57,6 +68,8 @@ pub struct Metrics {
     connects_refused: Family<Reason, Counter>,
     /// Sockets whose transport was closed because they did not keep up.
     pub slow_sockets: Counter,
+    recoveries: Family<Outcome, Counter>,
+    recoveries_lost: Family<Reason, Counter>,
     latency: Histogram,
 }
 
@@ -66,16 +79,21 @@ impl Metrics {
             registry: Arc::default(),
             sockets: Gauge::default(),
             users: Gauge::default(),
+            users_away: Gauge::default(),
+            kept: Kept::default(),
             subscriptions: Gauge::default(),
             broker_connected: Gauge::default(),
             broker_reconnects: Counter::default(),
             updates_received: Counter::default(),
             updates_delivered: Counter::default(),
+            updates_kept: Counter::default(),
             updates_rejected: Family::default(),
             events_emitted: Family::default(),
             connects: Counter::default(),
             connects_refused: Family::default(),
             slow_sockets: Counter::default(),
+            recoveries: Family::default(),
+            recoveries_lost: Family::default(),
             // 0.5 ms to 16 s, doubling: from a local hop to a broker in trouble.
             latency: Histogram::new(exponential_buckets(0.0005, 2.0, 16)),
         };
@@ -94,6 +112,22 @@ impl Metrics {
             "users",
             "Users with at least one socket",
             self.users.clone(),
+        );
+        r.register(
+            "users_away",
+            "Users without a socket who may still recover their connection",
+            self.users_away.clone(),
+        );
+        r.register(
+            "recovery_updates",
+            "Updates kept so that connections can be recovered",
+            self.kept.updates.clone(),
+        );
+        r.register_with_unit(
+            "recovery",
+            "Memory of the updates kept so that connections can be recovered",
+            Unit::Bytes,
+            self.kept.bytes.clone(),
         );
         r.register(
             "subscriptions",
@@ -121,6 +155,11 @@ impl Metrics {
             self.updates_delivered.clone(),
         );
         r.register(
+            "updates_kept",
+            "Updates kept for a user who is away, and handed to no socket",
+            self.updates_kept.clone(),
+        );
+        r.register(
             "updates_rejected",
             "Updates not delivered, by reason",
             self.updates_rejected.clone(),
@@ -140,6 +179,16 @@ impl Metrics {
             "slow_sockets",
             "Sockets whose transport was closed because they did not keep up",
             self.slow_sockets.clone(),
+        );
+        r.register(
+            "recoveries",
+            "Reconnects that asked for what they missed, by outcome",
+            self.recoveries.clone(),
+        );
+        r.register(
+            "recoveries_lost",
+            "Connections that can no longer be recovered, by reason",
+            self.recoveries_lost.clone(),
         );
         r.register_with_unit(
             "update_latency",
@@ -162,6 +211,18 @@ impl Metrics {
         self.connects_refused
             .get_or_create(&Reason { reason })
             .inc();
+    }
+
+    /// Counts a reconnect that asked for what it missed.
+    pub fn recovery(&self, outcome: &'static str) {
+        self.recoveries.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts connections that can no longer be recovered.
+    pub fn recoveries_lost(&self, reason: &'static str, connections: u64) {
+        self.recoveries_lost
+            .get_or_create(&Reason { reason })
+            .inc_by(connections);
     }
 
     /// Counts `sockets` hand-offs of one event.
@@ -188,6 +249,36 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// How many updates are kept, and their bytes.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    updates: Gauge,
+    bytes: Gauge,
+}
+
+impl Kept {
+    /// Notes an update of so many bytes.
+    pub fn add(&self, bytes: usize) {
+        self.updates.inc();
+        self.bytes.inc_by(gauge_value(bytes));
+    }
+
+    /// Notes that an update of so many bytes is no longer kept.
+    pub fn remove(&self, bytes: usize) {
+        self.updates.dec();
+        self.bytes.dec_by(gauge_value(bytes));
+    }
+
+    /// The bytes of all.
+    pub fn bytes(&self) -> usize {
+        usize::try_from(self.bytes.get()).unwrap_or_default()
+    }
+}
+
+fn gauge_value(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// Adds one to a gauge for as long as it lives.

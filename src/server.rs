@@ -51,7 +51,12 @@ impl Server {
             .await
             .with_context(|| format!("cannot listen on {host}:{}", config.port))?;
         let transports = Transports::new(config.socket_write_timeout, metrics.clone());
-        let hub = Hub::new(broker.clone(), transports.clone(), metrics.clone());
+        let hub = Hub::new(
+            broker.clone(),
+            transports.clone(),
+            metrics.clone(),
+            config.recovery.clone(),
+        );
         let (socket_io, io) =
             gateway::router(verifier, hub.clone(), transports.clone(), metrics.clone());
         // Outermost, so that refusals too are readable to a browser.

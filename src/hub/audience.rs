@@ -1,0 +1,590 @@
+//! One user's sockets: what each is sent, what is kept for those that are away,
+//! and the replay when they return.
+//!
+//! Everything here happens under one lock per user, so that each change (an
+//! update, a socket that goes live, one that takes over) is atomic for all of
+//! the user's sockets.
+
+use std::{
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    time::SystemTime,
+};
+
+use socketioxide::{SendError, SocketError, extract::SocketRef};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::{
+    log::{Limits, Log, Offset},
+    recovery::{Outcome, Pid, Request},
+};
+use crate::{
+    broker::{Delivery, Subscribed},
+    metrics::{GaugeGuard, Metrics},
+    transport::Transports,
+    update::{CHAT3_UPDATE, Rejection, SpecialisedEvent, Update},
+    user::User,
+};
+
+/// Bytes that a socket may lag behind, besides what the network buffers hold:
+/// several bursts of ordinary updates, and an end to what one stuck phone costs.
+const MAX_LAG_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Bytes that a replay runs ahead of its socket. The smallest updates of that
+/// many bytes are still fewer packets than a socket's buffer takes.
+const REPLAY_AHEAD_BYTES: u64 = 256 * 1024;
+
+/// Sessions of one user that are away; the oldest is given up for a new one.
+const MAX_AWAY: usize = 1_024;
+
+/// All sockets of one user.
+pub(super) struct Audience {
+    user: User,
+    /// Set once, right after the subscription was wished for.
+    subscribed: OnceLock<Subscribed>,
+    /// `None`: recovery is off.
+    limits: Option<Limits>,
+    transports: Transports,
+    metrics: Metrics,
+    room: Mutex<Room>,
+}
+
+/// What the lock is over.
+struct Room {
+    members: Vec<Member>,
+    log: Log,
+    /// The run of updates that the log's newest belong to, see [`Subscribed::stretch`].
+    stretch: u64,
+    /// `None` without a member.
+    presence: Option<Presence>,
+}
+
+/// Counts the user among those online or those away.
+struct Presence {
+    is_online: bool,
+    _gauge: GaugeGuard,
+}
+
+/// One session of the user's, with or without a socket.
+struct Member {
+    session: u64,
+    state: State,
+    /// Where it stands with recovery; `None` if it opted out or recovery is off.
+    recovery: Option<Recovery>,
+    lag: Lag,
+}
+
+/// How far a socket lags behind.
+#[derive(Default)]
+struct Lag {
+    /// Bytes of events handed to the socket.
+    handed: u64,
+    /// Bytes that its peer had taken of them when that was last looked up.
+    taken: u64,
+}
+
+impl Lag {
+    /// Whether more than `limit` bytes wait for the socket; looks it up only
+    /// where that may be.
+    fn exceeds(&mut self, limit: u64, socket: &SocketRef, transports: &Transports) -> bool {
+        if self.handed - self.taken > limit {
+            self.taken = transports.taken(socket);
+            // Framing counts as taken only: over time it would outrun what was handed.
+            self.handed = self.handed.max(self.taken);
+        }
+        self.handed - self.taken > limit
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Recovery {
+    pid: Pid,
+    /// The newest event when the session began, which its client never sees.
+    start: u64,
+}
+
+enum State {
+    /// Not admitted yet. Updates that come now precede its `connect`.
+    Joining,
+    /// Admitted, and sent everything up to the event of this number; what comes
+    /// after is in the log. Lasts until it has caught up.
+    Behind(u64),
+    Live(SocketRef),
+    /// Did not keep up: its transport is closed, and nothing is sent any more.
+    Cut,
+    /// Lost its connection at this time and may come back for the rest.
+    Away(Instant),
+}
+
+/// How far [`Audience::feed`] got.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fed {
+    /// The socket has caught up and is live.
+    Live,
+    /// There is more when the socket has taken some.
+    More,
+    /// The session is over, or another connection has taken it over.
+    Over,
+}
+
+/// What is left of a session whose socket is gone.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// It may come back until some time after this moment.
+    Away(Instant),
+    /// Nothing.
+    Gone,
+}
+
+impl Audience {
+    pub(super) fn new(
+        user: User,
+        limits: Option<Limits>,
+        transports: Transports,
+        metrics: Metrics,
+    ) -> Self {
+        let log = Log::new(metrics.kept.clone());
+        Self {
+            user,
+            subscribed: OnceLock::new(),
+            limits,
+            transports,
+            metrics,
+            room: Mutex::new(Room {
+                members: Vec::new(),
+                log,
+                stretch: 0,
+                presence: None,
+            }),
+        }
+    }
+
+    /// Tells the audience of its own subscription.
+    pub(super) fn subscribed_by(&self, subscribed: Subscribed) {
+        // It is called once.
+        let _ = self.subscribed.set(subscribed);
+    }
+
+    /// Adds a session.
+    pub(super) fn join(&self, session: u64) {
+        let mut room = self.room();
+        room.members.push(Member {
+            session,
+            state: State::Joining,
+            recovery: None,
+            lag: Lag::default(),
+        });
+        self.settle(&mut room);
+    }
+
+    /// Decides where a joining session begins: after what its client has seen, if
+    /// everything since is here; else with what comes from now on. The returned
+    /// `pid` is for the CONNECT reply.
+    pub(super) fn admit(&self, session: u64, request: Request) -> Option<Pid> {
+        let mut room = self.room();
+        let stretch = self.note_stretch(&mut room);
+        // It may have left meanwhile; then it must not take over anything.
+        room.member(session)?;
+        let request = self.limits.map_or(Request::OptOut, |_| request);
+        let resumed = match request {
+            Request::OptOut | Request::New => None,
+            Request::Resume { pid, offset } => Some(self.resume(&mut room, stretch, pid, offset)),
+            Request::Unreadable => Some(Err(Outcome::Unreadable)),
+        };
+        if let Some(resumed) = &resumed {
+            let outcome = resumed
+                .as_ref()
+                .err()
+                .copied()
+                .unwrap_or(Outcome::Recovered);
+            debug!(user_id = %self.user.id, ?outcome, "Connection recovery");
+            self.metrics.recovery(outcome.label());
+        }
+        let newest = room.log.last();
+        let (recovery, seen) = match resumed {
+            Some(Ok((recovery, seen))) => (Some(recovery), seen),
+            _ if request == Request::OptOut => (None, newest),
+            _ => (
+                Some(Recovery {
+                    pid: Pid::random(),
+                    start: newest,
+                }),
+                newest,
+            ),
+        };
+        let member = room.member(session)?;
+        member.state = State::Behind(seen);
+        member.recovery = recovery;
+        self.settle(&mut room);
+        recovery.map(|recovery| recovery.pid)
+    }
+
+    /// Ends the session of that `pid` for its client's new connection; returns it,
+    /// and the number of the newest event that the client has seen.
+    fn resume(
+        &self,
+        room: &mut Room,
+        stretch: Option<u64>,
+        pid: Pid,
+        offset: Option<Offset>,
+    ) -> Result<(Recovery, u64), Outcome> {
+        let recovery = self.take_over(room, pid).ok_or(Outcome::Unknown)?;
+        // A client that has seen nothing of this session may send the offset of
+        // one before, which another instance made or which the session is newer than.
+        let number = offset.and_then(|offset| room.log.number(offset));
+        let seen = number.unwrap_or_default().max(recovery.start);
+        // Without a subscription, updates are being missed right now.
+        match stretch.is_some() && room.log.reaches_back_to(seen) {
+            true => Ok((recovery, seen)),
+            false => Err(Outcome::Gap),
+        }
+    }
+
+    /// Removes the session of that `pid` for its client's new connection. The old
+    /// one may still look alive, e.g. to a phone's former network.
+    fn take_over(&self, room: &mut Room, pid: Pid) -> Option<Recovery> {
+        let is_it = |member: &Member| {
+            let recovery = member.recovery.as_ref();
+            recovery.is_some_and(|recovery| recovery.pid == pid)
+        };
+        let index = room.members.iter().position(is_it)?;
+        let member = room.members.swap_remove(index);
+        match &member.state {
+            State::Live(socket) => self.transports.close(socket),
+            State::Away(since) if self.is_expired(*since) => return None,
+            _ => {}
+        }
+        member.recovery
+    }
+
+    /// Hands an admitted session's socket what it has not seen, as far as it has
+    /// room, and makes it live when that was all.
+    pub(super) fn feed(&self, session: u64, socket: &SocketRef) -> Fed {
+        let mut room = self.room();
+        let Room { members, log, .. } = &mut *room;
+        let member = members.iter_mut().find(|member| member.session == session);
+        let Some((member, mut seen)) = member.and_then(|member| match member.state {
+            State::Behind(seen) => Some((member, seen)),
+            _ => None,
+        }) else {
+            return Fed::Over;
+        };
+        let fed = loop {
+            let Some(entry) = log.after(seen).next() else {
+                break Fed::Live;
+            };
+            let lag = &mut member.lag;
+            if lag.exceeds(REPLAY_AHEAD_BYTES, socket, &self.transports) {
+                break Fed::More;
+            }
+            let Ok(update) = Update::decode(&entry.body) else {
+                // Cannot be: it was decoded when it was kept.
+                seen = entry.last;
+                continue;
+            };
+            let offsets = member.recovery.is_some();
+            match Events::new(log, entry.first, &update).emit(socket, &mut seen, offsets, lag) {
+                Ok(()) => {}
+                Err(SendError::Socket(SocketError::InternalChannelFull)) => break Fed::More,
+                Err(_) => break Fed::Over,
+            }
+        };
+        member.state = match fed {
+            Fed::Live => State::Live(socket.clone()),
+            Fed::More if log.bytes_after(seen) as u64 > MAX_LAG_BYTES => {
+                self.cut(socket, "a replay does not come to its end");
+                State::Cut
+            }
+            _ => State::Behind(seen),
+        };
+        self.trim(&mut room, Instant::now());
+        fed
+    }
+
+    /// Notes that the session's socket is gone; `may_return` if it was lost rather
+    /// than left.
+    pub(super) fn leave(&self, session: u64, may_return: bool) -> Option<Left> {
+        let mut room = self.room();
+        let index = room
+            .members
+            .iter()
+            .position(|member| member.session == session)?;
+        let now = Instant::now();
+        let left = if may_return && room.members[index].recovery.is_some() {
+            self.make_room_for_one_away(&mut room);
+            // The index may have changed.
+            room.member(session)?.state = State::Away(now);
+            Left::Away(now)
+        } else {
+            room.members.swap_remove(index);
+            Left::Gone
+        };
+        self.settle(&mut room);
+        Some(left)
+    }
+
+    fn make_room_for_one_away(&self, room: &mut Room) {
+        let away = |(index, member): (usize, &Member)| match member.state {
+            State::Away(since) => Some((since, index)),
+            _ => None,
+        };
+        let away: Vec<_> = room.members.iter().enumerate().filter_map(away).collect();
+        if away.len() >= MAX_AWAY
+            && let Some((_, oldest)) = away.into_iter().min()
+        {
+            room.members.swap_remove(oldest);
+            self.metrics.recoveries_lost("too_many", 1);
+        }
+    }
+
+    /// Gives up a session that is still away.
+    pub(super) fn expire(&self, session: u64) {
+        let mut room = self.room();
+        let is_it = |member: &mut Member| {
+            member.session == session && matches!(member.state, State::Away(_))
+        };
+        if room.members.extract_if(.., is_it).next().is_some() {
+            self.metrics.recoveries_lost("expired", 1);
+            self.settle(&mut room);
+        }
+    }
+
+    /// Gives up all sessions, if all of them are away, to free memory.
+    pub(super) fn evict_if_away(&self) {
+        let mut room = self.room();
+        if room.sockets() == 0 {
+            self.metrics
+                .recoveries_lost("memory", room.members.len() as u64);
+            room.members.clear();
+            self.settle(&mut room);
+        }
+    }
+
+    /// Forgets what is kept, to free memory: what was missed so far can no longer
+    /// be recovered.
+    pub(super) fn forget(&self) {
+        let mut room = self.room();
+        if room.log.after(0).next().is_some() {
+            let recoverable = |member: &&Member| member.recovery.is_some();
+            let lost = room.members.iter().filter(recoverable).count();
+            self.metrics.recoveries_lost("memory", lost as u64);
+            room.log.forget();
+            self.trim(&mut room, Instant::now());
+        }
+    }
+
+    /// Drops what is too old to be kept.
+    pub(super) fn tidy(&self) {
+        self.trim(&mut self.room(), Instant::now());
+    }
+
+    /// Whether there is no session, not even one that may return.
+    pub(super) fn is_empty(&self) -> bool {
+        self.room().members.is_empty()
+    }
+
+    /// How many sessions have a socket.
+    pub(super) fn sockets(&self) -> usize {
+        self.room().sockets()
+    }
+
+    /// Hands one update to all sockets, and keeps it. Called for one update at a time.
+    pub(super) fn deliver(&self, delivery: &Delivery) {
+        self.metrics.updates_received.inc();
+        let update = match self.accept(delivery) {
+            Ok(update) => update,
+            Err(rejection) => return self.reject(delivery, rejection),
+        };
+        debug!(
+            user_id = %self.user.id,
+            event_type = update.event_type(),
+            routing_key = ?delivery.routing_key,
+            "Update received"
+        );
+        let now = Instant::now();
+        let mut room = self.room();
+        self.note_stretch(&mut room);
+        let Room { members, log, .. } = &mut *room;
+        let specialised = update.specialised_event();
+        let (mut handed_off, mut kept) = (0, false);
+        let events = 1 + u64::from(specialised.is_some());
+        let first = log.append(delivery.body.clone(), events, now);
+        let events = Events::new(log, first, &update);
+        for member in members {
+            match &member.state {
+                State::Joining | State::Cut => {}
+                State::Away(_) => kept = true,
+                // It is handed off from the log.
+                State::Behind(_) => handed_off += 1,
+                State::Live(_) => handed_off += u64::from(self.hand_off(member, &events)),
+            }
+        }
+        self.trim(&mut room, now);
+        drop(room);
+        if handed_off == 0 {
+            return match kept {
+                true => _ = self.metrics.updates_kept.inc(),
+                // The last socket left while the update was on its way.
+                false => self.metrics.update_rejected("no_socket"),
+            };
+        }
+        self.metrics.updates_delivered.inc();
+        self.metrics.emitted(CHAT3_UPDATE, handed_off);
+        if let Some(event) = specialised {
+            self.metrics.emitted(event.name, handed_off);
+        }
+        if let Some(published_at) = delivery.published_at {
+            // Clocks differ: an update from the future took no time.
+            let latency = SystemTime::now().duration_since(published_at);
+            self.metrics.latency(latency.unwrap_or_default());
+        }
+    }
+
+    fn accept<'a>(&self, delivery: &'a Delivery) -> Result<Update<'a>, Rejection> {
+        let update = Update::decode(&delivery.body)?;
+        update.check_recipient(&self.user)?;
+        Ok(update)
+    }
+
+    fn reject(&self, delivery: &Delivery, rejection: Rejection) {
+        self.metrics.update_rejected(rejection.label());
+        let (user_id, routing_key) = (&self.user.id, &delivery.routing_key);
+        let bytes = delivery.body.len();
+        if rejection == Rejection::ForeignTenant {
+            // Expected where two tenants have users of the same id.
+            debug!(%user_id, ?routing_key, bytes, reason = %rejection, "Update rejected");
+        } else {
+            warn!(%user_id, ?routing_key, bytes, reason = %rejection, "Update rejected");
+        }
+    }
+
+    /// Whether the member, if it is live, took the update.
+    fn hand_off(&self, member: &mut Member, events: &Events<'_>) -> bool {
+        let State::Live(socket) = &member.state else {
+            return false;
+        };
+        let lag = &mut member.lag;
+        let problem = match events.emit(socket, &mut 0, member.recovery.is_some(), lag) {
+            Ok(()) if lag.exceeds(MAX_LAG_BYTES, socket, &self.transports) => "too many bytes wait",
+            Ok(()) => return true,
+            Err(SendError::Socket(SocketError::InternalChannelFull)) => "too many packets wait",
+            Err(SendError::Socket(SocketError::Closed)) => return false,
+            Err(SendError::Serialize(_)) => "an event cannot be encoded",
+        };
+        // A hole in the stream of updates is worse than a reconnect.
+        self.cut(socket, problem);
+        member.state = State::Cut;
+        false
+    }
+
+    fn cut(&self, socket: &SocketRef, problem: &str) {
+        warn!(user_id = %self.user.id, problem, "closing a socket that does not keep up");
+        self.metrics.slow_sockets.inc();
+        self.transports.close(socket);
+    }
+
+    fn is_expired(&self, since: Instant) -> bool {
+        self.limits
+            .is_none_or(|limits| since.elapsed() > limits.age)
+    }
+
+    /// Notes in the log if updates may have been missed; returns the current run.
+    fn note_stretch(&self, room: &mut Room) -> Option<u64> {
+        let stretch = self.subscribed.get().and_then(Subscribed::stretch)?;
+        if std::mem::replace(&mut room.stretch, stretch) != stretch {
+            room.log.hole();
+        }
+        Some(stretch)
+    }
+
+    /// To be called after every change of the members.
+    fn settle(&self, room: &mut Room) {
+        let is_online = (!room.members.is_empty()).then(|| room.sockets() > 0);
+        let was_online = room.presence.as_ref().map(|presence| presence.is_online);
+        if was_online != is_online {
+            room.presence = is_online.map(|is_online| Presence {
+                is_online,
+                _gauge: GaugeGuard::new(match is_online {
+                    true => &self.metrics.users,
+                    false => &self.metrics.users_away,
+                }),
+            });
+        }
+        self.trim(room, Instant::now());
+    }
+
+    fn trim(&self, room: &mut Room, now: Instant) {
+        let recoverable = room.members.iter().any(|member| member.recovery.is_some());
+        let limits = self.limits.filter(|_| recoverable);
+        let behind = |member: &Member| match member.state {
+            State::Behind(cursor) => Some(cursor),
+            _ => None,
+        };
+        let needed = room.members.iter().filter_map(behind).min();
+        room.log.trim(limits, needed, now);
+    }
+
+    fn room(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Room {
+    fn member(&mut self, session: u64) -> Option<&mut Member> {
+        self.members
+            .iter_mut()
+            .find(|member| member.session == session)
+    }
+
+    fn sockets(&self) -> usize {
+        let has_socket = |member: &&Member| !matches!(member.state, State::Away(_));
+        self.members.iter().filter(has_socket).count()
+    }
+}
+
+/// The events of one update, with their offsets.
+struct Events<'a> {
+    update: &'a Update<'a>,
+    specialised: Option<SpecialisedEvent<'a>>,
+    first: u64,
+    offsets: [String; 2],
+}
+
+impl<'a> Events<'a> {
+    /// The events of an update whose first one has the number `first`.
+    fn new(log: &Log, first: u64, update: &'a Update<'a>) -> Self {
+        let offset = |number| log.offset(number).to_string();
+        Self {
+            update,
+            specialised: update.specialised_event(),
+            first,
+            offsets: [offset(first), offset(first + 1)],
+        }
+    }
+
+    /// Emits the events after number `seen`, which follows them.
+    fn emit(
+        &self,
+        socket: &SocketRef,
+        seen: &mut u64,
+        with_offsets: bool,
+        lag: &mut Lag,
+    ) -> Result<(), SendError> {
+        let whole = (CHAT3_UPDATE, self.update.body);
+        let specialised = self.specialised.map(|event| (event.name, event.payload));
+        let events = [Some(whole), specialised].into_iter().flatten();
+        for ((number, offset), (name, payload)) in (self.first..).zip(&self.offsets).zip(events) {
+            if number <= *seen {
+                continue;
+            }
+            // A tuple's items are the event's arguments, also if one is an array.
+            match with_offsets {
+                true => socket.emit(name, &(payload, offset))?,
+                false => socket.emit(name, &(payload,))?,
+            }
+            *seen = number;
+            lag.handed += payload.get().len() as u64;
+        }
+        Ok(())
+    }
+}
