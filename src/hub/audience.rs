@@ -28,11 +28,11 @@ use crate::{
 
 /// Bytes that a socket may lag behind, besides what the network buffers hold:
 /// several bursts of ordinary updates, and an end to what one stuck phone costs.
-const MAX_LAG_BYTES: u64 = 16 * 1024 * 1024;
+const MAX_LAG_BYTES: usize = 16 * 1024 * 1024;
 
 /// Bytes that a replay runs ahead of its socket. The smallest updates of that
 /// many bytes are still fewer packets than a socket's buffer takes.
-const REPLAY_AHEAD_BYTES: u64 = 256 * 1024;
+const REPLAY_AHEAD_BYTES: usize = 256 * 1024;
 
 /// Sessions of one user that are away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
@@ -86,7 +86,8 @@ struct Lag {
 impl Lag {
     /// Whether more than `limit` bytes wait for the socket; looks it up only
     /// where that may be.
-    fn exceeds(&mut self, limit: u64, socket: &SocketRef, transports: &Transports) -> bool {
+    fn exceeds(&mut self, limit: usize, socket: &SocketRef, transports: &Transports) -> bool {
+        let limit = limit as u64;
         if self.handed - self.taken > limit {
             self.taken = transports.taken(socket);
             // Framing counts as taken only: over time it would outrun what was handed.
@@ -291,8 +292,12 @@ impl Audience {
         };
         member.state = match fed {
             Fed::Live => State::Live(socket.clone()),
-            Fed::More if log.bytes_after(seen) as u64 > MAX_LAG_BYTES => {
-                self.cut(socket, "a replay does not come to its end");
+            // What was missed, and what came since: both have their limits.
+            Fed::More
+                if log.bytes_after(seen)
+                    > MAX_LAG_BYTES + self.limits.map_or(0, |limits| limits.bytes) =>
+            {
+                self.cut(socket, "a replay falls behind");
                 State::Cut
             }
             _ => State::Behind(seen),

@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 
-import { Broker, Gateway, Publisher, Tab, anUpdate, generations } from './harness.mjs';
+import { Broker, Gateway, Publisher, Tab, anUpdate, generations, token } from './harness.mjs';
 
 let broker;
 let gateway;
@@ -108,7 +108,9 @@ test('a connected socket is subscribed: what is published after connect arrives'
 });
 
 test('a body is forwarded byte for byte', async () => {
-  const tab = await Tab.open(gateway, 'usr_raw', { transports: ['websocket'] });
+  const auth = { token: token('usr_raw'), recovery: false };
+  const tab = new Tab(gateway, null, { auth, transports: ['websocket'] });
+  await tab.when('connected', () => tab.connects === 1);
   const frames = [];
   tab.socket.io.engine.on('packet', ({ type, data }) => type === 'message' && frames.push(data));
   // Number formats, key order, escapes and spacing that a decoder would normalise.

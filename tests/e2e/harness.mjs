@@ -328,10 +328,19 @@ export class Tab {
     this.connects = 0;
     this.disconnects = [];
     this.waiters = new Set();
-    const { auth = { token }, url = gateway.url, ...rest } = options;
-    this.socket = io(url, { auth, forceNew: true, reconnectionDelay: 50, reconnectionDelayMax: 200, ...rest });
-    this.socket.onAny((event, ...args) => this.note(() => this.events.push({ event, args })));
-    this.socket.on('connect', () => this.note(() => (this.connects += 1)));
+    const { auth = { token }, url = gateway.url, connect = io, ...rest } = options;
+    this.offsets = [];
+    this.recovered = [];
+    this.socket = connect(url, { auth, forceNew: true, reconnectionDelay: 50, reconnectionDelayMax: 200, ...rest });
+    this.socket.onAny((event, ...args) => this.note(() => {
+      // Recovery's last argument, apart from what the event says.
+      if (typeof args.at(-1) === 'string') this.offsets.push(args.pop());
+      this.events.push({ event, args });
+    }));
+    this.socket.on('connect', () => this.note(() => {
+      this.connects += 1;
+      this.recovered.push(this.socket.recovered);
+    }));
     this.socket.on('disconnect', (reason) => this.note(() => this.disconnects.push(reason)));
     this.socket.on('connect_error', (error) => this.note(() => (this.error = error)));
     openTabs.add(this);
@@ -390,6 +399,63 @@ export class Tab {
   close() {
     openTabs.delete(this);
     this.socket.disconnect();
+  }
+}
+
+/** The network between clients and a gateway: a TCP proxy that can be cut. */
+export class Network {
+  static async to(gateway) {
+    const network = new Network();
+    const port = Number(new URL(gateway.url).port);
+    network.links = new Set();
+    network.isUp = true;
+    network.server = net.createServer((near) => {
+      if (!network.isUp) return near.destroy();
+      const far = net.connect(port, '127.0.0.1');
+      const link = [near, far];
+      network.links.add(link);
+      for (const [socket, other] of [[near, far], [far, near]]) {
+        socket.on('error', () => {});
+        socket.on('close', () => {
+          network.links.delete(link);
+          other.destroy();
+        });
+        socket.pipe(other);
+      }
+    });
+    await new Promise((resolve) => network.server.listen(0, '127.0.0.1', resolve));
+    network.url = `http://127.0.0.1:${network.server.address().port}`;
+    cleanups.push(() => {
+      network.cut();
+      network.server.close();
+    });
+    return network;
+  }
+
+  /** Breaks every connection, and refuses new ones until `restore`. */
+  cut() {
+    this.isUp = false;
+    this.reset();
+  }
+
+  /** Breaks every connection once. */
+  reset() {
+    for (const link of this.links) for (const socket of link) socket.destroy();
+  }
+
+  restore() {
+    this.isUp = true;
+  }
+
+  /** Swallows what is on the connections of now, without a sign to either end. */
+  blackhole() {
+    for (const link of this.links) {
+      for (const socket of link) {
+        socket.unpipe();
+        socket.removeAllListeners('data');
+        socket.resume();
+      }
+    }
   }
 }
 

@@ -1,0 +1,441 @@
+// A connection that is lost and regained gets exactly what it missed, or is told
+// that it did not: with unmodified clients, over a network that is really cut.
+
+import assert from 'node:assert/strict';
+import { before, test } from 'node:test';
+
+import { io as io3 } from 'socket.io-client-3';
+import { io as io45 } from 'socket.io-client-4.5';
+import { io as io46 } from 'socket.io-client-4.6';
+import { io as io48 } from 'socket.io-client';
+
+import { Broker, Gateway, Network, Publisher, Tab, token, until } from './harness.mjs';
+
+let broker;
+let gateway;
+let network;
+let publisher;
+let users = 0;
+
+before(async () => {
+  broker = await Broker.start();
+  publisher = await Publisher.connect(broker);
+  gateway = await Gateway.start(broker);
+  network = await Network.to(gateway);
+});
+
+/** A user of this test alone. */
+const aUser = () => `usr_recovery_${(users += 1)}`;
+
+const WEBSOCKET = { transports: ['websocket'] };
+const POLLING = { transports: ['polling'] };
+
+/** The updates of `published`, each as the events it becomes. */
+const asEvents = (published) => published.flatMap((update) => [
+  { event: 'chat3:update', args: [update] },
+  { event: 'message:new', args: [update.data] },
+]);
+
+/** Publishes so many updates and waits until the gateway has taken them. */
+async function publish(userId, count, server = gateway) {
+  const before = await server.metric('updates_received_total');
+  const published = Array.from({ length: count }, () => publisher.update(userId));
+  await until('updates received', async () => (await server.metric('updates_received_total')) >= before + count);
+  return published;
+}
+
+for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
+  for (const [how, options] of [['websocket', WEBSOCKET], ['polling, then upgrade', {}], ['polling', POLLING]]) {
+    test(`client ${version} over ${how}: three cuts with 60 updates in each gap, and nothing is missed or doubled`, async () => {
+      const userId = aUser();
+      const tab = await Tab.open(gateway, userId, { connect, url: network.url, ...options });
+      const published = [publisher.update(userId)];
+      await tab.saw(published[0]);
+      for (let cut = 1; cut <= 3; cut += 1) {
+        network.cut();
+        await tab.when('the cut', () => tab.disconnects.length === cut);
+        published.push(...await publish(userId, 60));
+        network.restore();
+        // Live again, in the same breath as the replay.
+        published.push(publisher.update(userId));
+        await tab.saw(published.at(-1));
+      }
+      assert.deepEqual(tab.events, asEvents(published));
+      assert.deepEqual(tab.recovered, [false, true, true, true]);
+      tab.close();
+    });
+  }
+
+  test(`client ${version}: quiet connections recover too, also right after one that could not`, async () => {
+    const userId = aUser();
+    const tab = await Tab.open(gateway, userId, { connect, url: network.url, ...WEBSOCKET });
+    network.reset();
+    await tab.when('reconnected', () => tab.connects === 2);
+    assert.deepEqual(tab.recovered, [false, true]);
+    const first = publisher.update(userId);
+    await tab.saw(first);
+    // The client keeps the last offset of a session that cannot be recovered and
+    // sends it with the next one's pid, as long as that has brought no event.
+    tab.socket._pid = '0'.repeat(32);
+    network.reset();
+    await tab.when('reconnected', () => tab.connects === 3);
+    network.cut();
+    await tab.when('the cut', () => tab.disconnects.length === 3);
+    const missed = await publish(userId, 3);
+    network.restore();
+    await tab.saw(missed.at(-1));
+    assert.deepEqual(tab.recovered, [false, true, false, true]);
+    assert.deepEqual(tab.events, asEvents([first, ...missed]));
+    tab.close();
+  });
+}
+
+test('cuts at any place of a burst neither lose nor double an event', async () => {
+  const userId = aUser();
+  const tab = await Tab.open(gateway, userId, { url: network.url });
+  const published = [];
+  for (let round = 0; round < 12; round += 1) {
+    for (let i = 0; i < 80; i += 1) published.push(publisher.update(userId));
+    await new Promise((resolve) => setTimeout(resolve, round * 3));
+    network.reset();
+    await tab.when('reconnected', () => tab.connects === round + 2);
+  }
+  await tab.saw(published.at(-1));
+  assert.deepEqual(tab.recovered, [false, ...Array(12).fill(true)]);
+  assert.deepEqual(tab.events, asEvents(published));
+  tab.close();
+});
+
+test('a client that comes back over another network while its old connection looks alive goes on there', async () => {
+  const server = await Gateway.start(broker);
+  const lift = await Network.to(server);
+  const userId = aUser();
+  const tab = await Tab.open(server, userId, { url: lift.url, ...WEBSOCKET });
+  const first = publisher.update(userId);
+  await tab.saw(first);
+  lift.blackhole();
+  const missed = await publish(userId, 5, server);
+  // As a phone that changed networks: its browser notices, the server does not.
+  tab.socket.io.engine.transport.ws.terminate();
+  await tab.saw(missed.at(-1));
+  assert.deepEqual(tab.events, asEvents([first, ...missed]));
+  assert.deepEqual(tab.recovered, [false, true]);
+  await server.metricIs('sockets', 1);
+  tab.close();
+  await server.kill();
+});
+
+test('each tab of a user recovers for itself', async () => {
+  const userId = aUser();
+  const tabs = [await Tab.open(gateway, userId, { url: network.url, ...WEBSOCKET }), await Tab.open(gateway, userId, WEBSOCKET)];
+  const first = publisher.update(userId);
+  for (const tab of tabs) await tab.saw(first);
+  network.cut();
+  await tabs[0].when('the cut', () => tabs[0].disconnects.length === 1);
+  const missed = await publish(userId, 5);
+  network.restore();
+  for (const tab of tabs) {
+    await tab.saw(missed.at(-1));
+    assert.deepEqual(tab.events, asEvents([first, ...missed]));
+  }
+  assert.deepEqual([tabs[0].recovered, tabs[1].recovered], [[false, true], [false]]);
+  for (const tab of tabs) tab.close();
+});
+
+test('a new tab and a reloaded page start fresh', async () => {
+  const userId = aUser();
+  const tab = await Tab.open(gateway, userId, { url: network.url, ...WEBSOCKET });
+  await tab.saw(publisher.update(userId));
+  network.cut();
+  await tab.when('the cut', () => tab.disconnects.length === 1);
+  await publish(userId, 5);
+  const reloaded = await Tab.open(gateway, userId, WEBSOCKET);
+  const update = publisher.update(userId);
+  await reloaded.saw(update);
+  assert.deepEqual(reloaded.ids, [update._id]);
+  assert.deepEqual(reloaded.recovered, [false]);
+  network.restore();
+  for (const each of [tab, reloaded]) each.close();
+});
+
+test('after its own disconnect() a client starts fresh, and nothing waits for it', async () => {
+  const server = await Gateway.start(broker);
+  for (const options of [WEBSOCKET, POLLING, {}]) {
+    const userId = aUser();
+    const tab = await Tab.open(server, userId, options);
+    await tab.saw(publisher.update(userId));
+    tab.socket.disconnect();
+    await server.metricIs('subscriptions', 0);
+    await server.metricIs('users_away', 0);
+    tab.socket.connect();
+    await tab.when('connected again', () => tab.connects === 2);
+    assert.deepEqual(tab.recovered, [false, false]);
+    tab.close();
+  }
+  await server.kill();
+});
+
+test('a gap that is too long, too large, or longer than the window is not filled, not even in part', async () => {
+  const server = await Gateway.start(broker, {
+    env: { RECOVERY_WINDOW: '2s', RECOVERY_MAX_UPDATES: '20', RECOVERY_MAX_BYTES: '20000' },
+  });
+  const lift = await Network.to(server);
+  for (const [what, outage] of [
+    ['too many updates', (userId) => publish(userId, 21, server)],
+    ['too many bytes', async (userId) => {
+      for (let i = 0; i < 3; i += 1) publisher.update(userId, { data: { filler: 'x'.repeat(9000) } });
+    }],
+    ['too long', async (userId) => {
+      await publish(userId, 1, server);
+      await server.metricIs('users_away', 0);
+    }],
+  ]) {
+    const userId = aUser();
+    const tab = await Tab.open(server, userId, { url: lift.url, ...WEBSOCKET });
+    const first = publisher.update(userId);
+    await tab.saw(first);
+    lift.cut();
+    await tab.when('the cut', () => tab.disconnects.length === 1);
+    await outage(userId);
+    await until('all is taken', async () =>
+      (await server.metric('updates_kept_total')) + (await server.metric('updates_delivered_total')) ===
+      (await server.metric('updates_received_total')));
+    lift.restore();
+    await tab.when('reconnected', () => tab.connects === 2);
+    const next = publisher.update(userId);
+    await tab.saw(next);
+    assert.deepEqual(tab.ids, [first._id, next._id], what);
+    assert.deepEqual(tab.recovered, [false, false], what);
+    // And from here on recovery works again.
+    lift.reset();
+    await tab.when('reconnected', () => tab.connects === 3);
+    assert.equal(tab.recovered.at(-1), true, what);
+    tab.close();
+  }
+  assert.equal(await server.metric('recoveries_total{outcome="gap"}'), 2);
+  assert.equal(await server.metric('recoveries_total{outcome="unknown"}'), 1);
+  await server.kill();
+});
+
+test('when the window is over, nothing of the user is left', async () => {
+  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
+  const lift = await Network.to(server);
+  const tab = await Tab.open(server, aUser(), { url: lift.url, ...WEBSOCKET });
+  lift.cut();
+  await server.metricIs('users_away', 1);
+  await server.metricIs('users', 0);
+  await server.metricIs('sockets', 0);
+  assert.equal(await server.metric('subscriptions'), 1);
+  await server.metricIs('subscriptions', 0);
+  await server.metricIs('users_away', 0);
+  assert.equal(await server.metric('recovery_bytes'), 0);
+  assert.equal(await server.metric('recoveries_lost_total{reason="expired"}'), 1);
+  tab.close();
+  await server.kill();
+});
+
+test('another instance and a restarted one do not recover, and say so', async () => {
+  const [one, other] = [await Gateway.start(broker), await Gateway.start(broker)];
+  const userId = aUser();
+  const tab = await Tab.open(one, userId, WEBSOCKET);
+  await tab.saw(publisher.update(userId));
+  const seen = tab.ids.length;
+  tab.socket.io.uri = other.url;
+  await one.kill();
+  await tab.when('reconnected', () => tab.connects === 2);
+  assert.deepEqual(tab.recovered, [false, false]);
+  await tab.saw(publisher.update(userId));
+  assert.equal(tab.ids.length, seen + 1);
+  tab.close();
+  await other.kill();
+});
+
+test('updates that were missed while RabbitMQ was away make a recovery impossible', async () => {
+  const own = await Broker.start();
+  const ownPublisher = await Publisher.connect(own);
+  const server = await Gateway.start(own);
+  const lift = await Network.to(server);
+  const userId = aUser();
+  const tab = await Tab.open(server, userId, { url: lift.url, ...WEBSOCKET });
+  await tab.saw(ownPublisher.update(userId));
+  await own.kill();
+  await server.isConnected(false);
+  await own.start();
+  await own.queuesAre(1);
+  // The socket never noticed; but what it has is not all there was.
+  lift.reset();
+  await tab.when('reconnected', () => tab.connects === 2);
+  assert.deepEqual(tab.recovered, [false, false]);
+  lift.reset();
+  await tab.when('reconnected', () => tab.connects === 3);
+  assert.deepEqual(tab.recovered, [false, false, true]);
+  tab.close();
+  await server.kill();
+  await own.stop();
+});
+
+test('a replay larger than a socket may lag behind is paced and complete', async () => {
+  const server = await Gateway.start(broker, {
+    env: { RECOVERY_MAX_UPDATES: '20000', RECOVERY_MAX_BYTES: String(64 << 20) },
+  });
+  const lift = await Network.to(server);
+  for (const options of [WEBSOCKET, POLLING, {}]) {
+    const userId = aUser();
+    const tab = await Tab.open(server, userId, { url: lift.url, ...options });
+    const first = publisher.update(userId);
+    await tab.saw(first);
+    lift.cut();
+    await tab.when('the cut', () => tab.disconnects.length === 1);
+    // More packets, and more bytes, than one socket's buffer takes.
+    const small = await publish(userId, 6_000, server);
+    const received = await server.metric('updates_received_total');
+    const large = Array.from({ length: 200 }, () => publisher.update(userId, { eventType: 'message.update', data: { filler: 'я'.repeat(50_000) } }));
+    await server.metricIs('updates_received_total', received + large.length);
+    // A polling session does not notice the cut and is given up for its full buffer.
+    const slow = await server.metric('slow_sockets_total');
+    lift.restore();
+    await tab.saw(large.at(-1), 60_000);
+    assert.deepEqual(tab.ids, [first, ...small, ...large].map((update) => update._id));
+    assert.deepEqual(tab.recovered, [false, true]);
+    assert.equal(tab.disconnects.length, 1);
+    assert.equal(await server.metric('slow_sockets_total'), slow);
+    tab.close();
+  }
+  await server.kill();
+});
+
+test('a stolen pid opens nothing without a token of its user', async () => {
+  const userId = aUser();
+  const tab = await Tab.open(gateway, userId, { url: network.url, claims: { tenantId: 'tnt_default' }, ...WEBSOCKET });
+  await tab.saw(publisher.update(userId));
+  const stolen = { pid: tab.socket._pid, offset: tab.offsets.at(-1) };
+  assert.match(stolen.pid, /^[0-9a-f]{32}$/);
+  network.cut();
+  await tab.when('the cut', () => tab.disconnects.length === 1);
+  const missed = await publish(userId, 3);
+  for (const [thiefId, claims] of [[aUser(), { tenantId: 'tnt_default' }], [userId, { tenantId: 'tnt_other' }], [userId, {}]]) {
+    const auth = { token: token(thiefId, claims), ...stolen };
+    const thief = new Tab(gateway, null, { auth, ...WEBSOCKET });
+    await thief.when('connected', () => thief.connects === 1);
+    const sentinel = publisher.update(thiefId, { tenantId: claims.tenantId ?? 'tnt_default' });
+    if (thiefId === userId && claims.tenantId === undefined) missed.push(sentinel);
+    await thief.saw(sentinel);
+    assert.deepEqual(thief.ids, [sentinel._id]);
+    thief.close();
+  }
+  const without = new Tab(gateway, null, { auth: stolen, ...WEBSOCKET });
+  assert.equal(await without.refused(), 'token missing');
+  without.close();
+  // And its owner still has it.
+  network.restore();
+  await tab.saw(missed.at(-1));
+  assert.equal(tab.recovered.at(-1), true);
+  assert.deepEqual(tab.ids.slice(1), missed.map((update) => update._id));
+  tab.close();
+});
+
+test('whatever is sent as pid and offset, the socket is let in fresh and the gateway stays up', async () => {
+  const userId = aUser();
+  const owner = await Tab.open(gateway, userId, WEBSOCKET);
+  await owner.saw(publisher.update(userId));
+  const pid = owner.socket._pid;
+  const log = owner.offsets.at(-1).split('-')[0];
+  const before = await gateway.metric('recoveries_total{outcome="unreadable"}');
+  const unreadable = [
+    { pid: 5 }, { pid: {} }, { pid: '' }, { pid: 'x'.repeat(32) }, { pid: 'x'.repeat(50_000) },
+    { pid: '0'.repeat(32), offset: 'nonsense' }, { pid, offset: 7 }, { pid, offset: `${log}-` }, { pid, offset: `${log}--1` },
+    { pid, offset: `${log}-${'f'.repeat(17)}` },
+  ];
+  for (const fields of [...unreadable, { pid: '0'.repeat(32) }, { pid, offset: `${log}-ffffffffffffffff` }]) {
+    const tab = new Tab(gateway, null, { auth: { token: token(userId), ...fields }, ...WEBSOCKET });
+    await tab.when('connected', () => tab.connects === 1);
+    assert.equal(tab.recovered[0], false, JSON.stringify(fields).slice(0, 80));
+    const update = publisher.update(userId);
+    await tab.saw(update);
+    assert.deepEqual(tab.ids, [update._id]);
+    tab.close();
+  }
+  assert.equal(await gateway.metric('recoveries_total{outcome="unreadable"}'), before + unreadable.length);
+  owner.close();
+});
+
+test('pids are never logged', async () => {
+  const server = await Gateway.start(broker, { env: { RUST_LOG: 'trace' } });
+  const lift = await Network.to(server);
+  const tab = await Tab.open(server, aUser(), { url: lift.url, ...WEBSOCKET });
+  const pid = tab.socket._pid;
+  lift.reset();
+  await tab.when('reconnected', () => tab.connects === 2);
+  assert.deepEqual(tab.recovered, [false, true]);
+  const ours = server.logs.split('\n').filter((line) => line.includes('chat3_gateway'));
+  assert.ok(ours.length > 5);
+  assert.ok(!ours.join('\n').includes(pid));
+  tab.close();
+  await server.kill();
+});
+
+for (const [version, connect] of [['3.1', io3], ['4.5', io45]]) {
+  test(`client ${version}, which cannot recover, gets every event as before`, async () => {
+    const userId = aUser();
+    const tab = await Tab.open(gateway, userId, { connect, url: network.url });
+    const first = publisher.update(userId);
+    await tab.saw(first);
+    network.reset();
+    await tab.when('reconnected', () => tab.connects === 2);
+    const second = publisher.update(userId);
+    await tab.saw(second);
+    assert.deepEqual(tab.events, asEvents([first, second]));
+    tab.close();
+  });
+}
+
+test('a client that opts out, and every client where recovery is off, is sent no offset and no pid', async () => {
+  const on = await Gateway.start(broker);
+  const off = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '0' } });
+  for (const [server, fields] of [[on, { recovery: false }], [off, {}]]) {
+    const userId = aUser();
+    const lift = await Network.to(server);
+    const tab = new Tab(server, null, { auth: { token: token(userId), ...fields }, url: lift.url });
+    await tab.when('connected', () => tab.connects === 1);
+    const update = publisher.update(userId);
+    await tab.saw(update);
+    assert.deepEqual(tab.events, asEvents([update]));
+    assert.deepEqual(tab.offsets, []);
+    assert.equal(tab.socket._pid, undefined);
+    assert.equal(await server.metric('recovery_updates'), 0);
+    lift.cut();
+    await server.metricIs('sockets', 0);
+    assert.equal(await server.metric('users_away'), 0);
+    await server.metricIs('subscriptions', 0);
+    tab.close();
+  }
+  for (const server of [on, off]) await server.kill();
+});
+
+test('when memory for recovery is full, the users away longest lose theirs first', async () => {
+  const server = await Gateway.start(broker, { env: { RECOVERY_TOTAL_BYTES: '60000' } });
+  const lift = await Network.to(server);
+  const tabs = [];
+  for (let i = 0; i < 3; i += 1) {
+    const tab = await Tab.open(server, aUser(), { url: lift.url, reconnection: false, ...WEBSOCKET });
+    tab.userId = `usr_recovery_${users}`;
+    tabs.push(tab);
+  }
+  // They leave one after the other.
+  for (const [index, tab] of tabs.entries()) {
+    tab.socket.io.engine.transport.ws.terminate();
+    await server.metricIs('users_away', index + 1);
+  }
+  for (const tab of tabs) {
+    for (let i = 0; i < 3; i += 1) publisher.update(tab.userId, { data: { filler: 'x'.repeat(8000) } });
+  }
+  await server.metricIs('recoveries_lost_total{reason="memory"}', 1);
+  assert.ok((await server.metric('recovery_bytes')) <= 60_000);
+  for (const tab of tabs) tab.socket.connect();
+  for (const tab of tabs) await tab.when('reconnected', () => tab.connects === 2);
+  assert.deepEqual(tabs.map((tab) => tab.recovered.at(-1)), [false, true, true]);
+  for (const tab of tabs.slice(1)) await tab.when('the missed updates', () => tab.ids.length === 3);
+  assert.equal(tabs[0].ids.length, 0);
+  for (const tab of tabs) tab.close();
+  await server.kill();
+});
