@@ -447,6 +447,17 @@ export class Network {
     this.isUp = true;
   }
 
+  /** Holds back what the gateway sends on the connections of now. */
+  hold() {
+    this.held = [...this.links];
+    for (const [near, far] of this.held) far.unpipe(near);
+  }
+
+  /** Lets it go. */
+  release() {
+    for (const [near, far] of this.held) far.pipe(near);
+  }
+
   /** Swallows what is on the connections of now, without a sign to either end. */
   blackhole() {
     for (const link of this.links) {

@@ -439,3 +439,124 @@ test('when memory for recovery is full, the users away longest lose theirs first
   for (const tab of tabs) tab.close();
   await server.kill();
 });
+
+// What every run of a client must look like: each session (a connect that was not
+// recovered, and the recovered ones after it) sees one unbroken run of the events
+// published since it began, and nothing of what it was told it missed.
+
+/** A reproducible source of random numbers in [0, 1): mulberry32, by Tommy Ettinger. */
+function randomFrom(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+class Model {
+  constructor() {
+    this.published = [];
+    this.sessions = [];
+  }
+
+  /** The events of everything published, in order. */
+  get events() {
+    return this.published.flatMap((id) => [`chat3:update ${id}`, `message:new ${id}`]);
+  }
+
+  /** The client connected; `known` is how much had been taken when it began to. */
+  connected(recovered, known) {
+    if (!recovered) this.sessions.push({ after: known * 2, seen: [] });
+    else assert.ok(this.sessions.length > 0, 'the first connect has nothing to recover');
+  }
+
+  saw(event) {
+    this.sessions.at(-1).seen.push(event);
+  }
+
+  check() {
+    const { events } = this;
+    let last = -1;
+    for (const { after, seen } of this.sessions) {
+      if (seen.length === 0) continue;
+      const first = events.indexOf(seen[0]);
+      assert.ok(first > last, 'a session repeats what one before it has seen');
+      assert.ok(first >= after, 'a session begins with a part of what was missed');
+      assert.deepEqual(seen, events.slice(first, first + seen.length), 'a session has a hole, a double or a wrong order');
+      last = first + seen.length - 1;
+    }
+  }
+}
+
+async function wander(server, random, steps) {
+  const userId = aUser();
+  const link = await Network.to(server);
+  const model = new Model();
+  const options = [WEBSOCKET, POLLING, {}][Math.floor(random() * 3)];
+  // What is queued at the broker when a client returns may go to it or not: so each
+  // step waits until the gateway has taken what it published.
+  let taken = 0;
+  const tab = new Tab(server, token(userId), { url: link.url, randomizationFactor: 0, timeout: 2000, ...options });
+  let takenBefore = 0;
+  tab.socket.io.on('reconnect_attempt', () => (takenBefore = taken));
+  tab.socket.on('connect', () => model.connected(tab.socket.recovered, takenBefore));
+  tab.socket.onAny((event, { _id }) => model.saw(`${event} ${_id ?? ''}`));
+  const probe = await Tab.open(server, userId, WEBSOCKET);
+  const publishSome = async (count) => {
+    for (let i = 0; i < count; i += 1) {
+      const _id = `${userId}-${model.published.length}`;
+      publisher.update(userId, { _id, data: { _id } });
+      model.published.push(_id);
+    }
+    if (count > 0) await probe.saw({ _id: model.published.at(-1) });
+    taken = model.published.length;
+  };
+  // A client that loses its connection in the midst of an upgrade stays between the
+  // two transports, until it misses the pings: 45 s.
+  const connected = () => tab.when('connected', () => tab.socket.connected, 60_000);
+  for (let step = 0; step < steps; step += 1) {
+    const count = Math.floor(random() * 40);
+    const time = random() * 80;
+    const publishing = publishSome(count);
+    switch (Math.floor(random() * 8)) {
+      case 0: link.reset(); break;
+      case 1: link.cut(); await pause(time); link.restore(); break;
+      case 2: link.cut(); await publishing; await pause(time); link.restore(); break;
+      case 3: link.blackhole(); await pause(time); link.reset(); break;
+      // Slow reading.
+      case 4: link.hold(); await pause(time); link.release(); break;
+      case 5: link.hold(); await publishing; link.reset(); break;
+      // The window passes.
+      case 6: link.cut(); await pause(800 + time * 8); link.restore(); break;
+      // More than is kept.
+      default: link.cut(); await publishing; await publishSome(120); link.restore(); break;
+    }
+    await publishing;
+    if (random() < 0.6) await connected();
+  }
+  await connected();
+  // Once more, in quiet: a live socket sees everything to the end.
+  await publishSome(1);
+  await tab.saw({ _id: model.published.at(-1) });
+  model.check();
+  const recovered = tab.recovered.filter(Boolean).length;
+  for (const each of [tab, probe]) each.close();
+  return { recovered, fresh: tab.recovered.length - recovered };
+}
+
+test('whatever happens to the network, a client sees each event once and in order, or is told and sees nothing of the gap', async () => {
+  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s', RECOVERY_MAX_UPDATES: '100' } });
+  const seed = Number(process.env.RECOVERY_SEED ?? Math.floor(Math.random() * 1e9));
+  const walks = Array.from({ length: 12 }, (_, i) => wander(server, randomFrom(seed + i), 25));
+  const ends = await Promise.allSettled(walks);
+  const failed = ends.find(({ status }) => status === 'rejected');
+  if (failed) throw new Error(`with RECOVERY_SEED=${seed}: ${failed.reason.message}`, { cause: failed.reason });
+  const total = (what) => ends.reduce((sum, { value }) => sum + value[what], 0);
+  // Both ends must have been reached often, or this proves nothing.
+  assert.ok(total('recovered') > 50, `recovered ${total('recovered')}`);
+  assert.ok(total('fresh') > 30, `fresh ${total('fresh')}`);
+  await server.kill();
+});
