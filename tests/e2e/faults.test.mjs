@@ -77,7 +77,7 @@ test('a polling client that stops polling is cut off, and is told that its sessi
 });
 
 test('a client that vanishes without a word is noticed', async () => {
-  gateway = await Gateway.start(broker);
+  gateway = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
   const socket = await rawWebsocket(gateway, 'usr_gone');
   await broker.queuesAre(1);
   socket.destroy();
@@ -86,7 +86,7 @@ test('a client that vanishes without a word is noticed', async () => {
 });
 
 test('the disconnect that overtakes the connect leaves nothing behind', async () => {
-  gateway = await Gateway.start(broker);
+  gateway = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
   for (let i = 0; i < 300; i += 1) {
     const socket = await rawConnection(gateway);
     socket.write(HANDSHAKE);
@@ -218,6 +218,8 @@ test('a refused second upgrade does not keep a stuck websocket from being closed
   websocket.write(frame('2probe'));
   await until('the probe reply', () => websocket.received.includes('3probe'));
   websocket.write(frame('5'));
+  const first = publisher.update('usr_twice');
+  await until('the end of the upgrade', () => websocket.received.includes(first._id));
   const second = await rawConnection(gateway);
   second.write(upgradeRequest);
   await second.ended;
