@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages) and nothing else.
 
-.PHONY: run test lint test-rust test-e2e soak clean help
+.PHONY: run test lint test-rust test-e2e soak jitter clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -35,6 +35,10 @@ SOAK_MINUTES ?= 10
 soak: rabbitmq src/dev/node_modules tests/node_modules ## The long run: churn, broker kills, gateway restarts (SOAK_MINUTES=10)
 	cargo build --locked
 	cd tests && SOAK_MINUTES=$(SOAK_MINUTES) node --test soak.mjs
+
+jitter: rabbitmq src/dev/node_modules tests/node_modules ## A thousand clients on a bad network, and what their recovery costs
+	cargo build --locked --release
+	cd tests && GATEWAY_BIN=../target/release/chat3-gateway node --test jitter.mjs
 
 .PHONY: npm rabbitmq chromium
 npm:

@@ -16,7 +16,7 @@ use crate::metrics::Kept;
 
 /// What one kept update costs besides its body, in bytes, near enough for a limit:
 /// its [`Entry`], and what `Bytes` and the allocator need.
-const ENTRY_BYTES: usize = size_of::<Entry>() + 64;
+const ENTRY_BYTES: usize = size_of::<Entry>() + 128;
 
 /// How much is kept for one user.
 #[derive(Debug, Clone, Copy)]

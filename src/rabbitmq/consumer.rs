@@ -31,7 +31,8 @@ impl AsyncConsumer for UserConsumer {
         content: Vec<u8>,
     ) {
         let delivery = Delivery {
-            body: content.into(),
+            // It may be kept for long: without the room that was left while reading.
+            body: content.into_boxed_slice().into(),
             routing_key: deliver.routing_key().clone(),
             published_at: properties.timestamp().and_then(published_at),
         };
