@@ -8,17 +8,28 @@
 
 mod amqp_url;
 mod binding_keys;
+mod jwks_source;
 
-use std::{error::Error, fmt, fmt::Write as _, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error,
+    fmt,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{
-    Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    builder::{BoolishValueParser, NonEmptyStringValueParser},
     error::{ContextKind, ContextValue},
 };
 use http::HeaderValue;
 
 pub use amqp_url::{AmqpUrl, InvalidAmqpUrl};
 pub use binding_keys::{BindingKeys, InvalidBindingKeys};
+pub use jwks_source::JwksSource;
 
 use crate::user::{TenantId, UserId};
 
@@ -304,6 +315,36 @@ pub struct JwtConfig {
     /// Secret of HS256, HS384 and HS512 tokens
     #[arg(long, env, value_name = "SECRET", hide_env_values = true, help_heading = JWT)]
     pub jwt_secret: Option<Secret>,
+    /// Public keys (RSA, EC P-256 or P-384, Ed25519) that verify tokens, as PEM blocks
+    // Not printed: it would be a private key if pasted by mistake.
+    #[arg(long, env, value_name = "PEM", hide_env_values = true, help_heading = JWT)]
+    pub jwt_public_key: Option<Secret>,
+    /// File with such PEM blocks
+    #[arg(long, env, value_name = "PATH", help_heading = JWT)]
+    pub jwt_public_key_file: Option<OptionalPath>,
+    /// JSON Web Key Set: a file, or an https:// URL (http:// on this machine only)
+    #[arg(long, env, value_name = "PATH|URL", default_value = "", hide_default_value = true,
+        hide_env_values = true, help_heading = JWT)]
+    pub jwt_jwks: JwksSource,
+    /// How often the key set is read again
+    #[arg(long, env, value_name = "DURATION", default_value = "5m", value_parser = parse_delay,
+        help_heading = JWT)]
+    pub jwt_jwks_refresh: Duration,
+    /// CA certificates (PEM) of the key set's https server; public ones when absent
+    #[arg(long, env, value_name = "PATH", help_heading = JWT)]
+    pub jwt_jwks_ca_file: Option<OptionalPath>,
+    /// Refuse tokens without expiry (exp)
+    #[arg(long, env, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(), help_heading = JWT)]
+    pub jwt_require_exp: bool,
+    /// Clock difference to the issuer that is tolerated, in whole seconds
+    #[arg(long, env, value_name = "DURATION", default_value = "5s", value_parser = parse_leeway,
+        help_heading = JWT)]
+    pub jwt_leeway: Duration,
+    /// Also take tokens from the query parameter `token`, which proxies log
+    #[arg(long, env, value_name = "BOOL", default_value_t = false, action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(), help_heading = JWT)]
+    pub jwt_allow_query: bool,
     /// Required issuer (iss); not checked when absent
     #[arg(long, env, value_name = "ISSUER", help_heading = JWT)]
     pub jwt_issuer: Option<String>,
@@ -315,8 +356,29 @@ pub struct JwtConfig {
     pub jwt_user_id_claim: Option<String>,
     /// Claim that holds the tenant id
     #[arg(long, env, value_name = "CLAIM", default_value = "tenantId",
-        value_parser = clap::builder::NonEmptyStringValueParser::new(), help_heading = JWT)]
+        value_parser = NonEmptyStringValueParser::new(), help_heading = JWT)]
     pub jwt_tenant_id_claim: String,
+}
+
+impl Default for JwtConfig {
+    /// The documented defaults, without a key and without a look at the environment.
+    fn default() -> Self {
+        Self {
+            jwt_secret: None,
+            jwt_public_key: None,
+            jwt_public_key_file: None,
+            jwt_jwks: JwksSource::Unset,
+            jwt_jwks_refresh: Duration::from_secs(5 * 60),
+            jwt_jwks_ca_file: None,
+            jwt_require_exp: true,
+            jwt_leeway: Duration::from_secs(5),
+            jwt_allow_query: false,
+            jwt_issuer: None,
+            jwt_audience: None,
+            jwt_user_id_claim: None,
+            jwt_tenant_id_claim: "tenantId".to_owned(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -373,6 +435,24 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A file that may be left out; an empty path counts as unset (`…_FILE=` in a .env file).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionalPath(PathBuf);
+
+impl OptionalPath {
+    pub fn path(&self) -> Option<&Path> {
+        Some(self.0.as_path()).filter(|path| !path.as_os_str().is_empty())
+    }
+}
+
+impl FromStr for OptionalPath {
+    type Err = Infallible;
+
+    fn from_str(path: &str) -> Result<Self, Self::Err> {
+        Ok(Self(path.into()))
+    }
+}
+
 /// The origins that browsers may connect from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CorsOrigins {
@@ -406,6 +486,16 @@ impl FromStr for CorsOrigins {
 }
 
 impl JwtConfig {
+    /// The file of public keys.
+    pub fn public_key_file(&self) -> Option<&Path> {
+        self.jwt_public_key_file.as_ref()?.path()
+    }
+
+    /// The CA certificates of the key set's server.
+    pub fn jwks_ca_file(&self) -> Option<&Path> {
+        self.jwt_jwks_ca_file.as_ref()?.path()
+    }
+
     /// The required issuer; an empty one counts as unset (`JWT_ISSUER=`).
     pub fn issuer(&self) -> Option<&str> {
         given(self.jwt_issuer.as_deref())
@@ -431,6 +521,15 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
     match delay.is_zero() || delay > Duration::from_hours(24) {
         true => Err("must be more than 0s and at most 1day".to_owned()),
         false => Ok(delay),
+    }
+}
+
+/// Whole seconds, as the times in tokens are.
+fn parse_leeway(text: &str) -> Result<Duration, String> {
+    let leeway = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match leeway.subsec_nanos() == 0 && leeway <= Duration::from_secs(600) {
+        true => Ok(leeway),
+        false => Err("must be whole seconds and at most 10min".to_owned()),
     }
 }
 
@@ -492,6 +591,14 @@ mod tests {
             "HOST",
             "PORT",
             "JWT_SECRET",
+            "JWT_PUBLIC_KEY",
+            "JWT_PUBLIC_KEY_FILE",
+            "JWT_JWKS",
+            "JWT_JWKS_REFRESH",
+            "JWT_JWKS_CA_FILE",
+            "JWT_REQUIRE_EXP",
+            "JWT_LEEWAY",
+            "JWT_ALLOW_QUERY",
             "JWT_ISSUER",
             "JWT_AUDIENCE",
             "JWT_USER_ID_CLAIM",
@@ -510,10 +617,14 @@ mod tests {
 
     #[test]
     fn the_defaults_for_embedders_are_those_of_the_command_line() {
-        let parsed = Cli::parse_from(["chat3-gateway"]).serve.rabbitmq;
+        let parsed = Cli::parse_from(["chat3-gateway"]).serve;
         assert_eq!(
-            format!("{parsed:?}"),
+            format!("{:?}", parsed.rabbitmq),
             format!("{:?}", RabbitMqConfig::default())
+        );
+        assert_eq!(
+            format!("{:?}", parsed.jwt),
+            format!("{:?}", JwtConfig::default())
         );
     }
 

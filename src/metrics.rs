@@ -32,6 +32,11 @@ struct Event {
     event: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
 /// All metrics of one gateway; clones share the same values.
 #[derive(Clone)]
 pub struct Metrics {
@@ -55,6 +60,7 @@ pub struct Metrics {
     /// Sockets let in.
     pub connects: Counter,
     connects_refused: Family<Reason, Counter>,
+    jwks_reads: Family<Outcome, Counter>,
     /// Sockets whose transport was closed because they did not keep up.
     pub slow_sockets: Counter,
     latency: Histogram,
@@ -75,6 +81,7 @@ impl Metrics {
             events_emitted: Family::default(),
             connects: Counter::default(),
             connects_refused: Family::default(),
+            jwks_reads: Family::default(),
             slow_sockets: Counter::default(),
             // 0.5 ms to 16 s, doubling: from a local hop to a broker in trouble.
             latency: Histogram::new(exponential_buckets(0.0005, 2.0, 16)),
@@ -137,6 +144,11 @@ impl Metrics {
             self.connects_refused.clone(),
         );
         r.register(
+            "jwks_reads",
+            "Reads of the JSON Web Key Set, by outcome: ok or failed",
+            self.jwks_reads.clone(),
+        );
+        r.register(
             "slow_sockets",
             "Sockets whose transport was closed because they did not keep up",
             self.slow_sockets.clone(),
@@ -162,6 +174,12 @@ impl Metrics {
         self.connects_refused
             .get_or_create(&Reason { reason })
             .inc();
+    }
+
+    /// Counts a read of the key set.
+    pub fn jwks_read(&self, is_ok: bool) {
+        let outcome = if is_ok { "ok" } else { "failed" };
+        self.jwks_reads.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts `sockets` hand-offs of one event.
