@@ -8,6 +8,7 @@
 
 mod amqp_url;
 mod binding_keys;
+mod cors_origins;
 mod jwks_source;
 
 use std::{
@@ -20,15 +21,14 @@ use std::{
     time::Duration,
 };
 
+pub use amqp_url::{AmqpUrl, InvalidAmqpUrl};
+pub use binding_keys::{BindingKeys, InvalidBindingKeys};
 use clap::{
     ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum,
     builder::{BoolishValueParser, NonEmptyStringValueParser},
     error::{ContextKind, ContextValue},
 };
-use http::HeaderValue;
-
-pub use amqp_url::{AmqpUrl, InvalidAmqpUrl};
-pub use binding_keys::{BindingKeys, InvalidBindingKeys};
+pub use cors_origins::{CorsOrigins, InvalidOrigin};
 pub use jwks_source::JwksSource;
 
 use crate::user::{TenantId, UserId};
@@ -287,7 +287,8 @@ pub struct HttpConfig {
     /// Port to listen on; 0 picks a free one
     #[arg(long, env, value_name = "PORT", default_value_t = 3001, help_heading = LISTENER)]
     pub port: u16,
-    /// Comma-separated origins that browsers may connect from; * for all
+    /// Comma-separated origins that browsers may connect from, also as
+    /// https://*.example.com; * for all
     #[arg(long, env, value_name = "ORIGINS", default_value = "*", help_heading = LISTENER)]
     pub cors_origin: CorsOrigins,
     /// Bearer token of the admin API under /api; without it /api answers 404
@@ -453,38 +454,6 @@ impl FromStr for OptionalPath {
     }
 }
 
-/// The origins that browsers may connect from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CorsOrigins {
-    Any,
-    List(Vec<HeaderValue>),
-}
-
-impl FromStr for CorsOrigins {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let origins: Vec<&str> = text.split(',').map(str::trim).collect();
-        if origins == ["*"] {
-            return Ok(Self::Any);
-        }
-        let parse = |origin: &&str| {
-            let invalid = || format!("{origin:?} is not an origin like https://chat.example.com");
-            let url = url::Url::parse(origin).map_err(|_| invalid())?;
-            // An origin has no path; `Origin` headers are compared as text.
-            if url.origin().ascii_serialization() != *origin {
-                return Err(invalid());
-            }
-            HeaderValue::from_str(origin).map_err(|_| invalid())
-        };
-        origins
-            .iter()
-            .map(parse)
-            .collect::<Result<_, _>>()
-            .map(Self::List)
-    }
-}
-
 impl JwtConfig {
     /// The file of public keys.
     pub fn public_key_file(&self) -> Option<&Path> {
@@ -626,20 +595,5 @@ mod tests {
             format!("{:?}", parsed.jwt),
             format!("{:?}", JwtConfig::default())
         );
-    }
-
-    #[test]
-    fn origins_are_compared_as_browsers_send_them() {
-        assert_eq!("*".parse(), Ok(CorsOrigins::Any));
-        let list = "https://chat.example.com, http://localhost:5173".parse::<CorsOrigins>();
-        assert!(matches!(list, Ok(CorsOrigins::List(origins)) if origins.len() == 2));
-        for text in [
-            "",
-            "chat.example.com",
-            "https://chat.example.com/",
-            "*,http://a",
-        ] {
-            assert!(text.parse::<CorsOrigins>().is_err(), "{text:?}");
-        }
     }
 }
