@@ -210,6 +210,8 @@ pub struct PublishRabbitMqArgs {
         value_name = "NAME", default_value = DEFAULT_EXCHANGE, value_parser = parse_short_name,
         help_heading = RABBITMQ)]
     pub exchange: String,
+    #[command(flatten)]
+    pub tls: RabbitMqTls,
 }
 
 const RABBITMQ: &str = "RabbitMQ";
@@ -261,6 +263,38 @@ pub struct RabbitMqConfig {
     #[arg(long, env, value_name = "NAME", default_value = "", hide_default_value = true,
         value_parser = parse_instance_name, help_heading = RABBITMQ)]
     pub instance_name: String,
+    #[command(flatten)]
+    pub tls: RabbitMqTls,
+}
+
+/// The certificates of `amqps://` connections, read at each connect.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RabbitMqTls {
+    /// CA certificates (PEM) of the broker; public ones when absent
+    #[arg(long = "rabbitmq-ca-file", env = "RABBITMQ_CA_FILE", value_name = "PATH",
+        help_heading = RABBITMQ)]
+    ca_file: Option<OptionalPath>,
+    /// Client certificate (PEM) for a broker that asks for one
+    #[arg(long = "rabbitmq-client-cert-file", env = "RABBITMQ_CLIENT_CERT_FILE",
+        value_name = "PATH", requires = "client_key_file", help_heading = RABBITMQ)]
+    client_cert_file: Option<OptionalPath>,
+    /// Private key (PEM) of the client certificate
+    #[arg(long = "rabbitmq-client-key-file", env = "RABBITMQ_CLIENT_KEY_FILE",
+        value_name = "PATH", requires = "client_cert_file", help_heading = RABBITMQ)]
+    client_key_file: Option<OptionalPath>,
+}
+
+impl RabbitMqTls {
+    /// The file of the broker's CA.
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_ref()?.path()
+    }
+
+    /// The files of the client certificate and its key.
+    pub fn client(&self) -> Option<(&Path, &Path)> {
+        let certificate = self.client_cert_file.as_ref()?.path()?;
+        Some((certificate, self.client_key_file.as_ref()?.path()?))
+    }
 }
 
 impl Default for RabbitMqConfig {
@@ -277,6 +311,7 @@ impl Default for RabbitMqConfig {
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             instance_name: String::new(),
+            tls: RabbitMqTls::default(),
         }
     }
 }
@@ -557,6 +592,9 @@ mod tests {
             "RABBITMQ_UPDATES_EXCHANGE",
             "RABBITMQ_BINDING_KEYS",
             "RABBITMQ_RECONNECT_DELAY",
+            "RABBITMQ_CA_FILE",
+            "RABBITMQ_CLIENT_CERT_FILE",
+            "RABBITMQ_CLIENT_KEY_FILE",
             "HOST",
             "PORT",
             "JWT_SECRET",

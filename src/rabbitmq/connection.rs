@@ -20,10 +20,14 @@ use amqprs::{
 };
 use async_trait::async_trait;
 use tokio::{sync::mpsc, time::sleep};
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::DropGuard;
 use tracing::{info, warn};
 
-use crate::config::AmqpUrl;
+use crate::{
+    config::{AmqpUrl, RabbitMqTls},
+    tls::{self, TlsError},
+};
 
 /// Long enough for another task of this process to hand a frame to the writer.
 const CLOSE_OK_DELAY: Duration = Duration::from_millis(100);
@@ -67,8 +71,10 @@ pub(crate) enum LinkError {
     Closed(ServerClose),
     #[error("closed by RabbitMQ during login; check user and password in RABBITMQ_URL ({0})")]
     Login(String),
-    #[error("TLS: {0}")]
+    #[error("TLS: {0}; {advice}", advice = advised_tls(.0))]
     Tls(String),
+    #[error("TLS: {0}")]
+    Certificates(#[from] TlsError),
 }
 
 fn advised(close: &ServerClose) -> String {
@@ -77,12 +83,21 @@ fn advised(close: &ServerClose) -> String {
         .map_or_else(String::new, |advice| format!("; {advice}"))
 }
 
+/// What the operator can do about a TLS connection that one side refused.
+fn advised_tls(refusal: &str) -> &'static str {
+    // An alert is what the broker said; anything else is our own verdict.
+    match refusal.contains("alert") {
+        true => "check RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE",
+        false => "check RABBITMQ_CA_FILE and the host in RABBITMQ_URL",
+    }
+}
+
 impl LinkError {
     /// Whether only a change of configuration, here or at the broker, can help.
     pub(super) fn is_configuration(&self) -> bool {
         match self {
             Self::Closed(close) => close.advice().is_some(),
-            Self::Login(_) | Self::Tls(_) => true,
+            Self::Login(_) | Self::Tls(_) | Self::Certificates(_) => true,
             Self::Timeout(_) | Self::Amqp(_) => false,
         }
     }
@@ -97,6 +112,7 @@ impl From<amqprs::error::Error> for LinkError {
 /// Connects and logs in. Not bounded in time: the caller is.
 pub(crate) async fn open_connection(
     url: &AmqpUrl,
+    certificates: &RabbitMqTls,
     name: &str,
     heartbeat: Duration,
 ) -> Result<Connection, LinkError> {
@@ -110,10 +126,9 @@ pub(crate) async fn open_connection(
         .connection_name(name)
         .heartbeat(heartbeat.as_secs().try_into().unwrap_or(u16::MAX));
     if url.tls {
-        // An error means that the process has a provider already, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let adaptor = TlsAdaptor::without_client_auth(None, url.host.clone())
-            .map_err(|error| LinkError::Tls(error.to_string()))?;
+        let config = tls::client_config(certificates.ca_file(), certificates.client())?;
+        let connector = TlsConnector::from(Arc::new(config));
+        let adaptor = TlsAdaptor::new(connector, url.host.clone());
         arguments.tls_adaptor(adaptor);
     }
     Connection::open(&arguments).await.map_err(login_error)
@@ -124,6 +139,12 @@ fn login_error(error: amqprs::error::Error) -> LinkError {
     use amqprs::error::Error;
     let text = error.to_string();
     match error {
+        // rustls's words, for its own verdict and for the broker's.
+        Error::NetworkError(_)
+            if text.contains("peer certificate") || text.contains("fatal alert") =>
+        {
+            LinkError::Tls(text)
+        }
         // A refused login is a connection closed without a word, as RabbitMQ does
         // for clients that do not announce `authentication_failure_close`.
         Error::NetworkError(_) if text.contains("reset by peer") || text.contains("shutdown") => {
