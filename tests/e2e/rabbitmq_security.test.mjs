@@ -105,3 +105,87 @@ test('a broker that demands a client certificate gets the configured one', async
   assert.notEqual(alone.code, 0);
   assert.match(alone.stderr, /rabbitmq-client-key-file/);
 });
+
+const USER = 'chat3_gateway';
+const security = readFileSync(path.join(testsFolder, '..', 'docs', 'SECURITY.md'), 'utf8');
+
+/** The documented commands, as their arguments. */
+const commands = security
+  .split('\n')
+  .filter((line) => line.startsWith('rabbitmqctl '))
+  .map((line) => [...line.matchAll(/'([^']*)'|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain).slice(1));
+
+/** The documented patterns of topic permissions, by template. */
+const patterns = new Map(
+  [...security.matchAll(/^\| `(\S*\{userId\}\S*)` \| `(\S+)` \|$/gm)].map(([, template, pattern]) => [template, pattern]),
+);
+
+test('the gateway works under the documented permissions, which keep it from everything else', async () => {
+  assert.equal(commands.length, 3);
+  const broker = await Broker.start();
+  const publisher = await Publisher.connect(broker);
+  await publisher.channel.assertQueue('chat3.own', { durable: true });
+  for (const command of commands) await broker.ctl(...command);
+  const password = commands[0].at(-1);
+  const url = broker.url.replace('rmuser:rmpassword', `${USER}:${password}`);
+
+  // What a bug in the gateway could ask RabbitMQ for.
+  const connection = await amqplib.connect(url);
+  connection.on('error', () => {});
+  const attempt = async (what) => {
+    const channel = await connection.createChannel();
+    channel.on('error', () => {});
+    const { queue } = await channel.assertQueue(`chat3-gateway.${Math.random()}`, { exclusive: true, durable: false });
+    const outcome = await what(channel, queue).then(() => 'done', (error) => `${error.message}`);
+    await channel.close().catch(() => {});
+    return outcome;
+  };
+  const bind = (key) => attempt((channel, queue) => channel.bindQueue(queue, EXCHANGE, key));
+  assert.equal(await bind('user.usr_b.*'), 'done');
+  for (const key of ['#', '*', 'user.#', 'user.*.*', 'user.*.messageupdate', 'user.usr_b.#', 'user.usr_*.*', '*.usr_b.*', 'user.#.*']) {
+    assert.match(await bind(key), /ACCESS_REFUSED/, key);
+  }
+  for (const what of [
+    (channel) => channel.assertQueue('other', { exclusive: true }),
+    (channel) => channel.consume('chat3.own', () => {}),
+    (channel) => channel.deleteQueue('chat3.own'),
+    (channel) => channel.purgeQueue('chat3.own'),
+    (channel) => channel.deleteExchange(EXCHANGE),
+    (channel) => channel.assertExchange('other', 'topic'),
+    (channel, queue) => channel.bindQueue(queue, 'amq.topic', 'user.usr_b.*'),
+    async (channel) => {
+      channel.publish(EXCHANGE, 'user.usr_a.messageupdate', Buffer.from('{}'));
+      await new Promise((_, reject) => channel.once('error', reject));
+    },
+  ]) {
+    assert.match(await attempt(what), /ACCESS_REFUSED/, String(what));
+  }
+  await connection.close();
+
+  const gateway = await Gateway.start(broker, { env: { RABBITMQ_URL: url } });
+  await delivers(gateway, publisher);
+  // Through a change of what is bound, too, and without any refusal.
+  await broker.queuesAre(0);
+  await delivers(gateway, publisher);
+  assert.doesNotMatch(gateway.logs, /WARN|ERROR/);
+});
+
+test('the documented patterns fit the binding keys of every generation of Chat3', async () => {
+  const broker = await Broker.start();
+  const publisher = await Publisher.connect(broker);
+  for (const command of commands) await broker.ctl(...command);
+  const url = broker.url.replace('rmuser:rmpassword', `${USER}:${commands[0].at(-1)}`);
+  for (const generation of generations()) {
+    const templates = generation.bindingKeys;
+    const known = templates.map((template) => patterns.get(template)?.slice(1, -1));
+    assert.ok(known.every(Boolean), `docs/SECURITY.md has no pattern for ${templates}`);
+    await broker.ctl('set_topic_permissions', USER, EXCHANGE, '^$', `^(${known.join('|')})$`);
+    const gateway = await Gateway.start(broker, { env: { RABBITMQ_URL: url, RABBITMQ_BINDING_KEYS: templates.join(',') } });
+    const tab = await Tab.open(gateway, 'usr_a');
+    const update = anUpdate('usr_a');
+    publisher.publish(templates[0].replace('{userId}', 'usr_a').replaceAll('*', 'x'), update);
+    await tab.saw(update);
+    tab.close();
+    await gateway.terminate();
+  }
+});
