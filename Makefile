@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run test lint test-rust test-e2e soak fuzz deny clean help
+.PHONY: run test lint test-rust test-e2e soak proxies fuzz deny clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -38,6 +38,14 @@ SOAK_MINUTES ?= 10
 soak: rabbitmq src/dev/node_modules tests/node_modules ## The long run: churn, broker kills, gateway restarts (SOAK_MINUTES=10)
 	cargo build --locked
 	cd tests && SOAK_MINUTES=$(SOAK_MINUTES) node --test soak.mjs
+
+proxies: rabbitmq openssl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
+	$(call need,/usr/sbin/nginx,nginx)
+	$(call need,/usr/sbin/haproxy,haproxy)
+	$(call need,caddy,caddy)
+	$(call need,curl,curl)
+	cargo build --locked
+	cd tests && node --test proxies.test.mjs
 
 FUZZ_SECONDS ?= 60
 fuzz: ## Fuzz each target for a while, on a nightly compiler (FUZZ_SECONDS=60)

@@ -292,8 +292,12 @@ impl RabbitMqTls {
 
     /// The files of the client certificate and its key.
     pub fn client(&self) -> Option<(&Path, &Path)> {
-        let certificate = self.client_cert_file.as_ref()?.path()?;
-        Some((certificate, self.client_key_file.as_ref()?.path()?))
+        let certificate = self.client_cert_file.as_ref().and_then(OptionalPath::path);
+        let key = self.client_key_file.as_ref().and_then(OptionalPath::path);
+        // One without the other is an error when it is read, not a connection without.
+        let empty = Path::new("");
+        (certificate.is_some() || key.is_some())
+            .then(|| (certificate.unwrap_or(empty), key.unwrap_or(empty)))
     }
 }
 

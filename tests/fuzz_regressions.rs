@@ -19,5 +19,8 @@ fn what_fuzzing_found_stays_mended() {
         }
         assert!(count > 0, "{name} has no example");
     }
-    assert_eq!(fs::read_dir(folder).unwrap().count(), targets::TARGETS.len());
+    assert_eq!(
+        fs::read_dir(folder).unwrap().count(),
+        targets::TARGETS.len()
+    );
 }

@@ -52,7 +52,8 @@ impl ServerClose {
     fn advice(&self) -> Option<&'static str> {
         match self.code {
             ACCESS_REFUSED => Some(
-                "grant the user configure, write and read on chat3-gateway.* and read on the exchange",
+                "grant the user configure, write and read on chat3-gateway.* and read on the exchange \
+                 and, with topic permissions, on its binding keys (docs/SECURITY.md)",
             ),
             NOT_ALLOWED => Some("check the vhost in RABBITMQ_URL and the user's access to it"),
             INTERNAL_ERROR => Some("see RabbitMQ's own log for what it does not support"),
