@@ -14,13 +14,15 @@ use chat3_gateway::{
     config::{JwtConfig, Secret},
     metrics::Metrics,
     update::Update,
-    user::{User, UserId},
+    user::{TenantId, User, UserId},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, encode};
 use serde_json::{Value, value::RawValue};
 
+pub type Target = fn(&[u8]);
+
 /// Every target by its name, which is also that of its folder in `regressions/`.
-pub const TARGETS: [(&str, fn(&[u8])); 5] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("update_decoder", update_decoder),
     ("token_verifier", token_verifier),
     ("token_claims", token_claims),
@@ -105,7 +107,7 @@ pub fn token_claims(data: &[u8]) {
     assert_eq!(user_id.and_then(text).as_deref(), Some(user.id.as_str()));
     assert_eq!(
         tenant.and_then(text).as_deref(),
-        user.tenant.as_ref().map(|tenant| tenant.as_str())
+        user.tenant.as_ref().map(TenantId::as_str)
     );
     assert!(!user.id.as_str().contains(['*', '#']));
     assert!(identity.expires_at().is_some());

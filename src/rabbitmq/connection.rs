@@ -72,6 +72,12 @@ pub(crate) enum LinkError {
     Closed(ServerClose),
     #[error("closed by RabbitMQ during login; check user and password in RABBITMQ_URL ({0})")]
     Login(String),
+    /// The alert of a broker that misses a client certificate can get lost.
+    #[error(
+        "closed by RabbitMQ during login; check user and password in RABBITMQ_URL, and, if RabbitMQ \
+         asks for a client certificate, RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE ({0})"
+    )]
+    LoginOverTls(String),
     #[error("TLS: {0}; {advice}", advice = advised_tls(.0))]
     Tls(String),
     #[error("TLS: {0}")]
@@ -98,7 +104,7 @@ impl LinkError {
     pub(super) fn is_configuration(&self) -> bool {
         match self {
             Self::Closed(close) => close.advice().is_some(),
-            Self::Login(_) | Self::Tls(_) | Self::Certificates(_) => true,
+            Self::Login(_) | Self::LoginOverTls(_) | Self::Tls(_) | Self::Certificates(_) => true,
             Self::Timeout(_) | Self::Amqp(_) => false,
         }
     }
@@ -132,11 +138,12 @@ pub(crate) async fn open_connection(
         let adaptor = TlsAdaptor::new(connector, url.host.clone());
         arguments.tls_adaptor(adaptor);
     }
-    Connection::open(&arguments).await.map_err(login_error)
+    let opened = Connection::open(&arguments).await;
+    opened.map_err(|error| login_error(error, url.tls))
 }
 
 /// amqprs tells of a refusal during the handshake only in the text of its error.
-fn login_error(error: amqprs::error::Error) -> LinkError {
+fn login_error(error: amqprs::error::Error, is_tls: bool) -> LinkError {
     use amqprs::error::Error;
     let text = error.to_string();
     match error {
@@ -149,7 +156,10 @@ fn login_error(error: amqprs::error::Error) -> LinkError {
         // A refused login is a connection closed without a word, as RabbitMQ does
         // for clients that do not announce `authentication_failure_close`.
         Error::NetworkError(_) if text.contains("reset by peer") || text.contains("shutdown") => {
-            LinkError::Login(text)
+            match is_tls {
+                true => LinkError::LoginOverTls(text),
+                false => LinkError::Login(text),
+            }
         }
         Error::ConnectionOpenError(_) => match refusal(&text) {
             Some(close) => LinkError::Closed(close),

@@ -96,11 +96,13 @@ test('a broker that demands a client certificate gets the configured one', async
   for (const env of [ca, { ...ca, ...clientFiles(theirs) }]) {
     const gateway = await start(broker, env);
     const [line] = await gateway.logged(/Failed to connect to RabbitMQ.*/);
-    assert.match(line, /check RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE/);
+    assert.match(line, /check.* RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE/);
   }
   const mixed = { RABBITMQ_CLIENT_CERT_FILE: ours('client.pem'), RABBITMQ_CLIENT_KEY_FILE: theirs('client.key') };
   const gateway = await start(broker, { ...ca, ...mixed });
   await gateway.logged(/Failed to connect to RabbitMQ.*client certificate and its key do not fit/);
+  const half = await start(broker, { ...ca, RABBITMQ_CLIENT_CERT_FILE: ours('client.pem'), RABBITMQ_CLIENT_KEY_FILE: '' });
+  await half.logged(/Failed to connect to RabbitMQ.*cannot read/);
   const alone = await runGateway(['serve'], { env: { ...ca, RABBITMQ_CLIENT_CERT_FILE: ours('client.pem') } });
   assert.notEqual(alone.code, 0);
   assert.match(alone.stderr, /rabbitmq-client-key-file/);

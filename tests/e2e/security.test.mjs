@@ -5,13 +5,14 @@ import assert from 'node:assert/strict';
 import crypto from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
+import https from 'node:https';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 
 import jwt from 'jsonwebtoken';
 
 import {
-  Broker, Gateway, SECRET, Tab, freePort, rawConnection, runGateway, temporaryFolder, testsFolder, token, until,
+  Broker, Gateway, SECRET, Tab, freePort, rawConnection, run, runGateway, temporaryFolder, testsFolder, token, until,
 } from './harness.mjs';
 
 const keyFile = (name) => path.join(testsFolder, 'fixtures', 'keys', name);
@@ -66,17 +67,19 @@ async function refused(gateway, presented, message = 'invalid token', options = 
 
 /** A server of a key set, which can do what such servers do. */
 class KeyServer {
-  static async start() {
+  /** `tls`: key and certificate, for https. */
+  static async start(tls = null) {
     const server = new KeyServer();
     server.requests = 0;
     server.keys = {};
-    server.http = http.createServer((request, response) => {
+    const listener = (request, response) => {
       server.requests += 1;
       server.answer(request, response);
-    });
+    };
+    server.http = tls ? https.createServer(tls, listener) : http.createServer(listener);
     const port = await freePort();
     await new Promise((resolve) => server.http.listen(port, '127.0.0.1', resolve));
-    server.url = `http://127.0.0.1:${port}/jwks.json`;
+    server.url = tls ? `https://localhost:${port}/jwks.json` : `http://127.0.0.1:${port}/jwks.json`;
     server.works();
     servers.push(server);
     return server;
@@ -263,6 +266,23 @@ test('a URL that does not answer keeps nobody with a known key waiting, and made
   assert.deepEqual([...new Set(await Promise.all(attack))], [false]);
   // Eight seconds at the most, in which one read fits: five of waiting, five of pause.
   assert.equal(server.requests, requests + 1);
+});
+
+test('a key set over https is read from a server that its CA vouches for, and from no other', async () => {
+  const folder = temporaryFolder();
+  const args = ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2', '-keyout', 'key.pem', '-out', 'cert.pem', '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost', '-addext', 'basicConstraints=critical,CA:FALSE'];
+  await run('openssl', args, { cwd: folder });
+  const file = (name) => path.join(folder, name);
+  const server = await KeyServer.start({ key: readFileSync(file('key.pem')), cert: readFileSync(file('cert.pem')) });
+  server.keys = { a: 'rsa' };
+  const ca = { JWT_JWKS_CA_FILE: file('cert.pem') };
+  await letIn(await start({ ...withoutSecret, JWT_JWKS: server.url, ...ca }), signed('rsa'));
+  const requests = server.requests;
+  const strict = await start({ ...withoutSecret, JWT_JWKS: server.url });
+  await strict.logged(/JWT_JWKS not read.*UnknownIssuer/);
+  const elsewhere = await start({ ...withoutSecret, JWT_JWKS: server.url.replace('localhost', '127.0.0.1'), ...ca });
+  await elsewhere.logged(/JWT_JWKS not read.*not valid for name/);
+  assert.equal(server.requests, requests);
 });
 
 test('a gateway may start before its key server, and lets in when that is there', async () => {
