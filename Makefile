@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
-# packages, npm packages) and nothing else.
+# packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run test lint test-rust test-e2e soak jitter clean help
+.PHONY: run test lint test-rust test-e2e soak jitter proxies fuzz deny clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -10,6 +10,9 @@ export DEBIAN_FRONTEND := noninteractive
 # $(call need,COMMAND-OR-FILE,PACKAGES): installs PACKAGES unless COMMAND is there.
 need = @command -v $(1) >/dev/null || { echo "installing $(2)"; $(as_root) apt-get update -qq && \
 	$(as_root) apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
+
+# $(call need-cargo,COMMAND): the same for a command that is a crate.
+need-cargo = @command -v $(1) >/dev/null || cargo install --locked $(1)
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,7 +30,7 @@ lint: ## Formatting and lints, warnings denied
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
 	RUST_TEST_THREADS=2 cargo test --locked
 
-test-e2e: rabbitmq chromium src/dev/node_modules tests/node_modules ## End-to-end tests with the real socket.io-client and Chromium
+test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked
 	cd tests && node --test e2e/*.test.mjs
 
@@ -40,13 +43,39 @@ jitter: rabbitmq src/dev/node_modules tests/node_modules ## A thousand clients o
 	cargo build --locked --release
 	cd tests && GATEWAY_BIN=../target/release/chat3-gateway node --test jitter.mjs
 
-.PHONY: npm rabbitmq chromium
+proxies: rabbitmq openssl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
+	$(call need,/usr/sbin/nginx,nginx)
+	$(call need,/usr/sbin/haproxy,haproxy)
+	$(call need,caddy,caddy)
+	$(call need,curl,curl)
+	cargo build --locked
+	cd tests && node --test proxies.test.mjs
+
+FUZZ_SECONDS ?= 60
+fuzz: ## Fuzz each target for a while, on a nightly compiler (FUZZ_SECONDS=60)
+	$(call need-cargo,cargo-fuzz)
+	set -e; cd fuzz; for target in $$(cargo +nightly fuzz list --fuzz-dir .); do \
+		mkdir -p corpus/$$target; \
+		cargo +nightly fuzz run --fuzz-dir . $$target corpus/$$target regressions/$$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096; \
+	done
+
+# ADVISORY_DB=FOLDER: a clone of github.com/RustSec/advisory-db, where that site
+# cannot be reached.
+deny: ## Hold the dependencies against advisories, licences and sources (ADVISORY_DB=folder)
+	$(call need-cargo,cargo-deny)
+	$(if $(ADVISORY_DB),GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0='url.$(ADVISORY_DB).insteadOf' \
+		GIT_CONFIG_VALUE_0=https://github.com/RustSec/advisory-db) cargo deny --locked check
+
+.PHONY: npm rabbitmq chromium openssl
 npm:
 	$(call need,npm,npm)
 
 # Its system service is never used; the tests start their own.
 rabbitmq:
 	$(call need,/usr/lib/rabbitmq/bin/rabbitmq-server,rabbitmq-server)
+
+openssl:
+	$(call need,openssl,openssl)
 
 chromium:
 	$(call need,chromium,chromium)

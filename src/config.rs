@@ -8,17 +8,28 @@
 
 mod amqp_url;
 mod binding_keys;
+mod cors_origins;
+mod jwks_source;
 
-use std::{error::Error, fmt, fmt::Write as _, path::PathBuf, str::FromStr, time::Duration};
-
-use clap::{
-    Args, CommandFactory, Parser, Subcommand, ValueEnum,
-    error::{ContextKind, ContextValue},
+use std::{
+    convert::Infallible,
+    error::Error,
+    fmt,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
 };
-use http::HeaderValue;
 
 pub use amqp_url::{AmqpUrl, InvalidAmqpUrl};
 pub use binding_keys::{BindingKeys, InvalidBindingKeys};
+use clap::{
+    ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    builder::{BoolishValueParser, NonEmptyStringValueParser},
+    error::{ContextKind, ContextValue},
+};
+pub use cors_origins::{CorsOrigins, InvalidOrigin};
+pub use jwks_source::JwksSource;
 
 use crate::user::{TenantId, UserId};
 
@@ -199,6 +210,8 @@ pub struct PublishRabbitMqArgs {
         value_name = "NAME", default_value = DEFAULT_EXCHANGE, value_parser = parse_short_name,
         help_heading = RABBITMQ)]
     pub exchange: String,
+    #[command(flatten)]
+    pub tls: RabbitMqTls,
 }
 
 const RABBITMQ: &str = "RabbitMQ";
@@ -251,6 +264,42 @@ pub struct RabbitMqConfig {
     #[arg(long, env, value_name = "NAME", default_value = "", hide_default_value = true,
         value_parser = parse_instance_name, help_heading = RABBITMQ)]
     pub instance_name: String,
+    #[command(flatten)]
+    pub tls: RabbitMqTls,
+}
+
+/// The certificates of `amqps://` connections, read at each connect.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RabbitMqTls {
+    /// CA certificates (PEM) of the broker; public ones when absent
+    #[arg(long = "rabbitmq-ca-file", env = "RABBITMQ_CA_FILE", value_name = "PATH",
+        help_heading = RABBITMQ)]
+    ca_file: Option<OptionalPath>,
+    /// Client certificate (PEM) for a broker that asks for one
+    #[arg(long = "rabbitmq-client-cert-file", env = "RABBITMQ_CLIENT_CERT_FILE",
+        value_name = "PATH", requires = "client_key_file", help_heading = RABBITMQ)]
+    client_cert_file: Option<OptionalPath>,
+    /// Private key (PEM) of the client certificate
+    #[arg(long = "rabbitmq-client-key-file", env = "RABBITMQ_CLIENT_KEY_FILE",
+        value_name = "PATH", requires = "client_cert_file", help_heading = RABBITMQ)]
+    client_key_file: Option<OptionalPath>,
+}
+
+impl RabbitMqTls {
+    /// The file of the broker's CA.
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_ref()?.path()
+    }
+
+    /// The files of the client certificate and its key.
+    pub fn client(&self) -> Option<(&Path, &Path)> {
+        let certificate = self.client_cert_file.as_ref().and_then(OptionalPath::path);
+        let key = self.client_key_file.as_ref().and_then(OptionalPath::path);
+        // One without the other is an error when it is read, not a connection without.
+        let empty = Path::new("");
+        (certificate.is_some() || key.is_some())
+            .then(|| (certificate.unwrap_or(empty), key.unwrap_or(empty)))
+    }
 }
 
 impl Default for RabbitMqConfig {
@@ -267,6 +316,7 @@ impl Default for RabbitMqConfig {
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             instance_name: String::new(),
+            tls: RabbitMqTls::default(),
         }
     }
 }
@@ -277,7 +327,8 @@ pub struct HttpConfig {
     /// Port to listen on; 0 picks a free one
     #[arg(long, env, value_name = "PORT", default_value_t = 3001, help_heading = LISTENER)]
     pub port: u16,
-    /// Comma-separated origins that browsers may connect from; * for all
+    /// Comma-separated origins that browsers may connect from, also as
+    /// https://*.example.com; * for all
     #[arg(long, env, value_name = "ORIGINS", default_value = "*", help_heading = LISTENER)]
     pub cors_origin: CorsOrigins,
     /// Bearer token of the admin API under /api; without it /api answers 404
@@ -329,6 +380,36 @@ pub struct JwtConfig {
     /// Secret of HS256, HS384 and HS512 tokens
     #[arg(long, env, value_name = "SECRET", hide_env_values = true, help_heading = JWT)]
     pub jwt_secret: Option<Secret>,
+    /// Public keys (RSA, EC P-256 or P-384, Ed25519) that verify tokens, as PEM blocks
+    // Not printed: it would be a private key if pasted by mistake.
+    #[arg(long, env, value_name = "PEM", hide_env_values = true, help_heading = JWT)]
+    pub jwt_public_key: Option<Secret>,
+    /// File with such PEM blocks
+    #[arg(long, env, value_name = "PATH", help_heading = JWT)]
+    pub jwt_public_key_file: Option<OptionalPath>,
+    /// JSON Web Key Set: a file, or an https:// URL (http:// on this machine only)
+    #[arg(long, env, value_name = "PATH|URL", default_value = "", hide_default_value = true,
+        hide_env_values = true, help_heading = JWT)]
+    pub jwt_jwks: JwksSource,
+    /// How often the key set is read again
+    #[arg(long, env, value_name = "DURATION", default_value = "5m", value_parser = parse_delay,
+        help_heading = JWT)]
+    pub jwt_jwks_refresh: Duration,
+    /// CA certificates (PEM) of the key set's https server; public ones when absent
+    #[arg(long, env, value_name = "PATH", help_heading = JWT)]
+    pub jwt_jwks_ca_file: Option<OptionalPath>,
+    /// Refuse tokens without expiry (exp)
+    #[arg(long, env, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(), help_heading = JWT)]
+    pub jwt_require_exp: bool,
+    /// Clock difference to the issuer that is tolerated, in whole seconds
+    #[arg(long, env, value_name = "DURATION", default_value = "5s", value_parser = parse_leeway,
+        help_heading = JWT)]
+    pub jwt_leeway: Duration,
+    /// Also take tokens from the query parameter `token`, which proxies log
+    #[arg(long, env, value_name = "BOOL", default_value_t = false, action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(), help_heading = JWT)]
+    pub jwt_allow_query: bool,
     /// Required issuer (iss); not checked when absent
     #[arg(long, env, value_name = "ISSUER", help_heading = JWT)]
     pub jwt_issuer: Option<String>,
@@ -340,8 +421,29 @@ pub struct JwtConfig {
     pub jwt_user_id_claim: Option<String>,
     /// Claim that holds the tenant id
     #[arg(long, env, value_name = "CLAIM", default_value = "tenantId",
-        value_parser = clap::builder::NonEmptyStringValueParser::new(), help_heading = JWT)]
+        value_parser = NonEmptyStringValueParser::new(), help_heading = JWT)]
     pub jwt_tenant_id_claim: String,
+}
+
+impl Default for JwtConfig {
+    /// The documented defaults, without a key and without a look at the environment.
+    fn default() -> Self {
+        Self {
+            jwt_secret: None,
+            jwt_public_key: None,
+            jwt_public_key_file: None,
+            jwt_jwks: JwksSource::Unset,
+            jwt_jwks_refresh: Duration::from_secs(5 * 60),
+            jwt_jwks_ca_file: None,
+            jwt_require_exp: true,
+            jwt_leeway: Duration::from_secs(5),
+            jwt_allow_query: false,
+            jwt_issuer: None,
+            jwt_audience: None,
+            jwt_user_id_claim: None,
+            jwt_tenant_id_claim: "tenantId".to_owned(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -398,39 +500,35 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The origins that browsers may connect from.
+/// A file that may be left out; an empty path counts as unset (`…_FILE=` in a .env file).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CorsOrigins {
-    Any,
-    List(Vec<HeaderValue>),
+pub struct OptionalPath(PathBuf);
+
+impl OptionalPath {
+    pub fn path(&self) -> Option<&Path> {
+        Some(self.0.as_path()).filter(|path| !path.as_os_str().is_empty())
+    }
 }
 
-impl FromStr for CorsOrigins {
-    type Err = String;
+impl FromStr for OptionalPath {
+    type Err = Infallible;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let origins: Vec<&str> = text.split(',').map(str::trim).collect();
-        if origins == ["*"] {
-            return Ok(Self::Any);
-        }
-        let parse = |origin: &&str| {
-            let invalid = || format!("{origin:?} is not an origin like https://chat.example.com");
-            let url = url::Url::parse(origin).map_err(|_| invalid())?;
-            // An origin has no path; `Origin` headers are compared as text.
-            if url.origin().ascii_serialization() != *origin {
-                return Err(invalid());
-            }
-            HeaderValue::from_str(origin).map_err(|_| invalid())
-        };
-        origins
-            .iter()
-            .map(parse)
-            .collect::<Result<_, _>>()
-            .map(Self::List)
+    fn from_str(path: &str) -> Result<Self, Self::Err> {
+        Ok(Self(path.into()))
     }
 }
 
 impl JwtConfig {
+    /// The file of public keys.
+    pub fn public_key_file(&self) -> Option<&Path> {
+        self.jwt_public_key_file.as_ref()?.path()
+    }
+
+    /// The CA certificates of the key set's server.
+    pub fn jwks_ca_file(&self) -> Option<&Path> {
+        self.jwt_jwks_ca_file.as_ref()?.path()
+    }
+
     /// The required issuer; an empty one counts as unset (`JWT_ISSUER=`).
     pub fn issuer(&self) -> Option<&str> {
         given(self.jwt_issuer.as_deref())
@@ -467,6 +565,15 @@ fn parse_window(text: &str) -> Result<Duration, String> {
     match window > Duration::from_hours(24) {
         true => Err("must be at most 1day".to_owned()),
         false => Ok(window),
+    }
+}
+
+/// Whole seconds, as the times in tokens are.
+fn parse_leeway(text: &str) -> Result<Duration, String> {
+    let leeway = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match leeway.subsec_nanos() == 0 && leeway <= Duration::from_secs(600) {
+        true => Ok(leeway),
+        false => Err("must be whole seconds and at most 10min".to_owned()),
     }
 }
 
@@ -525,9 +632,20 @@ mod tests {
             "RABBITMQ_UPDATES_EXCHANGE",
             "RABBITMQ_BINDING_KEYS",
             "RABBITMQ_RECONNECT_DELAY",
+            "RABBITMQ_CA_FILE",
+            "RABBITMQ_CLIENT_CERT_FILE",
+            "RABBITMQ_CLIENT_KEY_FILE",
             "HOST",
             "PORT",
             "JWT_SECRET",
+            "JWT_PUBLIC_KEY",
+            "JWT_PUBLIC_KEY_FILE",
+            "JWT_JWKS",
+            "JWT_JWKS_REFRESH",
+            "JWT_JWKS_CA_FILE",
+            "JWT_REQUIRE_EXP",
+            "JWT_LEEWAY",
+            "JWT_ALLOW_QUERY",
             "JWT_ISSUER",
             "JWT_AUDIENCE",
             "JWT_USER_ID_CLAIM",
@@ -546,25 +664,14 @@ mod tests {
 
     #[test]
     fn the_defaults_for_embedders_are_those_of_the_command_line() {
-        let parsed = Cli::parse_from(["chat3-gateway"]).serve.rabbitmq;
+        let parsed = Cli::parse_from(["chat3-gateway"]).serve;
         assert_eq!(
-            format!("{parsed:?}"),
+            format!("{:?}", parsed.rabbitmq),
             format!("{:?}", RabbitMqConfig::default())
         );
-    }
-
-    #[test]
-    fn origins_are_compared_as_browsers_send_them() {
-        assert_eq!("*".parse(), Ok(CorsOrigins::Any));
-        let list = "https://chat.example.com, http://localhost:5173".parse::<CorsOrigins>();
-        assert!(matches!(list, Ok(CorsOrigins::List(origins)) if origins.len() == 2));
-        for text in [
-            "",
-            "chat.example.com",
-            "https://chat.example.com/",
-            "*,http://a",
-        ] {
-            assert!(text.parse::<CorsOrigins>().is_err(), "{text:?}");
-        }
+        assert_eq!(
+            format!("{:?}", parsed.jwt),
+            format!("{:?}", JwtConfig::default())
+        );
     }
 }

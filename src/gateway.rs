@@ -22,7 +22,7 @@ use tower_http::{limit::RequestBodyLimitLayer, timeout::RequestBodyTimeoutLayer}
 use tracing::{debug, info};
 
 use crate::{
-    auth::{Identity, Refusal, Verifier},
+    auth::{Refusal, Verifier},
     hub::{Hub, Request, Session},
     metrics::Metrics,
     transport::{self, Transports},
@@ -110,7 +110,11 @@ impl Gateway {
             self.transports.close(&socket);
             return std::future::pending().await;
         }
-        let identity = self.verify(auth.as_ref()).inspect_err(|refusal| {
+        let verified = self
+            .verifier
+            .verify_presented(auth.as_ref(), socket.req_parts())
+            .await;
+        let identity = verified.inspect_err(|refusal| {
             self.metrics.connect_refused(refusal.label());
             info!(peer = transport::peer(&socket), reason = %refusal, "Connection refused");
         })?;
@@ -128,14 +132,6 @@ impl Gateway {
         }
         self.metrics.connects.inc();
         Ok(())
-    }
-
-    fn verify(&self, auth: Option<&Value>) -> Result<Identity, Refusal> {
-        match auth.and_then(|auth| auth.get("token")) {
-            Some(Value::String(token)) => self.verifier.verify(token),
-            None | Some(Value::Null) => Err(Refusal::TokenMissing),
-            Some(_) => Err(Refusal::TokenInvalid),
-        }
     }
 }
 

@@ -29,6 +29,7 @@ pub mod publisher;
 pub mod rabbitmq;
 pub mod server;
 pub mod telemetry;
+pub mod tls;
 pub mod transport;
 pub mod update;
 pub mod user;

@@ -7,7 +7,7 @@ use axum::Router;
 use chat3_gateway::{
     RabbitMqService,
     auth::{Signer, Verifier, make_up_secret},
-    config::{Cli, Command, DevArgs, JwtConfig, PublishArgs, Secret, ServeArgs, TokenArgs},
+    config::{Cli, Command, DevArgs, PublishArgs, Secret, ServeArgs, TokenArgs},
     dev,
     embedded::EmbeddedExchange,
     metrics::Metrics,
@@ -63,11 +63,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let terminated = termination()?;
-    let secret = configured_secret(&args.jwt)?;
     let _logs = telemetry::init(&args.log);
-    let tenant_required = args.rabbitmq.binding_keys.need_tenant();
-    let verifier = Verifier::new(&secret, &args.jwt, tenant_required);
     let metrics = Metrics::new();
+    let tenant_required = args.rabbitmq.binding_keys.need_tenant();
+    let verifier = Verifier::new(&args.jwt, tenant_required, &metrics)?;
     let rabbitmq = Arc::new(RabbitMqService::connect(args.rabbitmq, metrics.clone()));
     let server = Server::bind(
         &args.host,
@@ -81,14 +80,16 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     server.run(terminated).await
 }
 
-async fn develop(args: DevArgs) -> anyhow::Result<()> {
+async fn develop(mut args: DevArgs) -> anyhow::Result<()> {
     let terminated = termination()?;
     let _logs = telemetry::init(&args.log);
-    let secret = args.jwt.jwt_secret.clone();
-    let secret = secret.filter(|secret| secret.expose().is_some());
-    let secret = secret.unwrap_or_else(make_up_secret);
+    let configured = args.jwt.jwt_secret.take();
+    let configured = configured.filter(|secret| secret.expose().is_some());
+    let secret = configured.unwrap_or_else(make_up_secret);
+    args.jwt.jwt_secret = Some(secret.clone());
+    let metrics = Metrics::new();
+    let verifier = Verifier::new(&args.jwt, args.binding_keys.need_tenant(), &metrics)?;
     let secret = secret.expose().context("a made-up key is not empty")?;
-    let verifier = Verifier::new(secret, &args.jwt, args.binding_keys.need_tenant());
     let signer = Signer::new(secret, &args.jwt);
     let user = User {
         id: UserId::parse("usr_alice")?,
@@ -97,7 +98,6 @@ async fn develop(args: DevArgs) -> anyhow::Result<()> {
     let (token, _) = signer.sign(&user, dev::TOKEN_LIFETIME)?;
     let exchange = Arc::new(EmbeddedExchange::new(args.binding_keys));
     let routes = dev::router(exchange.clone(), signer, &args.host);
-    let metrics = Metrics::new();
     let server = Server::bind(&args.host, &args.http, verifier, exchange, metrics, routes);
     let server = server.await?;
     let url = format!("http://localhost:{}", server.local_addr()?.port());
@@ -117,12 +117,13 @@ async fn develop(args: DevArgs) -> anyhow::Result<()> {
 }
 
 fn print_token(args: &TokenArgs) -> anyhow::Result<()> {
-    let secret = configured_secret(&args.jwt)?;
+    let secret = args.jwt.jwt_secret.as_ref().and_then(Secret::expose);
+    let secret = secret.context("no secret to sign with: set JWT_SECRET")?;
     let user = User {
         id: args.user.clone(),
         tenant: args.tenant.clone(),
     };
-    let signer = Signer::new(&secret, &args.jwt);
+    let signer = Signer::new(secret, &args.jwt);
     let (token, _) = signer.sign(&user, args.expires.into())?;
     println!("{token}");
     Ok(())
@@ -132,14 +133,6 @@ async fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     let count = publisher::publish(args).await?;
     println!("published {count} {} for {}", args.event, args.user);
     Ok(())
-}
-
-fn configured_secret(jwt: &JwtConfig) -> anyhow::Result<String> {
-    let secret = jwt.jwt_secret.as_ref().and_then(Secret::expose);
-    let secret = secret.context(
-        "no key to verify tokens with: set JWT_SECRET (to try without any, run `chat3-gateway dev`)",
-    )?;
-    Ok(secret.to_owned())
 }
 
 /// Tools like `timeout` signal a process twice in one breath: that is one wish.

@@ -66,6 +66,7 @@ pub struct Metrics {
     /// Sockets let in.
     pub connects: Counter,
     connects_refused: Family<Reason, Counter>,
+    jwks_reads: Family<Outcome, Counter>,
     /// Sockets whose transport was closed because they did not keep up.
     pub slow_sockets: Counter,
     recoveries: Family<Outcome, Counter>,
@@ -91,6 +92,7 @@ impl Metrics {
             events_emitted: Family::default(),
             connects: Counter::default(),
             connects_refused: Family::default(),
+            jwks_reads: Family::default(),
             slow_sockets: Counter::default(),
             recoveries: Family::default(),
             recoveries_lost: Family::default(),
@@ -176,6 +178,11 @@ impl Metrics {
             self.connects_refused.clone(),
         );
         r.register(
+            "jwks_reads",
+            "Reads of the JSON Web Key Set, by outcome: ok or failed",
+            self.jwks_reads.clone(),
+        );
+        r.register(
             "slow_sockets",
             "Sockets whose transport was closed because they did not keep up",
             self.slow_sockets.clone(),
@@ -223,6 +230,12 @@ impl Metrics {
         self.recoveries_lost
             .get_or_create(&Reason { reason })
             .inc_by(connections);
+    }
+
+    /// Counts a read of the key set.
+    pub fn jwks_read(&self, is_ok: bool) {
+        let outcome = if is_ok { "ok" } else { "failed" };
+        self.jwks_reads.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts `sockets` hand-offs of one event.

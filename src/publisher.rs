@@ -167,7 +167,9 @@ fn timestamp() -> String {
 /// When RabbitMQ cannot be reached or refuses.
 pub async fn publish(args: &PublishArgs) -> anyhow::Result<u64> {
     let address = &args.rabbitmq.url;
-    let connection = rabbitmq::open_connection(address, "chat3-gateway publish", HEARTBEAT);
+    let certificates = &args.rabbitmq.tls;
+    let connection =
+        rabbitmq::open_connection(address, certificates, "chat3-gateway publish", HEARTBEAT);
     let connection = tokio::time::timeout(CONNECT_TIMEOUT, connection)
         .await
         .context("no answer in time")

@@ -4,7 +4,13 @@
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use axum::{Router, http::Method};
+use axum::{
+    Extension, Router,
+    extract::{Request, State},
+    http::{Method, StatusCode, header},
+    middleware::{self, Next},
+    response::Response,
+};
 use sd_notify::NotifyState;
 use socketioxide::SocketIo;
 use tokio::{net::TcpListener, time::Instant};
@@ -19,7 +25,7 @@ use crate::{
     gateway, http,
     hub::Hub,
     metrics::Metrics,
-    transport::{self, Transports},
+    transport::{self, Connection, Transports},
 };
 
 /// A gateway bound to its port. Serves once [`Server::run`] is called.
@@ -59,6 +65,8 @@ impl Server {
         );
         let (socket_io, io) =
             gateway::router(verifier, hub.clone(), transports.clone(), metrics.clone());
+        let origins = (config.cors_origin.clone(), metrics.clone());
+        let socket_io = socket_io.layer(middleware::from_fn_with_state(origins, check_origin));
         // Outermost, so that refusals too are readable to a browser.
         let socket_io = socket_io.layer(cors(&config.cors_origin));
         let admin_token = config.admin_token.clone();
@@ -163,8 +171,37 @@ fn cors(origins: &CorsOrigins) -> CorsLayer {
         .allow_headers(AllowHeaders::mirror_request());
     match origins {
         CorsOrigins::Any => layer.allow_origin(tower_http::cors::Any),
-        CorsOrigins::List(origins) => layer
-            .allow_origin(AllowOrigin::list(origins.clone()))
-            .allow_credentials(true),
+        CorsOrigins::List(_) => {
+            let origins = origins.clone();
+            layer
+                .allow_origin(AllowOrigin::predicate(move |origin, _| {
+                    origins.allow(origin)
+                }))
+                .allow_credentials(true)
+        }
     }
+}
+
+/// Turns away pages of sites that are not listed. CORS alone would only keep them
+/// from reading answers to polling, and does not apply to websockets at all.
+async fn check_origin(
+    State((origins, metrics)): State<(CorsOrigins, Metrics)>,
+    Extension(connection): Extension<Connection>,
+    request: Request,
+    next: Next,
+) -> Response {
+    // Clients other than browsers send none.
+    let mut sent = request.headers().get_all(header::ORIGIN).iter();
+    let Some(origin) = sent.find(|origin| !origins.allow(origin)) else {
+        return next.run(request).await;
+    };
+    metrics.connect_refused("foreign_origin");
+    let origin: String = origin
+        .to_str()
+        .unwrap_or_default()
+        .chars()
+        .take(100)
+        .collect();
+    info!(peer = %connection.peer(), ?origin, "Connection refused: its origin is not in CORS_ORIGIN");
+    http::error(StatusCode::FORBIDDEN, "origin not allowed")
 }

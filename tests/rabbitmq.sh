@@ -41,6 +41,8 @@ loopback_users = none
 log.file.level = info
 disk_free_limit.absolute = 50MB
 CONF
+    # What a test adds before the first start.
+    [ ! -e "$folder/extra.conf" ] || cat "$folder/extra.conf" >>"$RABBITMQ_CONFIG_FILE"
     # Makes the start script replace itself by the broker, so that a signal to
     # this pid reaches it.
     export RUNNING_UNDER_SYSTEMD=1

@@ -20,10 +20,14 @@ use amqprs::{
 };
 use async_trait::async_trait;
 use tokio::{sync::mpsc, time::sleep};
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::DropGuard;
 use tracing::{info, warn};
 
-use crate::config::AmqpUrl;
+use crate::{
+    config::{AmqpUrl, RabbitMqTls},
+    tls::{self, TlsError},
+};
 
 /// Long enough for another task of this process to hand a frame to the writer.
 const CLOSE_OK_DELAY: Duration = Duration::from_millis(100);
@@ -48,7 +52,8 @@ impl ServerClose {
     fn advice(&self) -> Option<&'static str> {
         match self.code {
             ACCESS_REFUSED => Some(
-                "grant the user configure, write and read on chat3-gateway.* and read on the exchange",
+                "grant the user configure, write and read on chat3-gateway.* and read on the exchange \
+                 and, with topic permissions, on its binding keys (docs/SECURITY.md)",
             ),
             NOT_ALLOWED => Some("check the vhost in RABBITMQ_URL and the user's access to it"),
             INTERNAL_ERROR => Some("see RabbitMQ's own log for what it does not support"),
@@ -67,8 +72,16 @@ pub(crate) enum LinkError {
     Closed(ServerClose),
     #[error("closed by RabbitMQ during login; check user and password in RABBITMQ_URL ({0})")]
     Login(String),
-    #[error("TLS: {0}")]
+    /// The alert of a broker that misses a client certificate can get lost.
+    #[error(
+        "closed by RabbitMQ during login; check user and password in RABBITMQ_URL, and, if RabbitMQ \
+         asks for a client certificate, RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE ({0})"
+    )]
+    LoginOverTls(String),
+    #[error("TLS: {0}; {advice}", advice = advised_tls(.0))]
     Tls(String),
+    #[error("TLS: {0}")]
+    Certificates(#[from] TlsError),
 }
 
 fn advised(close: &ServerClose) -> String {
@@ -77,12 +90,21 @@ fn advised(close: &ServerClose) -> String {
         .map_or_else(String::new, |advice| format!("; {advice}"))
 }
 
+/// What the operator can do about a TLS connection that one side refused.
+fn advised_tls(refusal: &str) -> &'static str {
+    // An alert is what the broker said; anything else is our own verdict.
+    match refusal.contains("alert") {
+        true => "check RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE",
+        false => "check RABBITMQ_CA_FILE and the host in RABBITMQ_URL",
+    }
+}
+
 impl LinkError {
     /// Whether only a change of configuration, here or at the broker, can help.
     pub(super) fn is_configuration(&self) -> bool {
         match self {
             Self::Closed(close) => close.advice().is_some(),
-            Self::Login(_) | Self::Tls(_) => true,
+            Self::Login(_) | Self::LoginOverTls(_) | Self::Tls(_) | Self::Certificates(_) => true,
             Self::Timeout(_) | Self::Amqp(_) => false,
         }
     }
@@ -97,6 +119,7 @@ impl From<amqprs::error::Error> for LinkError {
 /// Connects and logs in. Not bounded in time: the caller is.
 pub(crate) async fn open_connection(
     url: &AmqpUrl,
+    certificates: &RabbitMqTls,
     name: &str,
     heartbeat: Duration,
 ) -> Result<Connection, LinkError> {
@@ -110,24 +133,33 @@ pub(crate) async fn open_connection(
         .connection_name(name)
         .heartbeat(heartbeat.as_secs().try_into().unwrap_or(u16::MAX));
     if url.tls {
-        // An error means that the process has a provider already, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let adaptor = TlsAdaptor::without_client_auth(None, url.host.clone())
-            .map_err(|error| LinkError::Tls(error.to_string()))?;
+        let config = tls::client_config(certificates.ca_file(), certificates.client())?;
+        let connector = TlsConnector::from(Arc::new(config));
+        let adaptor = TlsAdaptor::new(connector, url.host.clone());
         arguments.tls_adaptor(adaptor);
     }
-    Connection::open(&arguments).await.map_err(login_error)
+    let opened = Connection::open(&arguments).await;
+    opened.map_err(|error| login_error(error, url.tls))
 }
 
 /// amqprs tells of a refusal during the handshake only in the text of its error.
-fn login_error(error: amqprs::error::Error) -> LinkError {
+fn login_error(error: amqprs::error::Error, is_tls: bool) -> LinkError {
     use amqprs::error::Error;
     let text = error.to_string();
     match error {
+        // rustls's words, for its own verdict and for the broker's.
+        Error::NetworkError(_)
+            if text.contains("peer certificate") || text.contains("fatal alert") =>
+        {
+            LinkError::Tls(text)
+        }
         // A refused login is a connection closed without a word, as RabbitMQ does
         // for clients that do not announce `authentication_failure_close`.
         Error::NetworkError(_) if text.contains("reset by peer") || text.contains("shutdown") => {
-            LinkError::Login(text)
+            match is_tls {
+                true => LinkError::LoginOverTls(text),
+                false => LinkError::Login(text),
+            }
         }
         Error::ConnectionOpenError(_) => match refusal(&text) {
             Some(close) => LinkError::Closed(close),

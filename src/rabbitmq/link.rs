@@ -130,7 +130,7 @@ impl Link {
     async fn open_unbounded(shared: &Shared, epoch: u64) -> Result<Self, LinkError> {
         let name = format!("chat3-gateway {}", shared.instance);
         let config = &shared.config;
-        let connection = open_connection(&config.url, &name, config.heartbeat).await?;
+        let connection = open_connection(&config.url, &config.tls, &name, config.heartbeat).await?;
         let lost = CancellationToken::new();
         let close_reason = Arc::new(OnceLock::new());
         connection

@@ -155,17 +155,6 @@ test('what only an operator can mend is said with what to do, and never with the
   assert.doesNotMatch(vhost.logs + refused.logs, /s3cret|rmpassword/);
 });
 
-test('under the least permissions that the documentation gives, everything works', async () => {
-  const publisher = await Publisher.connect(broker);
-  await broker.ctl('add_user', 'gateway', 'pw');
-  await broker.ctl('set_permissions', 'gateway', '^chat3-gateway\\..*', '^chat3-gateway\\..*', '^(chat3-gateway\\..*|chat3_updates)$');
-  const gateway = await start(broker, { env: { RABBITMQ_URL: broker.url.replace('rmuser:rmpassword', 'gateway:pw') } });
-  const tab = await Tab.open(gateway, 'usr_least');
-  await tab.saw(publisher.update('usr_least'));
-  tab.close();
-  await broker.queuesAre(0);
-});
-
 test('an exchange that is deleted and made again: everybody is subscribed again', async () => {
   const publisher = await Publisher.connect(broker);
   const gateway = await start(broker);

@@ -5,7 +5,7 @@
 // the test file ends. Waiting is always for an event, with a deadline.
 
 import { spawn, execFile } from 'node:child_process';
-import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
@@ -87,8 +87,10 @@ function exited(child) {
 
 /** A private RabbitMQ that can be killed and started again. */
 export class Broker {
-  static async start() {
+  /** `conf` is appended to its configuration. */
+  static async start({ conf = '' } = {}) {
     const broker = new Broker(await freePorts(), temporaryFolder());
+    if (conf) writeFileSync(path.join(broker.folder, 'extra.conf'), conf);
     cleanups.push(() => broker.stop());
     await broker.start();
     return broker;

@@ -1,0 +1,184 @@
+//! What is fuzzed: each function takes arbitrary bytes and panics if what must
+//! hold does not. Included by `fuzz_targets/` and by `tests/fuzz_regressions.rs`.
+
+// Each fuzzer uses one.
+#![allow(dead_code)]
+
+use std::sync::LazyLock;
+
+use chat3_gateway::{
+    auth::{
+        Verifier,
+        keys::{Key, KeySet},
+    },
+    config::{JwtConfig, Secret},
+    metrics::Metrics,
+    update::Update,
+    user::{TenantId, User, UserId},
+};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, encode};
+use serde_json::{Value, value::RawValue};
+
+pub type Target = fn(&[u8]);
+
+/// Every target by its name, which is also that of its folder in `regressions/`.
+pub const TARGETS: [(&str, Target); 5] = [
+    ("update_decoder", update_decoder),
+    ("token_verifier", token_verifier),
+    ("token_claims", token_claims),
+    ("key_set", key_set),
+    ("pem_keys", pem_keys),
+];
+
+/// Bodies from RabbitMQ: what is decoded is JSON, and for the user whom it names.
+pub fn update_decoder(data: &[u8]) {
+    let Ok(update) = Update::decode(data) else {
+        return;
+    };
+    let whole: Value = serde_json::from_slice(data).expect("an update is JSON");
+    assert_eq!(
+        serde_json::from_str::<Value>(update.body.get()).unwrap(),
+        whole
+    );
+    let carl = User {
+        id: UserId::parse("carl").unwrap(),
+        tenant: None,
+    };
+    let is_carls = whole["userId"] == "carl";
+    assert_eq!(update.check_recipient(&carl).is_ok(), is_carls);
+    let _ = update.event_type();
+    if let Some(event) = update.specialised_event() {
+        let payload: Value = serde_json::from_str(event.payload.get()).expect("a payload is JSON");
+        assert!(payload == whole || payload == whole["data"]);
+    }
+}
+
+const SECRET: &str = "a-secret-of-at-least-thirty-two-bytes";
+
+/// A verifier with a key of each kind.
+static VERIFIER: LazyLock<Verifier> = LazyLock::new(|| {
+    let pem = concat!(
+        include_str!("../tests/fixtures/keys/rsa.pub.pem"),
+        include_str!("../tests/fixtures/keys/p256.pub.pem"),
+        include_str!("../tests/fixtures/keys/p384.pub.pem"),
+        include_str!("../tests/fixtures/keys/ed25519.pub.pem"),
+    );
+    let config = JwtConfig {
+        jwt_secret: Some(Secret::new(SECRET)),
+        jwt_public_key: Some(Secret::new(pem)),
+        ..JwtConfig::default()
+    };
+    Verifier::new(&config, false, &Metrics::new()).expect("the keys are valid")
+});
+
+/// The user whom the tokens in `regressions/token_verifier/` are for: of no other
+/// has the fuzzer a signature.
+const SIGNED_FOR: &str = "usr_signed";
+
+/// Tokens from anybody: nothing but what was signed is accepted.
+pub fn token_verifier(data: &[u8]) {
+    let Ok(token) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(identity) = VERIFIER.verify_now(token) {
+        assert_eq!(identity.user().id.as_str(), SIGNED_FOR);
+    }
+}
+
+/// Claims from an issuer: whoever is let in is whom the claims name.
+pub fn token_claims(data: &[u8]) {
+    let Ok(claims) = serde_json::from_slice::<&RawValue>(data) else {
+        return;
+    };
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    let token = encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap();
+    let Ok(identity) = VERIFIER.verify_now(&token) else {
+        return;
+    };
+    let claims: Value = serde_json::from_slice(data).unwrap();
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    let user_id = claims.get("userId").or_else(|| claims.get("sub"));
+    let tenant = claims.get("tenantId");
+    let user = identity.user();
+    assert_eq!(user_id.and_then(text).as_deref(), Some(user.id.as_str()));
+    assert_eq!(
+        tenant.and_then(text).as_deref(),
+        user.tenant.as_ref().map(TenantId::as_str)
+    );
+    assert!(!user.id.as_str().contains(['*', '#']));
+    assert!(identity.expires_at().is_some());
+}
+
+const ALGORITHMS: [Algorithm; 12] = [
+    Algorithm::HS256,
+    Algorithm::HS384,
+    Algorithm::HS512,
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::EdDSA,
+];
+
+/// The library finds some faults of a key only with a token, so each is tried.
+fn try_key(key: &Key) {
+    for algorithm in ALGORITHMS {
+        let header = Header::new(algorithm);
+        if !key.may_verify(&header) {
+            continue;
+        }
+        let hs = matches!(
+            algorithm,
+            Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512
+        );
+        assert!(!hs, "a public key is no secret");
+        // {"alg":…} as its own text would have it; {} and 64 zero bytes.
+        let signature = "A".repeat(86);
+        let token = format!("{}.e30.{signature}", base64_header(algorithm));
+        assert!(key.decode(&token, &header, &Validation::default()).is_err());
+    }
+}
+
+/// By the library's own encoder, which is not public.
+fn base64_header(algorithm: Algorithm) -> String {
+    static HEADERS: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let encoded = |algorithm: &Algorithm| {
+            let json = format!(r#"{{"alg":"{algorithm:?}"}}"#);
+            let key = EncodingKey::from_secret(b"");
+            let claims = RawValue::from_string(json).unwrap();
+            let token = encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap();
+            token.split('.').nth(1).unwrap().to_owned()
+        };
+        ALGORITHMS.iter().map(encoded).collect()
+    });
+    let position = ALGORITHMS.iter().position(|other| *other == algorithm);
+    HEADERS[position.unwrap()].clone()
+}
+
+/// Key sets from a URL: no secret among them, and no key that a token breaks.
+pub fn key_set(data: &[u8]) {
+    if let Ok(set) = KeySet::parse(data, false) {
+        assert!((1..=32).contains(&set.keys.len()));
+        set.keys.iter().for_each(try_key);
+    }
+}
+
+/// PEM texts from an operator; and what is one is no secret.
+pub fn pem_keys(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(keys) = Key::from_pem(text) {
+        assert!(!keys.is_empty());
+        keys.iter().for_each(try_key);
+        assert!(Key::from_secret(text).is_err());
+    }
+}

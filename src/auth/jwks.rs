@@ -1,0 +1,301 @@
+//! A key set that is read again from time to time, and when a token names a key
+//! that is not in it.
+//!
+//! Invariants: one reader at a time, with a pause between two, whatever tokens
+//! ask for; the last good set stays until there is another.
+
+use std::{
+    error::Error,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, Uri, header, uri::InvalidUri};
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info, warn};
+
+use super::keys::{InvalidKey, Key, KeySet};
+use crate::{
+    config::JwksSource,
+    metrics::Metrics,
+    tls::{self, TlsError},
+};
+
+/// Limit of one read, connecting included.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pause between two reads: what tokens with made-up key ids can cost the issuer.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a token with an unknown key id waits for the key: less than a socket
+/// may take to connect (10 s), and time for a pause or a read to end.
+const KEY_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How soon a failed read is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Largest key set. Those of large issuers have about 10 KB.
+const MAX_BYTES: usize = 256 * 1024;
+
+/// Why a key set could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum JwksError {
+    #[error("cannot be read: {0}")]
+    File(std::io::Error),
+    #[error("{0}")]
+    Invalid(#[from] InvalidKey),
+    #[error("cannot be fetched: {0}")]
+    Fetch(String),
+    #[error("was not fetched within {FETCH_TIMEOUT:?}")]
+    Timeout,
+    #[error("is over {MAX_BYTES} bytes")]
+    TooLarge,
+    #[error("was answered with {0}")]
+    Status(StatusCode),
+    #[error("was answered with {0}; redirects are not followed")]
+    Redirect(StatusCode),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// The current key set of a source. Dropping it ends the reading.
+pub struct Jwks {
+    state: watch::Receiver<State>,
+    wanted: Arc<Notify>,
+    _reader: AbortOnDropHandle<()>,
+}
+
+struct State {
+    keys: Arc<[Key]>,
+    /// Reads begun and ended so far.
+    begun: u64,
+    ended: u64,
+}
+
+impl Jwks {
+    /// Begins to read `source` every `period`. A file must be readable now; the
+    /// server of a URL may come up later. Must be called inside a Tokio runtime.
+    pub fn start(source: Source, period: Duration, metrics: Metrics) -> Result<Self, JwksError> {
+        let mut reader = Reader {
+            period,
+            metrics,
+            state: watch::Sender::new(State {
+                keys: [].into(),
+                begun: 0,
+                ended: 0,
+            }),
+            wanted: Arc::default(),
+            ignored: Vec::new(),
+            failing: false,
+        };
+        let is_file = match &source {
+            Source::File(path) => {
+                let set = read_file(path)?;
+                reader.note(&source, Ok(set));
+                true
+            }
+            Source::Url { .. } => false,
+        };
+        Ok(Self {
+            state: reader.state.subscribe(),
+            wanted: reader.wanted.clone(),
+            _reader: AbortOnDropHandle::new(tokio::spawn(reader.run(source, is_file))),
+        })
+    }
+
+    pub fn keys(&self) -> Arc<[Key]> {
+        self.state.borrow().keys.clone()
+    }
+
+    /// Asks for the set to be read again, and waits until it has the key `id` (any
+    /// key, without one), or was read without it, or for [`KEY_TIMEOUT`].
+    pub async fn seek(&self, id: Option<&str>) {
+        let mut state = self.state.clone();
+        let begun = state.borrow().begun;
+        self.wanted.notify_one();
+        // A read that had begun before may have missed a key that came meanwhile.
+        let is_done = |state: &State| state.ended > begun || contains(&state.keys, id);
+        // Too late, or the reader is gone: the token is refused.
+        let _ = timeout(KEY_TIMEOUT, state.wait_for(is_done)).await;
+    }
+}
+
+/// Whether a set has the key `id`; without one, any key.
+pub fn contains(keys: &[Key], id: Option<&str>) -> bool {
+    match id {
+        Some(id) => keys.iter().any(|key| key.id() == Some(id)),
+        None => !keys.is_empty(),
+    }
+}
+
+/// Where a key set is read from.
+pub enum Source {
+    File(PathBuf),
+    Url { uri: Uri, client: Box<HttpClient> },
+}
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
+impl Source {
+    /// `ca_file`: whose certificates an https server may have.
+    pub fn new(source: &JwksSource, ca_file: Option<&Path>) -> Result<Option<Self>, JwksError> {
+        let url = match source {
+            JwksSource::Unset => return Ok(None),
+            JwksSource::File(path) => return Ok(Some(Self::File(path.clone()))),
+            JwksSource::Url(url) => url,
+        };
+        let uri = url.as_str().parse();
+        let uri = uri.map_err(|error: InvalidUri| JwksError::Fetch(error.to_string()))?;
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls::client_config(ca_file, None)?)
+            .https_or_http()
+            .enable_http1()
+            .build();
+        let client = Client::builder(TokioExecutor::new())
+            // Reads are minutes apart.
+            .pool_max_idle_per_host(0)
+            .build(connector);
+        let client = Box::new(client);
+        Ok(Some(Self::Url { uri, client }))
+    }
+
+    async fn read(&self) -> Result<KeySet, JwksError> {
+        match self {
+            Self::File(path) => read_file(path),
+            Self::Url { uri, client } => timeout(FETCH_TIMEOUT, fetch(client, uri))
+                .await
+                .unwrap_or(Err(JwksError::Timeout)),
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<KeySet, JwksError> {
+    let json = std::fs::read(path).map_err(JwksError::File)?;
+    Ok(KeySet::parse(&json, true)?)
+}
+
+async fn fetch(client: &HttpClient, uri: &Uri) -> Result<KeySet, JwksError> {
+    let request = Request::get(uri)
+        .header(header::ACCEPT, "application/jwk-set+json, application/json")
+        .header(header::USER_AGENT, "chat3-gateway")
+        .body(Empty::new());
+    let failed = |error: &dyn Error| JwksError::Fetch(in_one_line(error));
+    let request = request.map_err(|error| failed(&error))?;
+    let response = client.request(request).await;
+    let response = response.map_err(|error| failed(&error))?;
+    match response.status() {
+        StatusCode::OK => {}
+        status if status.is_redirection() => return Err(JwksError::Redirect(status)),
+        status => return Err(JwksError::Status(status)),
+    }
+    let body = Limited::new(response.into_body(), MAX_BYTES)
+        .collect()
+        .await;
+    let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+        true => JwksError::TooLarge,
+        false => failed(&*error),
+    })?;
+    // What everybody may fetch is no secret.
+    Ok(KeySet::parse(&body.to_bytes(), false)?)
+}
+
+/// An error with its causes, which hold what matters.
+fn in_one_line(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The task that reads.
+struct Reader {
+    period: Duration,
+    metrics: Metrics,
+    state: watch::Sender<State>,
+    wanted: Arc<Notify>,
+    /// What the log was told already.
+    ignored: Vec<String>,
+    failing: bool,
+}
+
+impl Reader {
+    async fn run(mut self, source: Source, mut has_read: bool) {
+        loop {
+            if has_read {
+                let next = match self.failing {
+                    true => RETRY.min(self.period),
+                    false => self.period,
+                };
+                tokio::select! {
+                    () = sleep(next) => {}
+                    () = self.wanted.notified() => {}
+                }
+            }
+            self.state.send_modify(|state| state.begun += 1);
+            let read = source.read().await;
+            self.note(&source, read);
+            has_read = true;
+            sleep(PAUSE.min(self.period)).await;
+        }
+    }
+
+    fn note(&mut self, source: &Source, read: Result<KeySet, JwksError>) {
+        self.metrics.jwks_read(read.is_ok());
+        let keys = match read {
+            Ok(set) => {
+                if self.ignored != set.ignored && !set.ignored.is_empty() {
+                    let ignored = set.ignored.join("; ");
+                    warn!(%source, %ignored, "Keys in JWT_JWKS are not used");
+                }
+                self.ignored = set.ignored;
+                if std::mem::replace(&mut self.failing, false) {
+                    info!(%source, "JWT_JWKS read again");
+                }
+                Some(set.keys.into())
+            }
+            // Once per outage: made-up key ids make it frequent.
+            Err(error) if self.failing => {
+                debug!(%source, %error, "JWT_JWKS still not read");
+                None
+            }
+            Err(error) => {
+                warn!(%source, %error, "JWT_JWKS not read; the last keys stay in use");
+                self.failing = true;
+                None
+            }
+        };
+        self.state.send_modify(|state| {
+            state.keys = keys.unwrap_or_else(|| state.keys.clone());
+            state.ended = state.begun;
+        });
+    }
+}
+
+/// For logs: without a URL's query, which may hold an API key.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Url { uri, .. } => {
+                let host = uri.host().unwrap_or_default();
+                write!(f, "{host}{}", uri.path())
+            }
+        }
+    }
+}
