@@ -95,8 +95,13 @@ pub enum Refusal {
     TenantIdMissing,
     #[error("tenant id not acceptable")]
     TenantIdInvalid,
-    #[error("server is shutting down")]
-    ShuttingDown,
+    #[error("token revoked")]
+    TokenRevoked,
+    /// Of `auth:refresh` only.
+    #[error("token of another user")]
+    AnotherUser,
+    #[error("too many connections of this user")]
+    TooManySockets,
 }
 
 impl Refusal {
@@ -113,7 +118,9 @@ impl Refusal {
             Self::UserIdInvalid => "user_id_invalid",
             Self::TenantIdMissing => "tenant_id_missing",
             Self::TenantIdInvalid => "tenant_id_invalid",
-            Self::ShuttingDown => "shutting_down",
+            Self::TokenRevoked => "token_revoked",
+            Self::AnotherUser => "another_user",
+            Self::TooManySockets => "too_many_sockets",
         }
     }
 }
@@ -182,6 +189,11 @@ impl Verifier {
             tenant_required,
             allow_query: config.jwt_allow_query,
         })
+    }
+
+    /// How long after its expiry a token is accepted.
+    pub fn leeway(&self) -> Duration {
+        Duration::from_secs(self.validation.leeway)
     }
 
     /// Verifies the token that a client presents: in Socket.IO's `auth`, else in

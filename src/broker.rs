@@ -25,6 +25,9 @@ pub struct Delivery {
 /// acknowledged when the handler returns, so it must not block: it hands off.
 pub type Handler = Arc<dyn Fn(&Delivery) + Send + Sync>;
 
+/// Receives what another instance broadcast.
+pub type BroadcastHandler = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
 /// Tells when a subscription receives updates.
 #[derive(Debug, Clone)]
 pub struct Subscribed(watch::Receiver<Activity>);
@@ -104,6 +107,13 @@ pub trait Broker: Send + Sync {
 
     /// Whether updates can flow.
     fn is_connected(&self) -> bool;
+
+    /// Hands `message` to the other instances, if there is a way to them: whether
+    /// it was sent. Not kept for those that are not there.
+    fn broadcast(&self, message: Bytes) -> bool;
+
+    /// Has what other instances broadcast handed to `handler`.
+    fn on_broadcast(&self, handler: BroadcastHandler);
 
     /// Stops consuming: returns when everything consumed so far has been handed
     /// to its handler and acknowledged, and nothing more will come.

@@ -10,12 +10,14 @@ mod amqp_url;
 mod binding_keys;
 mod cors_origins;
 mod jwks_source;
+mod trusted_proxies;
 
 use std::{
     convert::Infallible,
     error::Error,
     fmt,
     fmt::Write as _,
+    net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -30,6 +32,7 @@ use clap::{
 };
 pub use cors_origins::{CorsOrigins, InvalidOrigin};
 pub use jwks_source::JwksSource;
+pub use trusted_proxies::{InvalidNetwork, TrustedProxies};
 
 use crate::user::{TenantId, UserId};
 
@@ -117,7 +120,7 @@ pub enum Command {
     /// Serve browsers from RabbitMQ (the default)
     Serve(Box<ServeArgs>),
     /// Serve with no broker: an in-process exchange, a development key and a page to try it
-    Dev(DevArgs),
+    Dev(Box<DevArgs>),
     /// Print a JWT for a user, signed with the configured secret
     Token(TokenArgs),
     /// Publish updates to RabbitMQ in Chat3's format
@@ -216,6 +219,7 @@ pub struct PublishRabbitMqArgs {
 
 const RABBITMQ: &str = "RabbitMQ";
 const LISTENER: &str = "Listener";
+const LIMITS: &str = "Limits";
 const RECOVERY: &str = "Connection state recovery";
 const JWT: &str = "JWT";
 const LOGS: &str = "Logs";
@@ -348,6 +352,33 @@ pub struct HttpConfig {
     #[arg(long, env, value_name = "DURATION", default_value = "10s", value_parser = parse_delay,
         help_heading = LISTENER)]
     pub shutdown_timeout: Duration,
+    /// Address and port of a listener of its own for /metrics and /api, which are
+    /// then nowhere else
+    #[arg(long, env, value_name = "ADDRESS:PORT", value_parser = parse_optional_address,
+        default_value = "", hide_default_value = true, help_heading = LISTENER)]
+    pub admin_addr: OptionalAddress,
+    /// Addresses and networks of proxies whose X-Forwarded-For is believed
+    #[arg(long, env, value_name = "NETWORKS", default_value = "", hide_default_value = true,
+        help_heading = LIMITS)]
+    pub trusted_proxies: TrustedProxies,
+    /// Sockets in all; further handshakes get 503. 0 for no limit
+    #[arg(long, env, value_name = "N", default_value_t = 100_000, help_heading = LIMITS)]
+    pub max_sockets: u32,
+    /// Sockets per user; 0 for no limit
+    #[arg(long, env, value_name = "N", default_value_t = 100, help_heading = LIMITS)]
+    pub max_sockets_per_user: u32,
+    /// Handshakes per second from one address, and five times as many at once;
+    /// further ones get 429. 0 for no limit
+    #[arg(long, env, value_name = "N", default_value_t = 1_000, help_heading = LIMITS)]
+    pub max_connects_per_second: u32,
+    /// Events per second from one socket, and five times as many at once; then its
+    /// transport is closed. 0 for no limit
+    #[arg(long, env, value_name = "N", default_value_t = 10, help_heading = LIMITS)]
+    pub max_events_per_second: u32,
+    /// How long before its token expires a client is sent auth:expiring
+    #[arg(long = "jwt-expiry-notice", env = "JWT_EXPIRY_NOTICE", value_name = "DURATION",
+        default_value = "30s", value_parser = parse_delay, help_heading = JWT)]
+    pub expiry_notice: Duration,
     #[command(flatten)]
     pub recovery: RecoveryConfig,
 }
@@ -554,6 +585,19 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
     match delay.is_zero() || delay > Duration::from_hours(24) {
         true => Err("must be more than 0s and at most 1day".to_owned()),
         false => Ok(delay),
+    }
+}
+
+/// A setting that is off when it is empty.
+pub type OptionalAddress = Option<SocketAddr>;
+
+fn parse_optional_address(text: &str) -> Result<OptionalAddress, String> {
+    match text {
+        "" => Ok(None),
+        text => text
+            .parse()
+            .map(Some)
+            .map_err(|_| "is no address with a port like 127.0.0.1:9090".to_owned()),
     }
 }
 

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::{
-    broker::{Activation, Broker, Delivery, Handler, Subscribed},
+    broker::{Activation, BroadcastHandler, Broker, Delivery, Handler, Subscribed},
     config::BindingKeys,
     user::User,
 };
@@ -113,6 +113,12 @@ impl Broker for EmbeddedExchange {
     fn is_connected(&self) -> bool {
         true
     }
+
+    fn broadcast(&self, _: Bytes) -> bool {
+        false
+    }
+
+    fn on_broadcast(&self, _: BroadcastHandler) {}
 
     async fn stop_consuming(&self) {
         self.queues().clear();

@@ -1,32 +1,55 @@
 //! The Socket.IO side: authenticates a socket, puts it into the hub and takes it
 //! out again.
 //!
-//! Clients send nothing but CONNECT and DISCONNECT; events from them are ignored.
+//! Clients send nothing but CONNECT, DISCONNECT and `auth:refresh`; other events
+//! from them are ignored. A socket stays as long as its token lives, or until an
+//! order sends it away.
 //!
 //! Invariant: a socket that is let in was verified, has a session in the hub
 //! before its CONNECT reply, and drops that session when it disconnects, also
 //! when the disconnect overtakes the connect handler: the session lives in the
 //! socket's own extensions, and nowhere else for longer than a call.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
 
-use axum::{Router, middleware, routing::any_service};
-use serde_json::Value;
+use axum::{
+    Extension, Router,
+    extract::{Request as HttpRequest, State},
+    http::{StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::any_service,
+};
+use serde_json::{Value, json};
 use socketioxide::{
     ParserConfig, SocketIo,
-    extract::{SocketRef, TryData},
+    extract::{AckSender, Event, SocketRef, TryData},
     handler::ConnectHandler,
-    socket::DisconnectReason,
+    socket::{DisconnectReason, Sid},
 };
 use tower_http::{limit::RequestBodyLimitLayer, timeout::RequestBodyTimeoutLayer};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::{
-    auth::{Refusal, Verifier},
+    auth::{Identity, Refusal, Verifier},
+    config::HttpConfig,
     hub::{Hub, Request, Session},
+    leases::{Due, Lease, Leases},
+    limits::{ConnectLimit, EventLimit},
     metrics::Metrics,
-    transport::{self, Transports},
+    revocation::{InvalidOrder, Order, Revocations, Target, is_user},
+    transport::{self, Connection, Transports},
 };
+
+/// Sent some time before the socket's token expires: `{expiresAt}`.
+const AUTH_EXPIRING: &str = "auth:expiring";
+/// Sent to a socket that is sent away: `{reason}`.
+const AUTH_REVOKED: &str = "auth:revoked";
+/// Sent by a client with its next token.
+const AUTH_REFRESH: &str = "auth:refresh";
 
 /// Packets that a socket may lag behind. A burst must fit: 4,000 updates of two
 /// events each. Memory is taken only as packets wait, in blocks of 32.
@@ -52,76 +75,123 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// without a broker, it still has to connect.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-struct Gateway {
+/// How long a socket that is sent away has to read why, before its transport is
+/// closed.
+const FAREWELL: Duration = Duration::from_millis(250);
+
+/// What a gateway serves its sockets from.
+pub struct Gateway {
     verifier: Verifier,
     hub: Arc<Hub>,
     transports: Transports,
     metrics: Metrics,
+    leases: Arc<Leases>,
+    revocations: Revocations,
+    connect_limit: ConnectLimit,
+    config: HttpConfig,
+    /// Set once, when the endpoint has been built.
+    io: OnceLock<SocketIo>,
 }
 
-/// The Socket.IO endpoint at `/socket.io/`, and the handle that closes its sockets.
-/// It must be served by [`transport::serve`].
-pub fn router(
-    verifier: Verifier,
-    hub: Arc<Hub>,
-    transports: Transports,
-    metrics: Metrics,
-) -> (Router, SocketIo) {
-    let guard = middleware::from_fn_with_state(transports.clone(), transport::guard);
-    let gateway = Arc::new(Gateway {
-        verifier,
-        hub,
-        transports,
-        metrics,
-    });
-    let (service, io) = SocketIo::builder()
-        .max_buffer_size(SOCKET_BUFFER_PACKETS)
-        .max_payload(MAX_POLLING_PAYLOAD_BYTES)
-        .ws_max_message_size(MAX_MESSAGE_BYTES)
-        .ws_max_frame_size(MAX_MESSAGE_BYTES)
-        .connect_timeout(CONNECT_TIMEOUT)
-        // Clients send no binary; what they may send unasked stays small.
-        .with_parser(
-            ParserConfig::common()
-                .max_incoming_binaries(1)
-                .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES),
-        )
-        .build_svc();
-    let authenticate = move |socket: SocketRef, auth: TryData<Value>| {
-        let gateway = gateway.clone();
-        async move { gateway.authenticate(socket, auth.0.ok()).await }
-    };
-    io.ns("/", connected.with(authenticate));
-    let router = Router::new()
-        .route("/socket.io", any_service(service.clone()))
-        .route("/socket.io/", any_service(service))
-        .layer(RequestBodyLimitLayer::new(MAX_MESSAGE_BYTES))
-        .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
-        .layer(guard);
-    (router, io)
+/// What a socket that was let in holds; dropped when it disconnects.
+struct Admission {
+    session: Session,
+    lease: Lease,
+    events: EventLimit,
 }
 
 impl Gateway {
+    pub fn new(
+        verifier: Verifier,
+        hub: Arc<Hub>,
+        transports: Transports,
+        metrics: Metrics,
+        config: HttpConfig,
+    ) -> Arc<Self> {
+        let (rate, proxies) = (
+            config.max_connects_per_second,
+            config.trusted_proxies.clone(),
+        );
+        Arc::new(Self {
+            leases: Leases::new(config.expiry_notice, verifier.leeway()),
+            connect_limit: ConnectLimit::new(rate, proxies),
+            revocations: Revocations::default(),
+            io: OnceLock::new(),
+            verifier,
+            hub,
+            transports,
+            metrics,
+            config,
+        })
+    }
+
+    /// The Socket.IO endpoint at `/socket.io/`, and the handle that closes its
+    /// sockets. To be called once, inside a Tokio runtime, and to be served by
+    /// [`transport::serve`].
+    pub fn endpoint(self: Arc<Self>) -> (Router, SocketIo) {
+        let (service, io) = SocketIo::builder()
+            .max_buffer_size(SOCKET_BUFFER_PACKETS)
+            .max_payload(MAX_POLLING_PAYLOAD_BYTES)
+            .ws_max_message_size(MAX_MESSAGE_BYTES)
+            .ws_max_frame_size(MAX_MESSAGE_BYTES)
+            .connect_timeout(CONNECT_TIMEOUT)
+            // Clients send no binary; what they may send unasked stays small.
+            .with_parser(
+                ParserConfig::common()
+                    .max_incoming_binaries(1)
+                    .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES),
+            )
+            .build_svc();
+        let gateway = self.clone();
+        let authenticate = move |socket: SocketRef, auth: TryData<Value>| {
+            let gateway = gateway.clone();
+            async move { gateway.authenticate(socket, auth.0.ok()).await }
+        };
+        io.ns("/", connected.with(authenticate));
+        // It is called once.
+        let _ = self.io.set(io.clone());
+        tokio::spawn(self.clone().end_leases());
+        let router = Router::new()
+            .route("/socket.io", any_service(service.clone()))
+            .route("/socket.io/", any_service(service))
+            .layer(RequestBodyLimitLayer::new(MAX_MESSAGE_BYTES))
+            .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
+            .layer(middleware::from_fn_with_state(
+                self.transports.clone(),
+                transport::guard,
+            ))
+            .layer(middleware::from_fn_with_state(self, limit_handshakes));
+        (router, io)
+    }
+
     /// Runs before the CONNECT reply.
-    async fn authenticate(&self, socket: SocketRef, auth: Option<Value>) -> Result<(), Refusal> {
+    async fn authenticate(
+        self: Arc<Self>,
+        socket: SocketRef,
+        auth: Option<Value>,
+    ) -> Result<(), Refusal> {
         if self.transports.is_draining() {
             // A refused client would stay away for good; one that lost its
             // transport reconnects, elsewhere. So never answer.
             self.transports.close(&socket);
             return std::future::pending().await;
         }
-        let verified = self
-            .verifier
-            .verify_presented(auth.as_ref(), socket.req_parts())
-            .await;
-        let identity = verified.inspect_err(|refusal| {
+        let admission = self.admit(&socket, auth.as_ref()).await;
+        let admission = admission.inspect_err(|refusal| {
             self.metrics.connect_refused(refusal.label());
             info!(peer = transport::peer(&socket), reason = %refusal, "Connection refused");
         })?;
-        let session = Arc::new(self.hub.join(identity.user(), &socket));
-        socket.extensions.insert(session.clone());
+        socket.extensions.insert(admission.clone());
         // Before the reply: a socket that disconnects at once finds its handler.
         socket.on_disconnect(disconnected);
+        let gateway = self.clone();
+        socket.on_fallback(
+            move |socket: SocketRef, event: Event, data: TryData<Value>, ack| {
+                let gateway = gateway.clone();
+                async move { gateway.event(socket, event.0, data.0.ok(), ack).await }
+            },
+        );
+        let session = &admission.session;
         if self.hub.broker().is_connected() {
             // Without the subscription in time, updates start when it is there.
             let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, session.subscribed()).await;
@@ -133,19 +203,204 @@ impl Gateway {
         self.metrics.connects.inc();
         Ok(())
     }
+
+    async fn admit(
+        &self,
+        socket: &SocketRef,
+        auth: Option<&Value>,
+    ) -> Result<Arc<Admission>, Refusal> {
+        let verifier = &self.verifier;
+        let identity = verifier.verify_presented(auth, socket.req_parts()).await?;
+        let lease = self.leases.grant(socket.id, identity.clone());
+        // After the lease: whoever is revoked from now on is found by it.
+        self.check_revocation(&identity)?;
+        let limit = self.config.max_sockets_per_user;
+        let session = self.hub.join(identity.user(), socket, limit);
+        Ok(Arc::new(Admission {
+            session: session.ok_or(Refusal::TooManySockets)?,
+            lease,
+            events: EventLimit::new(self.config.max_events_per_second),
+        }))
+    }
+
+    fn check_revocation(&self, identity: &Identity) -> Result<(), Refusal> {
+        match self.revocations.refuse(identity, SystemTime::now()) {
+            true => Err(Refusal::TokenRevoked),
+            false => Ok(()),
+        }
+    }
+
+    /// An event from a client: the one that is understood is [`AUTH_REFRESH`].
+    async fn event(&self, socket: SocketRef, event: String, data: Option<Value>, ack: AckSender) {
+        let Some(admission) = socket.extensions.get::<Arc<Admission>>() else {
+            return;
+        };
+        if !admission.events.check() {
+            warn!(user_id = %admission.session.user().id, "closing a socket that sends too many events");
+            self.metrics.noisy_sockets.inc();
+            return self.transports.close(&socket);
+        }
+        if event != AUTH_REFRESH {
+            return;
+        }
+        let refreshed = self.refresh(&admission, data.as_ref()).await;
+        let answer = match &refreshed {
+            Ok(expires_at) => json!({"ok": true, "expiresAt": expires_at.map(timestamp)}),
+            Err(refusal) => json!({"ok": false, "error": refusal.to_string()}),
+        };
+        if let Err(refusal) = refreshed {
+            self.metrics.refresh_refused(refusal.label());
+            info!(user_id = %admission.session.user().id, reason = %refusal, "Token refresh refused");
+        }
+        // An error means that the socket is gone or did not ask for an answer.
+        let _ = ack.send(&(answer,));
+    }
+
+    /// Extends a socket's lease by another token of its user.
+    async fn refresh(
+        &self,
+        admission: &Admission,
+        token: Option<&Value>,
+    ) -> Result<Option<SystemTime>, Refusal> {
+        let token = match token {
+            Some(Value::String(token)) => token,
+            None | Some(Value::Null) => return Err(Refusal::TokenMissing),
+            Some(_) => return Err(Refusal::TokenInvalid),
+        };
+        let identity = self.verifier.verify(token).await?;
+        let expires_at = identity.expires_at();
+        self.check_revocation(&identity)?;
+        match admission.lease.renew(identity) {
+            true => Ok(expires_at),
+            false => Err(Refusal::AnotherUser),
+        }
+    }
+
+    /// Announces the ends of leases, and closes the sockets whose lease is over.
+    async fn end_leases(self: Arc<Self>) {
+        loop {
+            match self.leases.next().await {
+                Due::Expiring(sid, expires_at) => {
+                    if let Some(socket) = self.socket(sid) {
+                        // A full buffer has its own consequences.
+                        let _ = socket
+                            .emit(AUTH_EXPIRING, &json!({"expiresAt": timestamp(expires_at)}));
+                    }
+                }
+                Due::Expired(sid) => {
+                    if let Some(socket) = self.socket(sid) {
+                        self.metrics.expired_sockets.inc();
+                        info!(
+                            peer = transport::peer(&socket),
+                            "closing a socket whose token has expired"
+                        );
+                        self.transports.close(&socket);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends sockets away, here. Returns how many.
+    ///
+    /// # Errors
+    /// When the order cannot be remembered.
+    pub fn carry_out(self: &Arc<Self>, order: &Order) -> Result<usize, InvalidOrder> {
+        self.revocations.add(order, SystemTime::now())?;
+        if let Target::User(id, tenant) = &order.target {
+            self.hub.end_away(|user| is_user(id, tenant.as_ref(), user));
+        }
+        let sids = self.leases.find(|identity| order.concerns(identity));
+        let sockets: Vec<SocketRef> = sids
+            .into_iter()
+            .filter_map(|sid| self.socket(sid))
+            .collect();
+        for socket in &sockets {
+            if let Some(admission) = socket.extensions.get::<Arc<Admission>>() {
+                // No further update, and no recovery of what comes from now on.
+                admission.session.end();
+                let _ = socket.emit(AUTH_REVOKED, &json!({"reason": order.reason}));
+            }
+        }
+        let count = sockets.len();
+        info!(
+            sockets = count,
+            reason = order.reason,
+            until = order.until,
+            "Sockets sent away"
+        );
+        self.metrics.revoked_sockets.inc_by(count as u64);
+        let transports = self.transports.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            for socket in &sockets {
+                transports.close(socket);
+            }
+        });
+        Ok(count)
+    }
+
+    fn socket(&self, sid: Sid) -> Option<SocketRef> {
+        self.io.get()?.get_socket(sid)
+    }
+}
+
+/// Turns away handshakes over the limits. Clients retry them by themselves, while
+/// after a refused CONNECT they would stay away.
+async fn limit_handshakes(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(connection): Extension<Connection>,
+    request: HttpRequest,
+    next: Next,
+) -> Response {
+    if transport::session_id(request.uri()).is_some() {
+        return next.run(request).await;
+    }
+    let max_sockets = i64::from(gateway.config.max_sockets);
+    if max_sockets > 0 && gateway.metrics.sockets.get() >= max_sockets {
+        gateway.metrics.connect_refused("server_full");
+        warn!(
+            max_sockets,
+            "Connection refused: as many sockets as MAX_SOCKETS allows"
+        );
+        return turn_away(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
+    }
+    if let Err(address) = gateway
+        .connect_limit
+        .check(connection.peer(), request.headers())
+    {
+        gateway.metrics.connect_refused("address_rate");
+        debug!(%address, "Connection refused: too many handshakes from one address");
+        return turn_away(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many connections from this address",
+        );
+    }
+    next.run(request).await
+}
+
+fn turn_away(status: StatusCode, message: &'static str) -> Response {
+    (status, [(header::RETRY_AFTER, "1")], message).into_response()
+}
+
+/// As tokens and JavaScript's `Date` can be compared with: RFC 3339.
+fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 /// Runs after the CONNECT reply, possibly after the disconnect.
 async fn connected(socket: SocketRef) {
-    let Some(session) = socket.extensions.get::<Arc<Session>>() else {
+    let Some(admission) = socket.extensions.get::<Arc<Admission>>() else {
         return;
     };
+    let session = &admission.session;
     debug!(user_id = %session.user().id, transport = ?socket.transport_type(), "Socket connected");
     session.go_live(socket).await;
 }
 
 async fn disconnected(socket: SocketRef, reason: DisconnectReason) {
-    if let Some(session) = socket.extensions.remove::<Arc<Session>>() {
+    if let Some(admission) = socket.extensions.remove::<Arc<Admission>>() {
+        let session = &admission.session;
         debug!(user_id = %session.user().id, ?reason, "Socket disconnected");
         if reason == DisconnectReason::ClientNSDisconnect {
             session.end();

@@ -1,57 +1,73 @@
 //! Everything on the listener that is not Socket.IO: health, metrics, admin API.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use axum::{
     Json, Router,
-    extract::{Path, Request, State},
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
 use crate::{
     config::Secret,
+    gateway::Gateway,
     hub::Hub,
     metrics::{self, Metrics},
+    revocation::{InvalidOrder, Order, OrderText},
     transport::Transports,
     user::UserId,
 };
 
 #[derive(Clone)]
 struct Http {
+    gateway: Arc<Gateway>,
     hub: Arc<Hub>,
     transports: Transports,
     metrics: Metrics,
     admin_token: Option<Secret>,
 }
 
-/// The routes of probes and operators. Without an admin token, `/api` does not exist.
-pub fn router(
+/// Largest body of an admin request, in bytes.
+const MAX_ORDER_BYTES: usize = 16 * 1024;
+
+/// The routes of probes, and those of operators: metrics and, with an admin token,
+/// `/api`.
+pub fn routers(
+    gateway: Arc<Gateway>,
     hub: Arc<Hub>,
     transports: Transports,
     metrics: Metrics,
     admin_token: Option<Secret>,
-) -> Router {
+) -> (Router, Router) {
     let state = Http {
+        gateway,
         hub,
         transports,
         metrics,
         admin_token,
     };
-    let admin = Router::new()
-        .route("/api/stats", get(stats))
-        .route("/api/users/{user_id}", get(user))
-        .route_layer(middleware::from_fn_with_state(state.clone(), require_admin));
-    Router::new()
+    let probes = Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
+        .with_state(state.clone());
+    let api = Router::new()
+        .route("/api/stats", get(stats))
+        .route("/api/users/{user_id}", get(user))
+        .route("/api/users/{user_id}/disconnect", post(disconnect_user))
+        .route("/api/tokens/{token_id}/revoke", post(revoke_token))
+        .layer(DefaultBodyLimit::max(MAX_ORDER_BYTES))
+        .route_layer(middleware::from_fn_with_state(state.clone(), require_admin));
+    let operators = Router::new()
         .route("/metrics", get(exposition))
-        .merge(admin)
-        .with_state(state)
+        .merge(api)
+        .with_state(state);
+    (probes, operators)
 }
 
 /// The process is up. 200 also without RabbitMQ: restarting would not help.
@@ -102,6 +118,62 @@ async fn user(State(http): State<Http>, Path(user_id): Path<String>) -> Response
     let presence = http.hub.describe(&user_id);
     Json(json!({"isSubscribed": presence.is_subscribed, "sockets": presence.sockets}))
         .into_response()
+}
+
+/// Sends a user's sockets away, on all instances that can be reached.
+async fn disconnect_user(
+    State(http): State<Http>,
+    Path(user_id): Path<String>,
+    body: Bytes,
+) -> Response {
+    let target = OrderText {
+        user_id: Some(user_id),
+        ..OrderText::default()
+    };
+    order(&http, target, &body)
+}
+
+/// The same for the bearer of one token, by its `jti`.
+async fn revoke_token(
+    State(http): State<Http>,
+    Path(token_id): Path<String>,
+    body: Bytes,
+) -> Response {
+    let target = OrderText {
+        token_id: Some(token_id),
+        ..OrderText::default()
+    };
+    order(&http, target, &body)
+}
+
+fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
+    let details = match body {
+        [] => OrderText::default(),
+        body => match serde_json::from_slice(body) {
+            Ok(details) => details,
+            Err(problem) => return error(StatusCode::BAD_REQUEST, &problem.to_string()),
+        },
+    };
+    if details.user_id.is_some() || details.token_id.is_some() {
+        return error(StatusCode::BAD_REQUEST, "the target is named in the path");
+    }
+    let text = OrderText {
+        user_id: target.user_id,
+        token_id: target.token_id,
+        ..details
+    };
+    let order = Order::parse(text, SystemTime::now());
+    match order.and_then(|order| Ok((http.gateway.carry_out(&order)?, order))) {
+        Ok((sockets, order)) => {
+            let message = serde_json::to_vec(&order.text()).expect("an order is plain JSON");
+            let broadcast = http.hub.broker().broadcast(message.into());
+            Json(json!({"sockets": sockets, "broadcast": broadcast})).into_response()
+        }
+        Err(problem @ InvalidOrder::TooMany) => {
+            error(StatusCode::INSUFFICIENT_STORAGE, &problem.to_string())
+        }
+        Err(problem) => error(StatusCode::BAD_REQUEST, &problem.to_string()),
+    }
 }
 
 async fn require_admin(State(http): State<Http>, request: Request, next: Next) -> Response {

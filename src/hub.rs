@@ -112,17 +112,24 @@ impl Hub {
         (!limits.age.is_zero()).then_some(limits)
     }
 
-    /// Begins a session of `user`, who is subscribed from now on.
-    pub fn join(self: &Arc<Self>, user: &User, socket: &SocketRef) -> Session {
+    /// Begins a session of `user`, who is subscribed from now on; `None` if they
+    /// have as many sockets as `limit` allows (0: any number).
+    pub fn join(self: &Arc<Self>, user: &User, socket: &SocketRef, limit: u32) -> Option<Session> {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         let mut users = self.users();
+        let sockets = users
+            .get(user)
+            .map_or(0, |online| online.audience.sockets());
+        if limit > 0 && sockets >= limit as usize {
+            return None;
+        }
         let online = match users.entry(user.clone()) {
             Entry::Occupied(online) => online.into_mut(),
             Entry::Vacant(vacant) => vacant.insert(self.bring_online(user)),
         };
         online.audience.join(number);
         self.transports.watch(socket, number);
-        Session {
+        Some(Session {
             hub: self.clone(),
             user: user.clone(),
             sid: socket.id,
@@ -131,7 +138,7 @@ impl Hub {
             audience: online.audience.clone(),
             ended: AtomicBool::new(false),
             _gauge: GaugeGuard::new(&self.metrics.sockets),
-        }
+        })
     }
 
     fn bring_online(&self, user: &User) -> Online {
@@ -154,7 +161,6 @@ impl Hub {
     }
 
     fn leave(&self, session: &Session) {
-        self.transports.forget(session.sid, session.number);
         let may_return = !session.ended.load(Ordering::Relaxed);
         let users = self.users();
         let left = session.audience.leave(session.number, may_return);
@@ -176,6 +182,20 @@ impl Hub {
             online.remove();
             // Still under the lock: the wishes come in the order of the changes.
             self.broker.unsubscribe_user(user);
+        }
+    }
+
+    /// Gives up the sessions without a socket of some users.
+    pub fn end_away(&self, is_one: impl Fn(&User) -> bool) {
+        let users = self.users();
+        let found = users.iter().filter(|(user, _)| is_one(user));
+        let found: Vec<_> = found
+            .map(|(user, online)| (user.clone(), online.audience.clone()))
+            .collect();
+        drop(users);
+        for (user, audience) in found {
+            audience.end_away();
+            self.remove_if_empty(self.users(), &user);
         }
     }
 
@@ -341,9 +361,11 @@ impl Session {
         }
     }
 
-    /// The client leaves for good: the session cannot be resumed.
+    /// Ends the session for good: nothing more is sent, and it cannot be resumed.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
+        // Its transport is still watched: it may have to be closed.
+        self.hub.leave(self);
     }
 
     pub fn user(&self) -> &User {
@@ -353,6 +375,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.hub.transports.forget(self.sid, self.number);
         self.hub.leave(self);
     }
 }

@@ -69,6 +69,13 @@ pub struct Metrics {
     jwks_reads: Family<Outcome, Counter>,
     /// Sockets whose transport was closed because they did not keep up.
     pub slow_sockets: Counter,
+    /// Sockets whose transport was closed because they sent too many events.
+    pub noisy_sockets: Counter,
+    /// Sockets whose transport was closed because their token had expired.
+    pub expired_sockets: Counter,
+    /// Sockets that an operator's order sent away.
+    pub revoked_sockets: Counter,
+    refreshes_refused: Family<Reason, Counter>,
     recoveries: Family<Outcome, Counter>,
     recoveries_lost: Family<Reason, Counter>,
     latency: Histogram,
@@ -94,6 +101,10 @@ impl Metrics {
             connects_refused: Family::default(),
             jwks_reads: Family::default(),
             slow_sockets: Counter::default(),
+            noisy_sockets: Counter::default(),
+            expired_sockets: Counter::default(),
+            revoked_sockets: Counter::default(),
+            refreshes_refused: Family::default(),
             recoveries: Family::default(),
             recoveries_lost: Family::default(),
             // 0.5 ms to 16 s, doubling: from a local hop to a broker in trouble.
@@ -106,6 +117,7 @@ impl Metrics {
         }
     }
 
+    #[allow(clippy::too_many_lines)] // It is a list.
     fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("chat3_gateway");
         let r = &mut registry;
@@ -188,6 +200,26 @@ impl Metrics {
             self.slow_sockets.clone(),
         );
         r.register(
+            "noisy_sockets",
+            "Sockets whose transport was closed because they sent too many events",
+            self.noisy_sockets.clone(),
+        );
+        r.register(
+            "expired_sockets",
+            "Sockets whose transport was closed because their token had expired",
+            self.expired_sockets.clone(),
+        );
+        r.register(
+            "revoked_sockets",
+            "Sockets that an order sent away",
+            self.revoked_sockets.clone(),
+        );
+        r.register(
+            "refreshes_refused",
+            "Tokens sent by auth:refresh that were refused, by reason",
+            self.refreshes_refused.clone(),
+        );
+        r.register(
             "recoveries",
             "Reconnects that asked for what they missed, by outcome",
             self.recoveries.clone(),
@@ -216,6 +248,13 @@ impl Metrics {
     /// Counts a connection that is refused.
     pub fn connect_refused(&self, reason: &'static str) {
         self.connects_refused
+            .get_or_create(&Reason { reason })
+            .inc();
+    }
+
+    /// Counts a token that cannot extend its socket's stay.
+    pub fn refresh_refused(&self, reason: &'static str) {
+        self.refreshes_refused
             .get_or_create(&Reason { reason })
             .inc();
     }

@@ -23,6 +23,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -37,7 +38,7 @@ use self::{
     link::{Ended, Link},
 };
 use crate::{
-    broker::{Activation, Broker, Handler, Subscribed},
+    broker::{Activation, BroadcastHandler, Broker, Handler, Subscribed},
     config::RabbitMqConfig,
     metrics::Metrics,
     user::User,
@@ -227,6 +228,15 @@ impl Broker for RabbitMqService {
 
     fn is_connected(&self) -> bool {
         self.is_connected()
+    }
+
+    fn broadcast(&self, message: Bytes) -> bool {
+        let _ = message;
+        false
+    }
+
+    fn on_broadcast(&self, handler: BroadcastHandler) {
+        let _ = handler;
     }
 
     async fn stop_consuming(&self) {

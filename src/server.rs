@@ -1,7 +1,12 @@
 //! A gateway that is bound to an address: puts the parts together, serves, and
 //! shuts down in order.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context;
 use axum::{
@@ -22,9 +27,11 @@ use crate::{
     auth::Verifier,
     broker::Broker,
     config::{CorsOrigins, HttpConfig},
-    gateway, http,
+    gateway::Gateway,
+    http,
     hub::Hub,
     metrics::Metrics,
+    revocation::Order,
     transport::{self, Connection, Transports},
 };
 
@@ -32,6 +39,8 @@ use crate::{
 pub struct Server {
     listener: TcpListener,
     router: Router,
+    /// Metrics and the admin API, where they have a listener of their own.
+    admin: Option<(TcpListener, Router)>,
     io: SocketIo,
     broker: Arc<dyn Broker>,
     transports: Transports,
@@ -63,20 +72,38 @@ impl Server {
             metrics.clone(),
             config.recovery.clone(),
         );
-        let (socket_io, io) =
-            gateway::router(verifier, hub.clone(), transports.clone(), metrics.clone());
+        let gateway = Gateway::new(
+            verifier,
+            hub.clone(),
+            transports.clone(),
+            metrics.clone(),
+            config.clone(),
+        );
+        let (socket_io, io) = gateway.clone().endpoint();
+        listen_to_orders(&gateway, &*broker);
         let origins = (config.cors_origin.clone(), metrics.clone());
         let socket_io = socket_io.layer(middleware::from_fn_with_state(origins, check_origin));
         // Outermost, so that refusals too are readable to a browser.
         let socket_io = socket_io.layer(cors(&config.cors_origin));
         let admin_token = config.admin_token.clone();
-        let router = http::router(hub, transports.clone(), metrics, admin_token)
-            .merge(socket_io)
-            .merge(extra)
-            .fallback(http::not_found);
+        let (probes, operators) =
+            http::routers(gateway, hub, transports.clone(), metrics, admin_token);
+        let mut router = probes.clone().merge(socket_io).merge(extra);
+        let admin = if let Some(address) = config.admin_addr {
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address} (ADMIN_ADDR)"))?;
+            let admin = probes.merge(operators).fallback(http::not_found);
+            Some((listener, admin))
+        } else {
+            router = router.merge(operators);
+            None
+        };
+        let router = router.fallback(http::not_found);
         Ok(Self {
             listener,
             router,
+            admin,
             io,
             broker,
             transports,
@@ -99,8 +126,13 @@ impl Server {
     /// When the bound address cannot be told.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         info!(address = %self.local_addr()?, "Listening");
-        notify_systemd(NotifyState::Ready);
         let stop_serving = CancellationToken::new();
+        if let Some((listener, router)) = self.admin {
+            info!(admin_address = %listener.local_addr()?, "Listening for operators");
+            let (transports, stop) = (self.transports.clone(), stop_serving.clone());
+            tokio::spawn(transport::serve(listener, router, transports, stop));
+        }
+        notify_systemd(NotifyState::Ready);
         let serving = tokio::spawn(transport::serve(
             self.listener,
             self.router,
@@ -132,6 +164,28 @@ impl Server {
         info!("Stopped");
         Ok(())
     }
+}
+
+/// Carries out the orders that other instances were given.
+fn listen_to_orders(gateway: &Arc<Gateway>, broker: &dyn Broker) {
+    let gateway = Arc::downgrade(gateway);
+    broker.on_broadcast(Arc::new(move |message| {
+        let Some(gateway) = gateway.upgrade() else {
+            return;
+        };
+        let text = serde_json::from_slice(message).map_err(|error| error.to_string());
+        let order = text.and_then(|text| {
+            let order = Order::parse(text, SystemTime::now());
+            order.map_err(|error| error.to_string())
+        });
+        let sent_away = order.and_then(|order| {
+            let sent_away = gateway.carry_out(&order);
+            sent_away.map_err(|error| error.to_string())
+        });
+        if let Err(reason) = sent_away {
+            warn!(reason, "RabbitMQ control message ignored");
+        }
+    }));
 }
 
 /// Tells systemd, where it is there and asked to be told (`Type=notify`).

@@ -27,7 +27,7 @@ use axum::{
     Extension, Router,
     body::{Body, HttpBody, to_bytes},
     extract::{Request, State},
-    http::{Method, StatusCode, header},
+    http::{Method, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -342,9 +342,8 @@ pub async fn guard(
 ) -> Response {
     let query = request.uri().query();
     let wants_websocket = query_value(query, "transport") == Some("websocket");
-    let sid = query_value(query, "sid").and_then(|sid| sid.parse::<Sid>().ok());
     let draining = transports.is_draining();
-    let Some(sid) = sid else {
+    let Some(sid) = session_id(request.uri()) else {
         if draining {
             let retry = [(header::RETRY_AFTER, "1")];
             return (StatusCode::SERVICE_UNAVAILABLE, retry, "shutting down").into_response();
@@ -395,6 +394,11 @@ async fn exchange_connect_reply(response: Response, reply: &ConnectReply) -> Res
     // hyper knows the new one.
     parts.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(parts, exchanged.into())
+}
+
+/// The Engine.IO session that a request belongs to; `None` for a handshake.
+pub fn session_id(uri: &Uri) -> Option<Sid> {
+    query_value(uri.query(), "sid").and_then(|sid| sid.parse().ok())
 }
 
 fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {

@@ -354,6 +354,14 @@ impl Audience {
         }
     }
 
+    /// Gives up the sessions that are away.
+    pub(super) fn end_away(&self) {
+        let mut room = self.room();
+        room.members
+            .retain(|member| !matches!(member.state, State::Away(_)));
+        self.settle(&mut room);
+    }
+
     /// Gives up all sessions, if all of them are away, to free memory.
     pub(super) fn evict_if_away(&self) {
         let mut room = self.room();

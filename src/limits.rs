@@ -1,0 +1,174 @@
+//! How much a client may ask for: connects by address, events by socket.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use axum::http::HeaderMap;
+use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use crate::config::TrustedProxies;
+
+/// Seconds' worth of the allowed rate that may come at once.
+const BURST_SECONDS: u32 = 5;
+
+/// How many connects pass between two removals of addresses that are idle.
+const CLEAN_UP_EVERY: u32 = 10_000;
+
+/// Limits the rate of connects of each address.
+#[derive(Clone)]
+pub struct ConnectLimit(Arc<ByAddress>);
+
+struct ByAddress {
+    /// `None`: no limit.
+    limiter: Option<DefaultKeyedRateLimiter<IpAddr>>,
+    proxies: TrustedProxies,
+    checked: AtomicU32,
+}
+
+impl ConnectLimit {
+    /// `per_second` connects per address on average, five times as many at once;
+    /// 0: no limit.
+    pub fn new(per_second: u32, proxies: TrustedProxies) -> Self {
+        Self(Arc::new(ByAddress {
+            limiter: quota(per_second).map(RateLimiter::keyed),
+            proxies,
+            checked: AtomicU32::new(0),
+        }))
+    }
+
+    /// Whether one more connect of this client is allowed, and from which address
+    /// it comes.
+    pub fn check(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<(), IpAddr> {
+        let Some(limiter) = &self.0.limiter else {
+            return Ok(());
+        };
+        let address = client_address(peer.ip(), headers, &self.0.proxies);
+        if self.0.checked.fetch_add(1, Ordering::Relaxed).is_multiple_of(CLEAN_UP_EVERY) {
+            limiter.retain_recent();
+            limiter.shrink_to_fit();
+        }
+        limiter.check_key(&network(address)).map_err(|_| address)
+    }
+}
+
+/// Limits the rate of one socket's events.
+pub struct EventLimit(Option<DefaultDirectRateLimiter>);
+
+impl EventLimit {
+    /// As [`ConnectLimit::new`], for one socket.
+    pub fn new(per_second: u32) -> Self {
+        Self(quota(per_second).map(RateLimiter::direct))
+    }
+
+    /// Whether one more event is allowed.
+    pub fn check(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|limiter| limiter.check().is_ok())
+    }
+}
+
+fn quota(per_second: u32) -> Option<Quota> {
+    let burst = NonZeroU32::new(per_second.saturating_mul(BURST_SECONDS))?;
+    NonZeroU32::new(per_second).map(|rate| Quota::per_second(rate).allow_burst(burst))
+}
+
+/// Who connects: the peer, or, if that is a trusted proxy, whom it names in
+/// `X-Forwarded-For`. That header may be written by anybody and is added to by
+/// each proxy, so it is read from its end, as far as the proxies are trusted.
+fn client_address(peer: IpAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> IpAddr {
+    let values = headers.get_all("x-forwarded-for").iter();
+    let values: Vec<&str> = values.filter_map(|value| value.to_str().ok()).collect();
+    let named = values.iter().rev().flat_map(|value| value.rsplit(','));
+    let mut address = peer.to_canonical();
+    for named in named {
+        if !proxies.contain(address) {
+            break;
+        }
+        let Some(named) = parse_address(named.trim()) else {
+            break;
+        };
+        address = named;
+    }
+    address
+}
+
+/// An address, with or without a port.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let address = text
+        .parse()
+        .or_else(|_| text.parse().map(|address: SocketAddr| address.ip()));
+    address.ok().map(|address: IpAddr| address.to_canonical())
+}
+
+/// What counts as one client: an IPv6 subscriber has a whole /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append("x-forwarded-for", value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn the_client_is_whom_the_last_untrusted_hop_names() {
+        let proxies: TrustedProxies = "10.0.0.0/8, 192.168.1.1, fd00::/8".parse().unwrap();
+        for (peer, values, expected) in [
+            ("1.1.1.1", &["2.2.2.2"][..], "1.1.1.1"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["2.2.2.2"], "2.2.2.2"),
+            // What the client wrote itself comes first.
+            ("10.0.0.1", &["9.9.9.9, 2.2.2.2"], "2.2.2.2"),
+            ("10.0.0.1", &["9.9.9.9", "2.2.2.2, 192.168.1.1"], "2.2.2.2"),
+            ("10.0.0.1", &["nonsense, 10.9.9.9"], "10.9.9.9"),
+            ("::ffff:10.0.0.1", &["2.2.2.2:4711"], "2.2.2.2"),
+            ("fd00::1", &["[2001:db8::7]:80"], "2001:db8::7"),
+        ] {
+            let address = client_address(peer.parse().unwrap(), &headers(values), &proxies);
+            assert_eq!(
+                address,
+                expected.parse::<IpAddr>().unwrap(),
+                "{peer} {values:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_address_has_a_rate_of_its_own() {
+        let limit = ConnectLimit::new(2, TrustedProxies::default());
+        let allowed = |peer: &str| {
+            let peer = peer.parse().unwrap();
+            (0..50)
+                .filter(|_| limit.check(peer, &HeaderMap::new()).is_ok())
+                .count()
+        };
+        assert!((10..13).contains(&allowed("1.1.1.1:1")));
+        assert!((10..13).contains(&allowed("1.1.1.2:1")));
+        assert!((10..13).contains(&allowed("[2001:db8::1]:1")));
+        // The same subscriber.
+        assert!(allowed("[2001:db8::2]:1") < 3);
+        let unlimited = ConnectLimit::new(0, TrustedProxies::default());
+        let peer = "1.1.1.1:1".parse().unwrap();
+        assert!((0..10_000).all(|_| unlimited.check(peer, &HeaderMap::new()).is_ok()));
+    }
+}

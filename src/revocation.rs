@@ -1,0 +1,221 @@
+//! Who is sent away, and whose tokens are refused before they expire.
+//!
+//! An [`Order`] comes from the admin API or from another instance, as JSON; the
+//! [`Revocations`] remember it for as long as it says. Nothing here outlives the
+//! process: an instance that starts later is told by whoever repeats the order.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    auth::Identity,
+    user::{TenantId, User, UserId},
+};
+
+/// Revocations that are remembered at once; more are refused.
+const MAX_REVOCATIONS: usize = 100_000;
+
+/// Longest reason, in bytes.
+const MAX_REASON_BYTES: usize = 500;
+
+/// Longest token id (`jti`), in bytes.
+const MAX_TOKEN_ID_BYTES: usize = 1024;
+
+/// An order as it is written. Times are seconds since 1970, as in tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OrderText {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
+    /// Tokens issued up to this second are refused; the time of the order if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_before: Option<u64>,
+}
+
+/// Sends sockets away, and may refuse their tokens for a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    pub target: Target,
+    /// For the client and the log.
+    pub reason: Option<String>,
+    /// How long the tokens are refused, in seconds since 1970; not at all if absent.
+    pub until: Option<u64>,
+    issued_before: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// The user of that id: of one tenant, or of all.
+    User(UserId, Option<TenantId>),
+    /// The bearer of one token, by its `jti`.
+    Token(String),
+}
+
+/// Why an order is not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidOrder {
+    #[error("give either userId or tokenId")]
+    Target,
+    #[error("userId not acceptable")]
+    UserId,
+    #[error("tenantId not acceptable")]
+    TenantId,
+    #[error("tokenId must have 1 to {MAX_TOKEN_ID_BYTES} bytes")]
+    TokenId,
+    #[error("reason must have at most {MAX_REASON_BYTES} bytes")]
+    Reason,
+    #[error("until is over")]
+    Until,
+    #[error("too many revocations are in force")]
+    TooMany,
+}
+
+impl Order {
+    /// Checks an order at the time `now`.
+    pub fn parse(text: OrderText, now: SystemTime) -> Result<Self, InvalidOrder> {
+        let tenant = text.tenant_id.as_deref().map(TenantId::parse).transpose();
+        let tenant = tenant.map_err(|_| InvalidOrder::TenantId)?;
+        let target = match (text.user_id, text.token_id) {
+            (Some(id), None) => {
+                let id = UserId::parse(&id).map_err(|_| InvalidOrder::UserId)?;
+                Target::User(id, tenant)
+            }
+            (None, Some(id)) if tenant.is_none() => {
+                match (1..=MAX_TOKEN_ID_BYTES).contains(&id.len()) {
+                    true => Target::Token(id),
+                    false => return Err(InvalidOrder::TokenId),
+                }
+            }
+            _ => return Err(InvalidOrder::Target),
+        };
+        if text
+            .reason
+            .as_ref()
+            .is_some_and(|reason| reason.len() > MAX_REASON_BYTES)
+        {
+            return Err(InvalidOrder::Reason);
+        }
+        let now = seconds(now);
+        if text.until.is_some_and(|until| until <= now) {
+            return Err(InvalidOrder::Until);
+        }
+        Ok(Self {
+            target,
+            reason: text.reason,
+            until: text.until,
+            issued_before: text.issued_before.unwrap_or(now),
+        })
+    }
+
+    /// Whether the bearer is one whom the order sends away.
+    pub fn concerns(&self, identity: &Identity) -> bool {
+        match &self.target {
+            Target::User(id, tenant) => is_user(id, tenant.as_ref(), identity.user()),
+            Target::Token(id) => identity.token_id() == Some(id),
+        }
+    }
+
+    /// For the other instances: the same order, with the time it was given.
+    pub fn text(&self) -> OrderText {
+        let mut text = OrderText {
+            reason: self.reason.clone(),
+            until: self.until,
+            issued_before: Some(self.issued_before),
+            ..OrderText::default()
+        };
+        match &self.target {
+            Target::User(id, tenant) => {
+                text.user_id = Some(id.as_str().to_owned());
+                text.tenant_id = tenant.as_ref().map(|tenant| tenant.as_str().to_owned());
+            }
+            Target::Token(id) => text.token_id = Some(id.clone()),
+        }
+        text
+    }
+}
+
+/// Whether `user` is the one of that id, of that tenant or of any.
+pub fn is_user(id: &UserId, tenant: Option<&TenantId>, user: &User) -> bool {
+    user.id == *id && tenant.is_none_or(|tenant| user.tenant.as_ref() == Some(tenant))
+}
+
+/// The revocations in force.
+#[derive(Default)]
+pub struct Revocations(Mutex<HashMap<Target, Revoked>>);
+
+#[derive(Clone, Copy)]
+struct Revoked {
+    issued_before: u64,
+    until: u64,
+}
+
+impl Revocations {
+    /// Remembers the order, if it says until when.
+    ///
+    /// # Errors
+    /// When too many are in force.
+    pub fn add(&self, order: &Order, now: SystemTime) -> Result<(), InvalidOrder> {
+        let Some(until) = order.until else {
+            return Ok(());
+        };
+        let mut revoked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if revoked.len() >= MAX_REVOCATIONS {
+            let now = seconds(now);
+            revoked.retain(|_, revoked| revoked.until > now);
+            if revoked.len() >= MAX_REVOCATIONS {
+                return Err(InvalidOrder::TooMany);
+            }
+        }
+        let new = Revoked {
+            issued_before: order.issued_before,
+            until,
+        };
+        let entry = revoked.entry(order.target.clone()).or_insert(new);
+        // Of two orders, whatever one of them refuses.
+        entry.issued_before = entry.issued_before.max(new.issued_before);
+        entry.until = entry.until.max(new.until);
+        Ok(())
+    }
+
+    /// Whether a token of this bearer is refused.
+    pub fn refuse(&self, identity: &Identity, now: SystemTime) -> bool {
+        let now = seconds(now);
+        let revoked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if revoked.is_empty() {
+            return false;
+        }
+        let in_force = |target: &Target| revoked.get(target).filter(|revoked| revoked.until > now);
+        let user = identity.user();
+        let of_user = |tenant| in_force(&Target::User(user.id.clone(), tenant));
+        let by_user = [
+            of_user(None),
+            user.tenant.clone().and_then(|tenant| of_user(Some(tenant))),
+        ];
+        // A token that does not say when it was issued may be an old one. Tokens
+        // count whole seconds: one of the order's own second is taken for older.
+        let issued = identity.issued_at().map(seconds);
+        let is_old = |revoked: &Revoked| issued.is_none_or(|at| at <= revoked.issued_before);
+        let by_token = identity
+            .token_id()
+            .is_some_and(|id| in_force(&Target::Token(id.to_owned())).is_some());
+        by_token || by_user.into_iter().flatten().any(is_old)
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
