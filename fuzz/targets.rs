@@ -35,7 +35,13 @@ pub fn update_decoder(data: &[u8]) {
     let Ok(update) = Update::decode(data) else {
         return;
     };
-    let whole: Value = serde_json::from_slice(data).expect("an update is JSON");
+    let _ = update.event_type();
+    let event = update.specialised_event();
+    // Numbers over a double's range and halves of surrogate pairs are JSON, and
+    // forwarded as they came, but no `Value`.
+    let Ok(whole) = serde_json::from_slice::<Value>(data) else {
+        return;
+    };
     assert_eq!(
         serde_json::from_str::<Value>(update.body.get()).unwrap(),
         whole
@@ -46,8 +52,7 @@ pub fn update_decoder(data: &[u8]) {
     };
     let is_carls = whole["userId"] == "carl";
     assert_eq!(update.check_recipient(&carl).is_ok(), is_carls);
-    let _ = update.event_type();
-    if let Some(event) = update.specialised_event() {
+    if let Some(event) = event {
         let payload: Value = serde_json::from_str(event.payload.get()).expect("a payload is JSON");
         assert!(payload == whole || payload == whole["data"]);
     }

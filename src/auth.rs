@@ -1,7 +1,7 @@
 //! Who a token says its bearer is: JWT verification on connect, and signing for
 //! the `token` command and the development mode.
 //!
-//! [`keys`](self::keys) owns which key is for which algorithm, `jwks` the key set
+//! [`keys`] owns which key is for which algorithm, `jwks` the key set
 //! that is read again and again.
 //!
 //! Invariant: an [`Identity`] comes out of [`Verifier`] and nowhere else. What a

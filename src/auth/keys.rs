@@ -389,6 +389,18 @@ mod tests {
             Ok(RSA_ALGORITHMS.to_vec())
         );
         assert_eq!(named(rsa, "PS384"), Ok(vec![PS384]));
+        let set = parse(&[jwk(rsa, &json!({"alg": "PS384", "kid": "k"}))], false).unwrap();
+        for (algorithm, kid, expected) in [
+            (PS384, None, true),
+            (PS384, Some("k"), true),
+            (PS384, Some("other"), false),
+            (RS384, Some("k"), false),
+            (HS256, Some("k"), false),
+        ] {
+            let mut header = Header::new(algorithm);
+            header.kid = kid.map(str::to_owned);
+            assert_eq!(set.keys[0].may_verify(&header), expected, "{header:?}");
+        }
         assert_eq!(named(ec, "ES256"), Ok(vec![ES256]));
         for (pem, alg) in [
             (rsa, "HS256"),
