@@ -38,7 +38,7 @@ use crate::{
     config::HttpConfig,
     hub::{Hub, Request, Session},
     leases::{Due, Lease, Leases},
-    limits::{ConnectLimit, EventLimit},
+    limits::{ConnectLimit, EventLimit, Verdict},
     metrics::Metrics,
     revocation::{InvalidOrder, Order, Revocations, Target, is_user},
     transport::{self, Connection, Transports},
@@ -196,7 +196,7 @@ impl Gateway {
             // Without the subscription in time, updates start when it is there.
             let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, session.subscribed()).await;
         }
-        if let Some(pid) = session.admit(Request::of(auth.as_ref())) {
+        if let Some(pid) = session.admit() {
             let transports = &self.transports;
             transports.put_into_connect_reply(&socket, &pid.expose());
         }
@@ -215,7 +215,8 @@ impl Gateway {
         // After the lease: whoever is revoked from now on is found by it.
         self.check_revocation(&identity)?;
         let limit = self.config.max_sockets_per_user;
-        let session = self.hub.join(identity.user(), socket, limit);
+        let request = Request::of(auth);
+        let session = self.hub.join(identity.user(), socket, request, limit);
         Ok(Arc::new(Admission {
             session: session.ok_or(Refusal::TooManySockets)?,
             lease,
@@ -235,10 +236,15 @@ impl Gateway {
         let Some(admission) = socket.extensions.get::<Arc<Admission>>() else {
             return;
         };
-        if !admission.events.check() {
-            warn!(user_id = %admission.session.user().id, "closing a socket that sends too many events");
-            self.metrics.noisy_sockets.inc();
-            return self.transports.close(&socket);
+        match admission.events.check() {
+            Verdict::Allowed => {}
+            Verdict::Ignored => return,
+            Verdict::TooMany => {
+                let user_id = &admission.session.user().id;
+                warn!(%user_id, "closing a socket that sends too many events");
+                self.metrics.noisy_sockets.inc();
+                return self.transports.close(&socket);
+            }
         }
         if event != AUTH_REFRESH {
             return;

@@ -113,13 +113,20 @@ impl Hub {
     }
 
     /// Begins a session of `user`, who is subscribed from now on; `None` if they
-    /// have as many sockets as `limit` allows (0: any number).
-    pub fn join(self: &Arc<Self>, user: &User, socket: &SocketRef, limit: u32) -> Option<Session> {
+    /// have as many sockets as `limit` allows (0: any number), besides the one
+    /// that is to be resumed.
+    pub fn join(
+        self: &Arc<Self>,
+        user: &User,
+        socket: &SocketRef,
+        request: Request,
+        limit: u32,
+    ) -> Option<Session> {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         let mut users = self.users();
         let sockets = users
             .get(user)
-            .map_or(0, |online| online.audience.sockets());
+            .map_or(0, |online| online.audience.sockets_besides(request));
         if limit > 0 && sockets >= limit as usize {
             return None;
         }
@@ -134,6 +141,7 @@ impl Hub {
             user: user.clone(),
             sid: socket.id,
             number,
+            request,
             subscribed: online.subscribed.clone(),
             audience: online.audience.clone(),
             ended: AtomicBool::new(false),
@@ -329,6 +337,7 @@ pub struct Session {
     sid: Sid,
     /// Distinguishes it from every other session, also of the same `sid`.
     number: u64,
+    request: Request,
     subscribed: Subscribed,
     audience: Arc<Audience>,
     ended: AtomicBool,
@@ -344,8 +353,8 @@ impl Session {
     /// Decides what the session begins with: what its client missed, if that is
     /// requested and here to the last update. To be called once, before the
     /// CONNECT reply, which has to carry the returned `pid`.
-    pub fn admit(&self, request: Request) -> Option<Pid> {
-        self.audience.admit(self.number, request)
+    pub fn admit(&self) -> Option<Pid> {
+        self.audience.admit(self.number, self.request)
     }
 
     /// Sends what came since [`Session::admit`] and what was missed before, at the

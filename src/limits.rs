@@ -5,7 +5,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -49,7 +49,12 @@ impl ConnectLimit {
             return Ok(());
         };
         let address = client_address(peer.ip(), headers, &self.0.proxies);
-        if self.0.checked.fetch_add(1, Ordering::Relaxed).is_multiple_of(CLEAN_UP_EVERY) {
+        if self
+            .0
+            .checked
+            .fetch_add(1, Ordering::Relaxed)
+            .is_multiple_of(CLEAN_UP_EVERY)
+        {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
@@ -58,19 +63,42 @@ impl ConnectLimit {
 }
 
 /// Limits the rate of one socket's events.
-pub struct EventLimit(Option<DefaultDirectRateLimiter>);
+pub struct EventLimit {
+    /// `None`: no limit.
+    limiter: Option<DefaultDirectRateLimiter>,
+    exceeded: AtomicBool,
+}
+
+/// What the limit says of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Allowed,
+    /// The first one too many.
+    TooMany,
+    /// One after that.
+    Ignored,
+}
 
 impl EventLimit {
     /// As [`ConnectLimit::new`], for one socket.
     pub fn new(per_second: u32) -> Self {
-        Self(quota(per_second).map(RateLimiter::direct))
+        Self {
+            limiter: quota(per_second).map(RateLimiter::direct),
+            exceeded: AtomicBool::new(false),
+        }
     }
 
-    /// Whether one more event is allowed.
-    pub fn check(&self) -> bool {
-        self.0
-            .as_ref()
-            .is_none_or(|limiter| limiter.check().is_ok())
+    /// Judges one more event.
+    pub fn check(&self) -> Verdict {
+        let is_exceeded = || match &self.limiter {
+            Some(limiter) => limiter.check().is_err(),
+            None => false,
+        };
+        match self.exceeded.load(Ordering::Relaxed) || is_exceeded() {
+            false => Verdict::Allowed,
+            true if self.exceeded.swap(true, Ordering::Relaxed) => Verdict::Ignored,
+            true => Verdict::TooMany,
+        }
     }
 }
 

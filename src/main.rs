@@ -55,7 +55,7 @@ fn run_to_end(cli: Cli) -> anyhow::Result<()> {
 async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command.unwrap_or(Command::Serve(Box::new(cli.serve))) {
         Command::Serve(args) => serve(*args).await,
-        Command::Dev(args) => develop(args).await,
+        Command::Dev(args) => develop(*args).await,
         Command::Token(args) => print_token(&args),
         Command::Publish(args) => publish(&args).await,
     }

@@ -85,6 +85,8 @@ struct Watched {
     websocket: Option<u64>,
     /// Its polling requests are answered as those of an unknown session.
     closed: bool,
+    /// Carries the poll that waits for something to send.
+    polling: Option<Connection>,
     /// Bytes that the responses to polling took out of its buffer.
     polled: u64,
     /// Its CONNECT reply, until that is written.
@@ -112,6 +114,7 @@ impl Transports {
             session,
             websocket,
             closed: false,
+            polling: None,
             polled: 0,
             connect_reply: None,
         };
@@ -152,6 +155,10 @@ impl Transports {
     pub fn close(&self, socket: &SocketRef) {
         if let Some(watched) = lock(&self.0.sockets).get_mut(&socket.id) {
             watched.closed = true;
+            // The poll that waits would wait on; the next one is refused.
+            if let Some(connection) = watched.polling.take() {
+                connection.close();
+            }
         }
         for connection in self.websockets(socket) {
             connection.close();
@@ -372,11 +379,15 @@ pub async fn guard(
         return next.run(request).await;
     }
     let is_poll = request.method() == Method::GET;
+    if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
+        watched.polling = Some(connection.clone());
+    }
     let mut response = next.run(request).await;
     if is_poll && let Some(reply) = transports.connect_reply(sid) {
         response = exchange_connect_reply(response, &reply).await;
     }
     if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
+        watched.polling = None;
         watched.polled += response.body().size_hint().lower();
     }
     response

@@ -234,8 +234,10 @@ impl Audience {
         // one before, which another instance made or which the session is newer than.
         let number = offset.and_then(|offset| room.log.number(offset));
         let seen = number.unwrap_or_default().max(recovery.start);
-        // Without a subscription, updates are being missed right now.
-        match stretch.is_some() && room.log.reaches_back_to(seen) {
+        // Without a subscription, updates are being missed right now. And a session
+        // that has missed some before shall hear of it when it asks.
+        let is_whole = stretch.is_some() && recovery.start >= room.log.last_hole();
+        match is_whole && room.log.reaches_back_to(seen) {
             true => Ok((recovery, seen)),
             false => Err(Outcome::Gap),
         }
@@ -378,8 +380,7 @@ impl Audience {
     pub(super) fn forget(&self) {
         let mut room = self.room();
         if room.log.after(0).next().is_some() {
-            let recoverable = |member: &&Member| member.recovery.is_some();
-            let lost = room.members.iter().filter(recoverable).count();
+            let lost = room.members.len() - room.sockets();
             self.metrics.recoveries_lost("memory", lost as u64);
             room.log.forget();
             self.trim(&mut room, Instant::now());
@@ -399,6 +400,18 @@ impl Audience {
     /// How many sessions have a socket.
     pub(super) fn sockets(&self) -> usize {
         self.room().sockets()
+    }
+
+    /// How many sessions have a socket, without the one that `request` goes on with.
+    pub(super) fn sockets_besides(&self, request: Request) -> usize {
+        let room = self.room();
+        let is_it = |member: &&Member| match (request, &member.recovery) {
+            (Request::Resume { pid, .. }, Some(recovery)) => recovery.pid == pid,
+            _ => false,
+        };
+        let resumed = room.members.iter().find(is_it);
+        let has_socket = |member: &Member| !matches!(member.state, State::Away(_));
+        room.sockets() - usize::from(resumed.is_some_and(has_socket))
     }
 
     /// Hands one update to all sockets, and keeps it. Called for one update at a time.

@@ -34,6 +34,8 @@ pub(super) struct Log {
     /// The number of the newest event.
     last: u64,
     floor: u64,
+    /// The number that the newest hole took; 0 if there was none.
+    last_hole: u64,
     entries: VecDeque<Entry>,
     /// Bytes of the entries.
     bytes: usize,
@@ -64,6 +66,7 @@ impl Log {
             tag: rand::random(),
             last: 0,
             floor: 0,
+            last_hole: 0,
             entries: VecDeque::new(),
             bytes: 0,
             kept,
@@ -96,6 +99,12 @@ impl Log {
     pub(super) fn hole(&mut self) {
         self.last += 1;
         self.floor = self.last;
+        self.last_hole = self.last;
+    }
+
+    /// The number of the newest hole: who began before it has missed something.
+    pub(super) fn last_hole(&self) -> u64 {
+        self.last_hole
     }
 
     /// Gives up what is here; what comes next is kept again.

@@ -10,13 +10,15 @@
 //!
 //! Once socketioxide can write the `pid` itself, this file and its callers go.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use socketioxide::socket::Sid;
 
 /// A CONNECT reply that is still to be written, and what to write in its place.
-#[derive(Debug)]
 pub(super) struct ConnectReply {
     packet: String,
     with_pid: String,
@@ -65,8 +67,14 @@ impl ConnectReply {
     }
 }
 
+impl fmt::Debug for ConnectReply {
+    /// Without the `pid`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConnectReply")
+    }
+}
+
 /// Writes `frame` in the place of the `length` bytes at `at`.
-#[derive(Debug)]
 pub(super) struct Exchange {
     pub(super) at: usize,
     pub(super) length: usize,

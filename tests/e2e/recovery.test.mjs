@@ -262,7 +262,9 @@ test('updates that were missed while RabbitMQ was away make a recovery impossibl
   await server.isConnected(false);
   await own.start();
   await own.queuesAre(1);
-  // The socket never noticed; but what it has is not all there was.
+  // The socket never noticed; but what it has is not all there was, also if the
+  // newest is there.
+  await tab.saw((await Publisher.connect(own)).update(userId));
   lift.reset();
   await tab.when('reconnected', () => tab.connects === 2);
   assert.deepEqual(tab.recovered, [false, false]);

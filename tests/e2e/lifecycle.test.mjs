@@ -1,0 +1,273 @@
+// How long a socket may stay, who is sent away, and how much a client may ask for.
+
+import assert from 'node:assert/strict';
+import { before, test } from 'node:test';
+
+import { Broker, Gateway, HANDSHAKE, Network, Publisher, Tab, frame, freePort, rawConnection, token, until } from './harness.mjs';
+
+const WEBSOCKET = { transports: ['websocket'] };
+const ADMIN = { headers: { authorization: 'Bearer operator' } };
+
+let broker;
+let publisher;
+let gateway;
+
+before(async () => {
+  broker = await Broker.start();
+  publisher = await Publisher.connect(broker);
+  gateway = await Gateway.start(broker, { env: { ADMIN_TOKEN: 'operator', JWT_LEEWAY: '0s', JWT_EXPIRY_NOTICE: '2s' } });
+});
+
+const nowSeconds = () => Math.floor(Date.now() / 1000);
+
+/** An order to the admin API; resolves with its answer. */
+async function post(path, body, server = gateway) {
+  const response = await server.get(path, {
+    method: 'POST', ...ADMIN, body: body === undefined ? undefined : JSON.stringify(body),
+  });
+  return { status: response.status, ...(await response.json()) };
+}
+
+const events = (tab, event) => tab.events.filter((seen) => seen.event === event).map((seen) => seen.args[0]);
+
+for (const options of [WEBSOCKET, { transports: ['polling'] }]) {
+  test(`a token that expires is announced, then the transport is closed, and the client comes back with the next one and misses nothing (${options.transports})`, async () => {
+    const lifetimes = ['4s', '1h'];
+    const auth = (give) => give({ token: token('usr_expires', {}, { expiresIn: lifetimes.length > 1 ? lifetimes.shift() : lifetimes[0] }) });
+    const expired = await gateway.metric('expired_sockets_total');
+    const tab = new Tab(gateway, null, { auth, ...options });
+    await tab.when('connected', () => tab.connects === 1);
+    const first = publisher.update('usr_expires');
+    await tab.when('the announcement', () => events(tab, 'auth:expiring').length === 1);
+    const [{ expiresAt }] = events(tab, 'auth:expiring');
+    const left = Date.parse(expiresAt) - Date.now();
+    assert.ok(left > 500 && left <= 2000, `${left} ms`);
+    assert.deepEqual(tab.disconnects, []);
+    await tab.when('the end', () => tab.disconnects.length === 1);
+    assert.ok(Date.now() >= Date.parse(expiresAt));
+    assert.notEqual(tab.disconnects[0], 'io server disconnect');
+    const second = publisher.update('usr_expires');
+    await tab.saw(second);
+    assert.deepEqual(tab.ids, [first._id, second._id]);
+    assert.deepEqual(tab.recovered, [false, true]);
+    assert.equal(await gateway.metric('expired_sockets_total'), expired + 1);
+    tab.close();
+  });
+}
+
+test('a client with the same old token is refused after its end, and told why', async () => {
+  const tab = new Tab(gateway, token('usr_static', {}, { expiresIn: '1s' }), WEBSOCKET);
+  await tab.when('connected', () => tab.connects === 1);
+  assert.equal(await tab.refused(), 'token expired');
+  assert.equal(tab.socket.active, false);
+  tab.close();
+});
+
+test('auth:refresh extends the stay in place, for the same user and tenant only', async () => {
+  const tab = new Tab(gateway, token('usr_refresh', { tenantId: 'tnt_1' }, { expiresIn: '3s' }), WEBSOCKET);
+  await tab.when('connected', () => tab.connects === 1);
+  const refresh = (value) => tab.socket.timeout(5000).emitWithAck('auth:refresh', value);
+  for (const [value, error] of [
+    [token('usr_other', { tenantId: 'tnt_1' }), 'token of another user'],
+    [token('usr_refresh', { tenantId: 'tnt_2' }), 'token of another user'],
+    [token('usr_refresh'), 'token of another user'],
+    [token('usr_refresh', { tenantId: 'tnt_1' }, { secret: 'another-secret-of-thirty-two-bytes' }), 'invalid token'],
+    [token('usr_refresh', { tenantId: 'tnt_1' }, { expiresIn: '-1h' }), 'token expired'],
+    ['', 'token missing'],
+    [null, 'token missing'],
+    [{ token: 'x' }, 'invalid token'],
+    ['x'.repeat(20_000), 'invalid token'],
+  ]) {
+    assert.deepEqual(await refresh(value), { ok: false, error });
+  }
+  const next = token('usr_refresh', { tenantId: 'tnt_1' }, { expiresIn: '1h' });
+  const answer = await refresh(next);
+  assert.equal(answer.ok, true);
+  const { exp } = JSON.parse(Buffer.from(next.split('.')[1], 'base64url'));
+  assert.equal(Date.parse(answer.expiresAt), exp * 1000);
+  await new Promise((resolve) => setTimeout(resolve, 4000));
+  assert.deepEqual(tab.disconnects, []);
+  await tab.saw(publisher.update('usr_refresh', { tenantId: 'tnt_1' }));
+  // Without a question there is no answer, and no harm.
+  tab.socket.emit('auth:refresh', next);
+  tab.socket.emit('auth:refresh');
+  await tab.saw(publisher.update('usr_refresh', { tenantId: 'tnt_1' }));
+  tab.close();
+});
+
+for (const options of [WEBSOCKET, { transports: ['polling'] }]) {
+  test(`an operator sends a user away, with a reason, and refuses the tokens of before (${options.transports})`, async () => {
+    const userId = `usr_revoked_${options.transports}`;
+    const old = token(userId, { tenantId: 'tnt_1', iat: nowSeconds() - 10 });
+    const tabs = [new Tab(gateway, old, options), new Tab(gateway, old, options)];
+    const bystander = await Tab.open(gateway, 'usr_bystander');
+    const otherTenant = new Tab(gateway, token(userId, { tenantId: 'tnt_2', iat: nowSeconds() - 10 }), options);
+    for (const tab of [...tabs, otherTenant]) await tab.when('connected', () => tab.connects === 1);
+    const answer = await post(`/api/users/${userId}/disconnect`, { tenantId: 'tnt_1', reason: 'Пароль изменён', until: nowSeconds() + 3600 });
+    assert.deepEqual(answer, { status: 200, sockets: 2, broadcast: false });
+    publisher.update(userId, { tenantId: 'tnt_1' });
+    for (const tab of tabs) {
+      assert.equal(await tab.refused(), 'token revoked');
+      assert.deepEqual(events(tab, 'auth:revoked'), [{ reason: 'Пароль изменён' }]);
+      assert.deepEqual(tab.ids, []);
+    }
+    // A token from afterwards is welcome, as a new session.
+    const again = new Tab(gateway, token(userId, { tenantId: 'tnt_1', iat: nowSeconds() + 2 }), options);
+    await again.when('connected', () => again.connects === 1);
+    assert.deepEqual(again.recovered, [false]);
+    assert.deepEqual([bystander.disconnects, otherTenant.disconnects], [[], []]);
+    for (const tab of [...tabs, bystander, otherTenant, again]) tab.close();
+  });
+}
+
+test('a user who is only sent away comes back at once, and recovers nothing', async () => {
+  const tab = await Tab.open(gateway, 'usr_kicked', WEBSOCKET);
+  await tab.saw(publisher.update('usr_kicked'));
+  assert.equal((await post('/api/users/usr_kicked/disconnect')).sockets, 1);
+  await tab.when('back', () => tab.connects === 2);
+  assert.deepEqual(tab.recovered, [false, false]);
+  tab.close();
+});
+
+test('a revoked user who is away can no longer recover', async () => {
+  const tab = await Tab.open(gateway, 'usr_away', { reconnection: false, ...WEBSOCKET });
+  tab.socket.io.engine.transport.ws.terminate();
+  const state = () => gateway.json('/api/users/usr_away', ADMIN);
+  await until('the end of the socket', async () => (await state()).sockets === 0);
+  assert.deepEqual(await state(), { isSubscribed: true, sockets: 0 });
+  await post('/api/users/usr_away/disconnect');
+  await until('the end of the subscription', async () => !(await state()).isSubscribed);
+  tab.close();
+});
+
+test('a token is revoked by its id, on the socket that holds it, on refresh, and on connect', async () => {
+  const [stolen, good] = ['jti-stolen', 'jti-good'].map((jti) => token('usr_token', { jti }));
+  const tabs = [new Tab(gateway, stolen, WEBSOCKET), new Tab(gateway, good, WEBSOCKET)];
+  for (const tab of tabs) await tab.when('connected', () => tab.connects === 1);
+  const answer = await post('/api/tokens/jti-stolen/revoke', { until: nowSeconds() + 3600 });
+  assert.deepEqual(answer, { status: 200, sockets: 1, broadcast: false });
+  assert.equal(await tabs[0].refused(), 'token revoked');
+  const refresh = await tabs[1].socket.timeout(5000).emitWithAck('auth:refresh', stolen);
+  assert.deepEqual(refresh, { ok: false, error: 'token revoked' });
+  assert.deepEqual(tabs[1].disconnects, []);
+  for (const tab of tabs) tab.close();
+});
+
+test('orders that make no sense are answered with what is wrong, and change nothing', async () => {
+  for (const [path, body, error] of [
+    ['/api/users/%2A/disconnect', {}, /userId not acceptable/],
+    ['/api/users/u/disconnect', { tenantId: '#' }, /tenantId not acceptable/],
+    ['/api/users/u/disconnect', { until: nowSeconds() - 1 }, /until is over/],
+    ['/api/users/u/disconnect', { until: 'tomorrow' }, /invalid type/],
+    ['/api/users/u/disconnect', { untill: 1 }, /unknown field/],
+    ['/api/users/u/disconnect', { userId: 'v' }, /named in the path/],
+    ['/api/users/u/disconnect', { reason: 'x'.repeat(600) }, /reason/],
+    ['/api/tokens/t/revoke', { tenantId: 'tnt_1' }, /either userId or tokenId/],
+  ]) {
+    const answer = await post(path, body);
+    assert.equal(answer.status, 400, JSON.stringify(answer));
+    assert.match(answer.error, error);
+  }
+  const stranger = await gateway.get('/api/users/u/disconnect', { method: 'POST' });
+  assert.equal(stranger.status, 401);
+});
+
+test('one user has a limited number of sockets; a further one is refused and told why', async () => {
+  const server = await Gateway.start(broker, { env: { MAX_SOCKETS_PER_USER: '2' } });
+  const tabs = [await Tab.open(server, 'usr_many'), await Tab.open(server, 'usr_many')];
+  const third = new Tab(server, token('usr_many'));
+  assert.equal(await third.refused(), 'too many connections of this user');
+  tabs.push(third, await Tab.open(server, 'usr_few'));
+  tabs[0].close();
+  await server.metricIs('sockets', 2);
+  third.socket.connect();
+  await third.when('connected', () => third.connects === 1);
+  assert.equal(await server.metric('connects_refused_total{reason="too_many_sockets"}'), 1);
+  for (const tab of tabs) tab.close();
+  await server.kill();
+});
+
+test('a user with all the sockets that they may have can still come back for what they missed', async () => {
+  const server = await Gateway.start(broker, { env: { MAX_SOCKETS_PER_USER: '1' } });
+  const network = await Network.to(server);
+  const tab = await Tab.open(server, 'usr_back', { url: network.url, ...WEBSOCKET });
+  // The server does not notice that the connection is gone.
+  network.blackhole();
+  tab.socket.io.engine.transport.ws.terminate();
+  await tab.when('back', () => tab.connects === 2);
+  assert.deepEqual(tab.recovered, [false, true]);
+  tab.close();
+  await server.kill();
+});
+
+test('when the gateway is full, clients keep trying and get in when there is room', async () => {
+  const server = await Gateway.start(broker, { env: { MAX_SOCKETS: '1' } });
+  const first = await Tab.open(server, 'usr_first');
+  const second = new Tab(server, token('usr_second'));
+  await second.when('a failed try', () => second.error);
+  assert.equal(second.socket.active, true);
+  assert.equal((await server.get('/socket.io/?EIO=4&transport=polling')).status, 503);
+  first.close();
+  await second.when('connected', () => second.connects === 1);
+  assert.ok((await server.metric('connects_refused_total{reason="server_full"}')) > 0);
+  second.close();
+  await server.kill();
+});
+
+test('handshakes are limited by address, behind trusted proxies by the one that they name', async () => {
+  const server = await Gateway.start(broker, { env: { MAX_CONNECTS_PER_SECOND: '1', TRUSTED_PROXIES: '127.0.0.0/8' } });
+  const handshakes = async (count, forwarded) => {
+    const statuses = [];
+    for (let i = 0; i < count; i += 1) {
+      const response = await server.get('/socket.io/?EIO=4&transport=polling', { headers: { 'x-forwarded-for': forwarded } });
+      statuses.push(response.status);
+    }
+    return statuses;
+  };
+  const statuses = await handshakes(10, '9.9.9.9, 192.0.2.1');
+  assert.deepEqual(statuses.slice(0, 5), Array(5).fill(200));
+  assert.equal(statuses.at(-1), 429);
+  // What the client writes itself does not help it.
+  assert.deepEqual(await handshakes(1, '8.8.8.8, 192.0.2.1'), [429]);
+  assert.deepEqual(await handshakes(1, '192.0.2.2'), [200]);
+  assert.ok((await server.metric('connects_refused_total{reason="address_rate"}')) > 0);
+  await server.kill();
+});
+
+test('a socket that sends event after event is closed, and nobody else', async () => {
+  const server = await Gateway.start(broker);
+  const other = await Tab.open(server, 'usr_quiet');
+  const socket = await rawConnection(server);
+  socket.write(HANDSHAKE);
+  await until('the open packet', () => socket.received.includes('0{"sid"'));
+  socket.write(frame(`40${JSON.stringify({ token: token('usr_noisy') })}`));
+  await until('the CONNECT reply', () => socket.received.includes('40{"sid"'));
+  // As many as a careless frontend might send.
+  for (let i = 0; i < 30; i += 1) socket.write(frame('42["typing",{}]'));
+  const update = publisher.update('usr_noisy');
+  await until('an update', () => socket.received.includes(update._id));
+  for (let i = 0; i < 200; i += 1) socket.write(frame('42["typing",{}]'));
+  await socket.ended;
+  assert.equal(await server.metric('noisy_sockets_total'), 1);
+  assert.deepEqual(other.disconnects, []);
+  other.close();
+  await server.kill();
+});
+
+test('with ADMIN_ADDR, metrics and the admin API are on that listener alone', async () => {
+  const port = await freePort();
+  const server = await Gateway.start(broker, { env: { ADMIN_TOKEN: 'operator', ADMIN_ADDR: `127.0.0.1:${port}` } });
+  const admin = (path, options) => fetch(`http://127.0.0.1:${port}${path}`, options);
+  for (const path of ['/metrics', '/api/stats', '/api/users/u']) {
+    assert.equal((await server.get(path, ADMIN)).status, 404, path);
+    assert.equal((await admin(path, ADMIN)).status, 200, path);
+  }
+  assert.equal((await admin('/api/stats')).status, 401);
+  assert.equal((await admin('/socket.io/?EIO=4&transport=polling')).status, 404);
+  for (const path of ['/health', '/ready']) {
+    assert.equal((await server.get(path)).status, 200);
+    assert.equal((await admin(path)).status, 200);
+  }
+  const { code } = await server.terminate();
+  assert.equal(code, 0);
+});
