@@ -4,7 +4,7 @@
 // Each fuzzer uses one.
 #![allow(dead_code)]
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::SystemTime};
 
 use chat3_gateway::{
     auth::{
@@ -12,7 +12,9 @@ use chat3_gateway::{
         keys::{Key, KeySet},
     },
     config::{JwtConfig, Secret},
+    hub::{Offset, Request},
     metrics::Metrics,
+    revocation::{Order, OrderText},
     update::Update,
     user::{TenantId, User, UserId},
 };
@@ -22,12 +24,14 @@ use serde_json::{Value, value::RawValue};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its folder in `regressions/`.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("update_decoder", update_decoder),
     ("token_verifier", token_verifier),
     ("token_claims", token_claims),
     ("key_set", key_set),
     ("pem_keys", pem_keys),
+    ("connect_request", connect_request),
+    ("order", order),
 ];
 
 /// Bodies from RabbitMQ: what is decoded is JSON, and for the user whom it names.
@@ -185,5 +189,32 @@ pub fn pem_keys(data: &[u8]) {
         assert!(!keys.is_empty());
         keys.iter().for_each(try_key);
         assert!(Key::from_secret(text).is_err());
+    }
+}
+
+/// The auth object of a CONNECT: what is read as a request to resume names the very
+/// `pid` and offset that were sent.
+pub fn connect_request(data: &[u8]) {
+    let Ok(auth) = serde_json::from_slice::<Value>(data) else {
+        return;
+    };
+    if let Request::Resume { pid, offset } = Request::of(Some(&auth)) {
+        let same = |sent: &Value, read: &str| sent.as_str().unwrap().eq_ignore_ascii_case(read);
+        assert!(same(&auth["pid"], &pid.expose()));
+        if let Some(offset) = offset {
+            assert_eq!(Offset::parse(&offset.to_string()), Some(offset));
+            assert!(auth["offset"].as_str().unwrap().len() <= 25);
+        }
+    }
+}
+
+/// Orders from other instances: what is understood is passed on as it was.
+pub fn order(data: &[u8]) {
+    let now = SystemTime::UNIX_EPOCH;
+    let Ok(text) = serde_json::from_slice::<OrderText>(data) else {
+        return;
+    };
+    if let Ok(order) = Order::parse(text, now) {
+        assert_eq!(Order::parse(order.text(), now), Ok(order));
     }
 }

@@ -468,4 +468,4 @@ pub fn make_up_secret() -> Secret {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -264,6 +264,12 @@ pub struct RabbitMqConfig {
         value_name = "DURATION", default_value = "10s", value_parser = parse_delay,
         help_heading = RABBITMQ)]
     pub connect_timeout: Duration,
+    /// Fanout exchange over which instances pass on who is disconnected or revoked;
+    /// declared by the gateway; empty for none
+    #[arg(long = "rabbitmq-control-exchange", env = "RABBITMQ_CONTROL_EXCHANGE",
+        value_name = "NAME", default_value = "", hide_default_value = true,
+        value_parser = parse_optional_short_name, help_heading = RABBITMQ)]
+    pub control_exchange: String,
     /// Instance name in queue and connection names; the host's name when absent
     #[arg(long, env, value_name = "NAME", default_value = "", hide_default_value = true,
         value_parser = parse_instance_name, help_heading = RABBITMQ)]
@@ -319,6 +325,7 @@ impl Default for RabbitMqConfig {
             prefetch: 100,
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
+            control_exchange: String::new(),
             instance_name: String::new(),
             tls: RabbitMqTls::default(),
         }
@@ -646,6 +653,13 @@ fn parse_short_name(text: &str) -> Result<String, String> {
     match text.len() {
         1..=255 => Ok(text.to_owned()),
         _ => Err("must have 1 to 255 bytes".to_owned()),
+    }
+}
+
+fn parse_optional_short_name(text: &str) -> Result<String, String> {
+    match text {
+        "" => Ok(String::new()),
+        text => parse_short_name(text),
     }
 }
 

@@ -193,3 +193,68 @@ impl Drop for Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::auth::tests::an_identity;
+
+    const MOMENT: Duration = Duration::from_millis(700);
+
+    fn leases() -> Arc<Leases> {
+        Leases::new(Duration::from_secs(2), Duration::ZERO)
+    }
+
+    fn in_seconds(seconds: u64) -> SystemTime {
+        SystemTime::now() + Duration::from_secs(seconds)
+    }
+
+    #[tokio::test]
+    async fn the_first_end_comes_first_each_once_and_none_that_was_given_back() {
+        let leases = leases();
+        let sids = [Sid::new(), Sid::new(), Sid::new()];
+        let ends = [in_seconds(1), in_seconds(4), in_seconds(1)];
+        let mut held: Vec<_> = sids
+            .into_iter()
+            .zip(ends)
+            .map(|(sid, end)| leases.grant(sid, an_identity("carl", Some(end))))
+            .collect();
+        let _endless = leases.grant(Sid::new(), an_identity("carl", None));
+        held.remove(2);
+        for expected in [
+            Due::Expiring(sids[0], ends[0]),
+            Due::Expired(sids[0]),
+            Due::Expiring(sids[1], ends[1]),
+            Due::Expired(sids[1]),
+        ] {
+            let due = timeout(Duration::from_secs(4), leases.next()).await;
+            assert_eq!(due, Ok(expected));
+        }
+        assert!(timeout(MOMENT, leases.next()).await.is_err());
+        drop(held);
+        assert_eq!(leases.state().terms.len(), 1);
+        assert!(leases.state().due.is_empty());
+    }
+
+    #[tokio::test]
+    async fn another_token_of_the_same_user_extends_the_lease_and_nobody_elses() {
+        let leases = leases();
+        let sid = Sid::new();
+        let lease = leases.grant(sid, an_identity("carl", Some(in_seconds(1))));
+        assert!(!lease.renew(an_identity("bob", Some(in_seconds(9)))));
+        assert!(matches!(leases.next().await, Due::Expiring(..)));
+        let end = in_seconds(3);
+        assert!(lease.renew(an_identity("carl", Some(end))));
+        // Not at its first end, and told again of the second.
+        let due = timeout(Duration::from_secs(3), leases.next()).await;
+        assert_eq!(due, Ok(Due::Expiring(sid, end)));
+        assert!(lease.renew(an_identity("carl", None)));
+        assert!(
+            timeout(Duration::from_secs(4), leases.next())
+                .await
+                .is_err()
+        );
+    }
+}

@@ -14,18 +14,19 @@
 mod acks;
 mod connection;
 mod consumer;
+mod control;
 mod link;
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
     time::Instant,
 };
@@ -75,6 +76,9 @@ struct Shared {
     consuming: watch::Sender<bool>,
     /// Stage two: close the connection.
     close: CancellationToken,
+    /// The way to the other instances, while there is one.
+    broadcasts: watch::Sender<Option<mpsc::Sender<Bytes>>>,
+    on_broadcast: OnceLock<BroadcastHandler>,
 }
 
 #[derive(Default)]
@@ -120,6 +124,8 @@ impl RabbitMqService {
             stop_consuming: CancellationToken::new(),
             consuming: watch::Sender::new(true),
             close: CancellationToken::new(),
+            broadcasts: watch::Sender::new(None),
+            on_broadcast: OnceLock::new(),
         });
         let supervisor = tokio::spawn(supervise(shared.clone()));
         Self {
@@ -231,12 +237,14 @@ impl Broker for RabbitMqService {
     }
 
     fn broadcast(&self, message: Bytes) -> bool {
-        let _ = message;
-        false
+        let broadcasts = self.shared.broadcasts.borrow();
+        let sent = broadcasts.as_ref().map(|way| way.try_send(message));
+        sent.is_some_and(|sent| sent.is_ok())
     }
 
     fn on_broadcast(&self, handler: BroadcastHandler) {
-        let _ = handler;
+        // The first one stays.
+        let _ = self.shared.on_broadcast.set(handler);
     }
 
     async fn stop_consuming(&self) {
@@ -278,6 +286,7 @@ impl Shared {
 
     fn link_down(&self) {
         self.connected.send_replace(false);
+        self.broadcasts.send_replace(None);
         self.metrics.broker_connected.set(0);
         let mut wishes = self.wishes();
         wishes.linked = false;

@@ -219,3 +219,104 @@ fn seconds(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_secs()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::auth::tests::a_token;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn order(json: &str) -> Result<Order, String> {
+        let text = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        Order::parse(text, at(1_000)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_users_old_tokens_are_refused_until_the_order_ends() {
+        let revocations = Revocations::default();
+        let order = order(r#"{"userId":"carl","tenantId":"t","until":2000}"#).unwrap();
+        revocations.add(&order, at(1_000)).unwrap();
+        for (user, tenant, issued, now, refused) in [
+            ("carl", Some("t"), Some(999), 1_500, true),
+            // Of the order's own second: perhaps from before.
+            ("carl", Some("t"), Some(1_000), 1_500, true),
+            ("carl", Some("t"), Some(1_001), 1_500, false),
+            ("carl", Some("t"), None, 1_500, true),
+            ("carl", Some("t"), Some(999), 2_000, false),
+            ("carl", Some("u"), Some(999), 1_500, false),
+            ("carl", None, Some(999), 1_500, false),
+            ("bob", Some("t"), Some(999), 1_500, false),
+        ] {
+            let identity = a_token(user, tenant, issued.map(at), None);
+            let is_refused = revocations.refuse(&identity, at(now));
+            assert_eq!(is_refused, refused, "{user} {tenant:?} {issued:?} {now}");
+        }
+    }
+
+    #[test]
+    fn an_order_without_a_tenant_is_for_all_and_the_stricter_of_two_holds() {
+        let revocations = Revocations::default();
+        let add = |json: &str| revocations.add(&order(json).unwrap(), at(1_000));
+        add(r#"{"userId":"carl","until":3000,"issuedBefore":900}"#).unwrap();
+        add(r#"{"userId":"carl","until":2000,"issuedBefore":1100}"#).unwrap();
+        for tenant in [None, Some("t")] {
+            let identity = a_token("carl", tenant, Some(at(1_050)), None);
+            assert!(revocations.refuse(&identity, at(2_500)));
+        }
+    }
+
+    #[test]
+    fn one_token_is_refused_by_its_id() {
+        let revocations = Revocations::default();
+        let order = order(r#"{"tokenId":"j","until":2000}"#).unwrap();
+        revocations.add(&order, at(1_000)).unwrap();
+        let refuse = |id| revocations.refuse(&a_token("carl", None, None, id), at(1_500));
+        assert!(refuse(Some("j")));
+        assert!(!refuse(Some("k")));
+        assert!(!refuse(None));
+    }
+
+    #[test]
+    fn they_are_bounded_and_make_room_when_they_end() {
+        let revocations = Revocations::default();
+        let numbered =
+            |number: usize| order(&format!(r#"{{"tokenId":"{number}","until":2000}}"#)).unwrap();
+        for number in 0..MAX_REVOCATIONS {
+            revocations.add(&numbered(number), at(1_000)).unwrap();
+        }
+        let one_more = numbered(MAX_REVOCATIONS);
+        let refused = revocations.add(&one_more, at(1_999));
+        assert_eq!(refused, Err(InvalidOrder::TooMany));
+        assert_eq!(revocations.add(&one_more, at(2_000)), Ok(()));
+    }
+
+    #[test]
+    fn an_order_reads_the_same_for_every_instance() {
+        for json in [
+            r#"{"userId":"carl","tenantId":"t","reason":"left","until":2000}"#,
+            r#"{"tokenId":"j"}"#,
+        ] {
+            let given = order(json).unwrap();
+            let passed_on = serde_json::to_string(&given.text()).unwrap();
+            let text = serde_json::from_str(&passed_on).unwrap();
+            // Also by one that reads it later.
+            assert_eq!(Order::parse(text, at(1_500)), Ok(given));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(json in ".{0,60}", id in ".{0,20}", until in any::<u64>()) {
+            let _ = order(&json);
+            let text = serde_json::json!({"userId": id, "tenantId": id, "until": until});
+            let _ = order(&text.to_string());
+        }
+    }
+}

@@ -3,6 +3,32 @@ use jsonwebtoken::{DecodingKey, jwk::Jwk};
 
 use super::*;
 
+/// An identity for the tests of other modules, as if verified.
+pub(crate) fn an_identity(user: &str, expires_at: Option<SystemTime>) -> Identity {
+    Identity {
+        expires_at,
+        ..a_token(user, None, None, None)
+    }
+}
+
+/// The same, without an end.
+pub(crate) fn a_token(
+    user: &str,
+    tenant: Option<&str>,
+    issued_at: Option<SystemTime>,
+    token_id: Option<&str>,
+) -> Identity {
+    Identity {
+        user: User {
+            id: UserId::parse(user).unwrap(),
+            tenant: tenant.map(|tenant| TenantId::parse(tenant).unwrap()),
+        },
+        expires_at: None,
+        issued_at,
+        token_id: token_id.map(str::to_owned),
+    }
+}
+
 const SECRET: &str = "a-secret-of-at-least-thirty-two-bytes";
 
 macro_rules! key_file {

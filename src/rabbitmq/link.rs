@@ -48,6 +48,7 @@ use super::{
         open_connection,
     },
     consumer::UserConsumer,
+    control::Control,
 };
 use crate::{metrics::GaugeGuard, user::User};
 
@@ -95,6 +96,8 @@ pub(super) struct Link {
     handing_off: TaskTracker,
     acks: Arc<Acks>,
     _acknowledging: AbortOnDropHandle<()>,
+    /// The way to the other instances.
+    _control: Option<Control>,
     /// Users whose subscription the broker refused, and when to try again.
     parked: HashMap<User, Instant>,
     epoch: u64,
@@ -119,7 +122,7 @@ pub(super) enum Ended {
 
 impl Link {
     /// Connects and opens the channels.
-    pub(super) async fn open(shared: &Shared, epoch: u64) -> Result<Self, LinkError> {
+    pub(super) async fn open(shared: &Arc<Shared>, epoch: u64) -> Result<Self, LinkError> {
         let open = Self::open_unbounded(shared, epoch);
         let limit = shared.config.connect_timeout;
         timeout(limit, open)
@@ -127,7 +130,7 @@ impl Link {
             .unwrap_or(Err(LinkError::Timeout(limit)))
     }
 
-    async fn open_unbounded(shared: &Shared, epoch: u64) -> Result<Self, LinkError> {
+    async fn open_unbounded(shared: &Arc<Shared>, epoch: u64) -> Result<Self, LinkError> {
         let name = format!("chat3-gateway {}", shared.instance);
         let config = &shared.config;
         let connection = open_connection(&config.url, &config.tls, &name, config.heartbeat).await?;
@@ -152,6 +155,17 @@ impl Link {
             let (acks, channel) = (acks.clone(), consumers.channel.clone());
             tokio::spawn(async move { acks.run(&channel).await })
         };
+        let control = if config.control_exchange.is_empty() {
+            None
+        } else {
+            let channel = open_channel(&connection, prefetch, None, &cancelled_sender).await?;
+            let queue = format!("chat3-gateway.{}.{epoch}.control", shared.instance);
+            let opened = Control::open(shared, channel, &queue).await;
+            let opened = opened.inspect_err(|error| {
+                warn!(%error, "RabbitMQ control exchange not usable: orders do not reach other instances");
+            });
+            opened.ok()
+        };
         Ok(Self {
             connection,
             admin,
@@ -165,6 +179,7 @@ impl Link {
             handing_off: TaskTracker::new(),
             acks,
             _acknowledging: AbortOnDropHandle::new(acknowledging),
+            _control: control,
             parked: HashMap::new(),
             epoch,
             declarations: 0,

@@ -96,6 +96,8 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const PID: &str = "0123456789abcdef0123456789abcdef";
@@ -141,5 +143,21 @@ mod tests {
             }
         }
         assert!(!reply.is_written());
+    }
+
+    proptest! {
+        #[test]
+        fn everything_around_the_reply_stays_as_it_is(
+            before in proptest::collection::vec(any::<u8>(), 0..200),
+            after in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let (reply, sid) = reply();
+            prop_assert!(reply.in_frames(&before).is_none());
+            let plain = frame(&format!(r#"40{{"sid":"{sid}"}}"#));
+            let written = [&before, &plain[..], &after].concat();
+            let exchange = reply.in_frames(&written).unwrap();
+            prop_assert_eq!(&written[..exchange.at], &before);
+            prop_assert_eq!(&written[exchange.at + exchange.length..], &after);
+        }
     }
 }

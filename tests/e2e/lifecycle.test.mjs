@@ -271,3 +271,57 @@ test('with ADMIN_ADDR, metrics and the admin API are on that listener alone', as
   const { code } = await server.terminate();
   assert.equal(code, 0);
 });
+
+test('one order reaches all instances over the control exchange, by HTTP or by a message', async () => {
+  const env = { ADMIN_TOKEN: 'operator', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control' };
+  const [one, other] = [await Gateway.start(broker, { env }), await Gateway.start(broker, { env })];
+  const open = async (server, userId) => {
+    const tab = new Tab(server, token(userId, { iat: nowSeconds() - 10 }), WEBSOCKET);
+    await tab.when('connected', () => tab.connects === 1);
+    return tab;
+  };
+  const tabs = [await open(one, 'usr_everywhere'), await open(other, 'usr_everywhere')];
+  const answer = await post('/api/users/usr_everywhere/disconnect', { reason: 'left', until: nowSeconds() + 3600 }, one);
+  assert.deepEqual(answer, { status: 200, sockets: 1, broadcast: true });
+  for (const tab of tabs) {
+    assert.equal(await tab.refused(), 'token revoked');
+    assert.deepEqual(events(tab, 'auth:revoked'), [{ reason: 'left' }]);
+  }
+  // Once: the instance that was given the order does not carry it out again.
+  assert.equal(await one.metric('revoked_sockets_total'), 1);
+
+  const more = [await open(one, 'usr_message'), await open(other, 'usr_message')];
+  const order = (body) => publisher.channel.publish('chat3_gateway_control', '', Buffer.from(body));
+  for (const nonsense of ['', '[]', '{}', '{"userId":"*"}', '{"userId":"usr_message","surprise":1}', '\xff']) order(nonsense);
+  order(JSON.stringify({ userId: 'usr_message', until: nowSeconds() + 3600 }));
+  for (const tab of more) assert.equal(await tab.refused(), 'token revoked');
+  assert.match(one.logs, /RabbitMQ control message ignored/);
+
+  for (const tab of [...tabs, ...more]) tab.close();
+  for (const server of [one, other]) await server.kill();
+});
+
+test('a control exchange that RabbitMQ refuses costs no update', async () => {
+  await publisher.channel.assertExchange('chat3_gateway_wrong', 'topic', { durable: true });
+  const server = await Gateway.start(broker, { env: { ADMIN_TOKEN: 'operator', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_wrong' } });
+  await server.logged(/RabbitMQ control exchange not usable/);
+  const tab = await Tab.open(server, 'usr_uncontrolled');
+  await tab.saw(publisher.update('usr_uncontrolled'));
+  assert.deepEqual(await post('/api/users/usr_uncontrolled/disconnect', undefined, server), { status: 200, sockets: 1, broadcast: false });
+  await tab.when('back', () => tab.connects === 2);
+  tab.close();
+  await server.kill();
+});
+
+test('the way between instances is back after a loss of the broker', async () => {
+  const env = { ADMIN_TOKEN: 'operator', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control' };
+  const [one, other] = [await Gateway.start(broker, { env }), await Gateway.start(broker, { env })];
+  await broker.ctl('close_all_connections', 'test');
+  publisher = await Publisher.connect(broker);
+  for (const server of [one, other]) await server.logged(/RabbitMQ connection closed[^]*RabbitMQ connected/);
+  const tab = await Tab.open(other, 'usr_later');
+  assert.equal((await post('/api/users/usr_later/disconnect', {}, one)).broadcast, true);
+  await tab.when('back', () => tab.connects === 2);
+  tab.close();
+  for (const server of [one, other]) await server.kill();
+});
