@@ -16,6 +16,7 @@ use amqprs::{
     callbacks::{ChannelCallback, ConnectionCallback},
     channel::{BasicQosArguments, Channel},
     connection::{Connection, OpenConnectionArguments},
+    error::Error,
     tls::TlsAdaptor,
 };
 use async_trait::async_trait;
@@ -44,6 +45,13 @@ pub(crate) struct ServerClose {
 }
 
 impl ServerClose {
+    /// RabbitMQ's longer texts have line breaks; ours are lines in a log.
+    fn new(code: u16, text: &str) -> Self {
+        let words: Vec<_> = text.split_whitespace().collect();
+        let text = words.join(" ");
+        Self { code, text }
+    }
+
     /// What the operator can do about it, where it is not a passing fault.
     fn advice(&self) -> Option<&'static str> {
         match self.code {
@@ -51,7 +59,9 @@ impl ServerClose {
                 "grant the user configure, write and read on chat3-gateway.* and read on the exchange",
             ),
             NOT_ALLOWED => Some("check the vhost in RABBITMQ_URL and the user's access to it"),
-            INTERNAL_ERROR => Some("see RabbitMQ's own log for what it does not support"),
+            INTERNAL_ERROR => Some(
+                "RabbitMQ's own log says what it does not support, and which deprecated_features.permit.* setting would allow it",
+            ),
             _ => None,
         }
     }
@@ -88,8 +98,8 @@ impl LinkError {
     }
 }
 
-impl From<amqprs::error::Error> for LinkError {
-    fn from(error: amqprs::error::Error) -> Self {
+impl From<Error> for LinkError {
+    fn from(error: Error) -> Self {
         Self::Amqp(error.to_string())
     }
 }
@@ -120,8 +130,7 @@ pub(crate) async fn open_connection(
 }
 
 /// amqprs tells of a refusal during the handshake only in the text of its error.
-fn login_error(error: amqprs::error::Error) -> LinkError {
-    use amqprs::error::Error;
+fn login_error(error: Error) -> LinkError {
     let text = error.to_string();
     match error {
         // A refused login is a connection closed without a word, as RabbitMQ does
@@ -144,8 +153,8 @@ fn refusal(text: &str) -> Option<ServerClose> {
         (ACCESS_REFUSED, "ACCESS_REFUSED"),
     ] {
         if let Some(start) = text.find(name) {
-            let text = text[start..].split('"').next().unwrap_or(name).to_owned();
-            return Some(ServerClose { code, text });
+            let text = text[start..].split('"').next().unwrap_or(name);
+            return Some(ServerClose::new(code, text));
         }
     }
     None
@@ -176,7 +185,7 @@ pub(super) async fn open_channel(
 
 /// Returns when the server has accepted everything sent on `channel` so far. A
 /// refusal would have closed the channel, and the answer would never come.
-pub(super) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), amqprs::error::Error> {
+pub(super) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Error> {
     // Setting the prefetch again is the cheapest RPC without effect. It is per
     // consumer: RabbitMQ 4.3 denies the global form.
     channel
@@ -200,11 +209,10 @@ pub(super) struct OnConnection {
 
 #[async_trait]
 impl ConnectionCallback for OnConnection {
-    async fn close(&mut self, _: &Connection, close: Close) -> Result<(), amqprs::error::Error> {
-        let _ = self.close_reason.set(ServerClose {
-            code: close.reply_code(),
-            text: close.reply_text().clone(),
-        });
+    async fn close(&mut self, _: &Connection, close: Close) -> Result<(), Error> {
+        let _ = self
+            .close_reason
+            .set(ServerClose::new(close.reply_code(), close.reply_text()));
         Ok(())
     }
 
@@ -229,29 +237,28 @@ struct OnChannel {
 
 #[async_trait]
 impl ChannelCallback for OnChannel {
-    async fn close(
-        &mut self,
-        _: &Channel,
-        close: CloseChannel,
-    ) -> Result<(), amqprs::error::Error> {
-        let _ = self.close_reason.set(ServerClose {
-            code: close.reply_code(),
-            text: close.reply_text().clone(),
-        });
+    async fn close(&mut self, channel: &Channel, close: CloseChannel) -> Result<(), Error> {
+        let _ = self
+            .close_reason
+            .set(ServerClose::new(close.reply_code(), close.reply_text()));
         // amqprs answers `close-ok` when this returns, and a frame behind that costs
         // the connection (504). Frames that were on their way to the writer get
         // there meanwhile; RPCs that begin now fail when the dispatcher has ended.
         sleep(CLOSE_OK_DELAY).await;
-        Ok(())
+        match channel.is_connection_open() {
+            true => Ok(()),
+            // It would panic on an answer that nobody can take any more.
+            false => Err(Error::ChannelCloseError("connection lost".to_owned())),
+        }
     }
 
-    async fn cancel(&mut self, _: &Channel, cancel: Cancel) -> Result<(), amqprs::error::Error> {
+    async fn cancel(&mut self, _: &Channel, cancel: Cancel) -> Result<(), Error> {
         // An error means that the link is already being taken down.
         let _ = self.cancelled.send(cancel.consumer_tag().clone());
         Ok(())
     }
 
-    async fn flow(&mut self, _: &Channel, active: bool) -> Result<bool, amqprs::error::Error> {
+    async fn flow(&mut self, _: &Channel, active: bool) -> Result<bool, Error> {
         Ok(active)
     }
 
