@@ -32,9 +32,10 @@ test-e2e: rabbitmq chromium src/dev/node_modules tests/node_modules ## End-to-en
 	cd tests && node --test e2e/*.test.mjs
 
 SOAK_MINUTES ?= 10
-soak: rabbitmq src/dev/node_modules tests/node_modules ## The long run: churn, broker kills, gateway restarts (SOAK_MINUTES=10)
+SOAK_CONNECTS ?= 100000
+soak: rabbitmq src/dev/node_modules tests/node_modules ## The long runs: clients that come and go (SOAK_CONNECTS=100000); churn, broker kills, gateway restarts (SOAK_MINUTES=10)
 	cargo build --locked
-	cd tests && SOAK_MINUTES=$(SOAK_MINUTES) node --test soak.mjs
+	cd tests && SOAK_CONNECTS=$(SOAK_CONNECTS) SOAK_MINUTES=$(SOAK_MINUTES) node --test soak.mjs
 
 .PHONY: npm rabbitmq chromium
 npm:
