@@ -195,13 +195,13 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
         let is_wished = wished.contains(&id);
         assert_eq!(service.is_user_subscribed(&user(&id)), is_wished, "{id}");
     }
-    let queues = || broker.queues().len() == wished.len();
-    until("no more queues than users", queues).await;
-    let sorted = |mut names: Vec<String>| {
-        names.sort();
-        names
+    let queues_are_consumed = || {
+        let (mut queues, mut consumed) = (broker.queues(), broker.consumed_queues());
+        queues.sort();
+        consumed.sort();
+        queues.len() == wished.len() && queues == consumed
     };
-    assert_eq!(sorted(broker.consumed_queues()), sorted(broker.queues()));
+    until("a consumed queue for each user", queues_are_consumed).await;
     let open = || (broker.connections(), broker.channels()) == (1, CHANNELS);
     until("one connection with its channels", open).await;
 
