@@ -122,7 +122,7 @@ enum Fault {
     ConnectionsClosed,
     BrokerKilled,
     QueueDeleted,
-    /// Declares are refused (403).
+    /// Declares, or binds, are refused (403).
     Permission,
     /// Binds are refused (404), and queues lose their bindings.
     Exchange,
@@ -134,16 +134,26 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
     // Shown when the test fails. It repeats what is done, if not what overlaps.
     println!("SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut faults = [
-        [Fault::LinkCut; 3].as_slice(),
-        &[Fault::ConnectionsClosed],
-        &[Fault::BrokerKilled],
-        &[Fault::QueueDeleted; 2],
-        &[Fault::Permission; 2],
-        &[Fault::Exchange; 2],
-    ]
-    .concat();
-    faults.shuffle(&mut rng);
+    // First what costs the link; then what it must survive, with all it has made.
+    let mut losses = [
+        Fault::LinkCut,
+        Fault::LinkCut,
+        Fault::LinkCut,
+        Fault::ConnectionsClosed,
+        Fault::BrokerKilled,
+        Fault::Permission,
+    ];
+    let mut refusals = [
+        Fault::Permission,
+        Fault::Permission,
+        Fault::Permission,
+        Fault::Exchange,
+        Fault::Exchange,
+        Fault::QueueDeleted,
+        Fault::QueueDeleted,
+    ];
+    losses.shuffle(&mut rng);
+    refusals.shuffle(&mut rng);
 
     let mut broker = Broker::start().await;
     drop(Publisher::connect(&broker).await);
@@ -156,12 +166,18 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
     };
     let service = Arc::new(RabbitMqService::connect(config, Metrics::new()));
     let (sender, mut updates) = unbounded_channel();
+    let mut wished = HashSet::new();
+    for id in user_ids().step_by(2) {
+        drop(service.subscribe_user(&user(&id), tagging(&id, &sender)));
+        wished.insert(id);
+    }
     let stop = CancellationToken::new();
-    let churn = tokio::spawn(churn(service.clone(), rng, sender, stop.clone()));
+    let churn_rng = StdRng::from_rng(&mut rng);
+    let churn = tokio::spawn(churn(service.clone(), churn_rng, sender, stop.clone()));
 
     let mut permitted = true;
     let mut exists = true;
-    for fault in faults {
+    for fault in losses.into_iter().chain(refusals) {
         println!("{fault:?}");
         match fault {
             Fault::LinkCut => link.cut(),
@@ -170,8 +186,12 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
             Fault::QueueDeleted => delete_a_queue(&broker),
             Fault::Permission => {
                 permitted = !permitted;
-                let configure = if permitted { ".*" } else { "^chat3_updates$" };
-                broker.ctl(&["set_permissions", "rmuser", configure, ".*", ".*"]);
+                let (configure, read) = match (permitted, rng.random()) {
+                    (true, _) => (".*", ".*"),
+                    (false, true) => ("^chat3_updates$", ".*"),
+                    (false, false) => (".*", "^chat3-gateway"),
+                };
+                broker.ctl(&["set_permissions", "rmuser", configure, ".*", read]);
             }
             Fault::Exchange => {
                 exists = !exists;
@@ -186,7 +206,7 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
         }
     }
     stop.cancel();
-    let wished = churn.await.unwrap();
+    wished.extend(churn.await.unwrap());
 
     // A refused user rests for 30 s, and reconnects may be as far apart.
     let all = || service.subscribers_count() == wished.len();
@@ -226,28 +246,33 @@ fn user_ids() -> impl Iterator<Item = String> {
     (0..200).map(|i| format!("usr_{i}"))
 }
 
-/// Users come and go until `stop`; returns who is wished to be subscribed then.
+/// A handler that passes on bodies with the id of the user they came to.
+fn tagging(id: &str, updates: &UnboundedSender<(String, String)>) -> Handler {
+    let (id, updates) = (id.to_owned(), updates.clone());
+    Arc::new(move |delivery: &Delivery| {
+        let body = String::from_utf8(delivery.body.to_vec()).unwrap();
+        // The test may be over.
+        let _ = updates.send((id.clone(), body));
+    })
+}
+
+/// Every second user comes and goes until `stop`; returns who is there then.
 async fn churn(
     service: Arc<RabbitMqService>,
     mut rng: StdRng,
     updates: UnboundedSender<(String, String)>,
     stop: CancellationToken,
 ) -> HashSet<String> {
+    let ids: Vec<_> = user_ids().skip(1).step_by(2).collect();
     let mut wished = HashSet::new();
     while !stop.is_cancelled() {
-        let id = format!("usr_{}", rng.random_range(0..200));
+        let id = &ids[rng.random_range(0..ids.len())];
         if rng.random() {
-            let (to, updates) = (id.clone(), updates.clone());
-            let handler = move |delivery: &Delivery| {
-                let body = String::from_utf8(delivery.body.to_vec()).unwrap();
-                // The test may be over.
-                let _ = updates.send((to.clone(), body));
-            };
-            drop(service.subscribe_user(&user(&id), Arc::new(handler)));
-            wished.insert(id);
+            drop(service.subscribe_user(&user(id), tagging(id, &updates)));
+            wished.insert(id.clone());
         } else {
-            service.unsubscribe_user(&user(&id));
-            wished.remove(&id);
+            service.unsubscribe_user(&user(id));
+            wished.remove(id);
         }
         tokio::time::sleep(Duration::from_micros(rng.random_range(1..2000))).await;
     }

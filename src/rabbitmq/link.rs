@@ -29,14 +29,12 @@ use std::{
 
 use amqprs::{
     channel::{
-        BasicConsumeArguments, QueueBindArguments, QueueDeclareArguments, QueueDeleteArguments,
+        BasicCancelArguments, BasicConsumeArguments, QueueBindArguments, QueueDeclareArguments,
+        QueueDeleteArguments,
     },
     connection::Connection,
 };
-use futures_util::{
-    FutureExt,
-    future::{join_all, try_join_all},
-};
+use futures_util::{FutureExt, future::join_all};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Mutex, mpsc},
@@ -114,6 +112,8 @@ pub(super) struct Link {
     declarations: u64,
     reopened_channels: usize,
     warned_of_missing_exchange: bool,
+    /// The probe of the exchange is not permitted: each try would cost a channel.
+    probe_refused: bool,
 }
 
 /// A consumed queue. The consumer's tag is the queue's name.
@@ -193,6 +193,7 @@ impl Link {
             declarations: 0,
             reopened_channels: 0,
             warned_of_missing_exchange: false,
+            probe_refused: false,
         })
     }
 
@@ -400,6 +401,9 @@ impl Link {
     /// Binds one user's key once more: without effect, unless the exchange was
     /// deleted since, of which nothing else would tell.
     async fn probe_exchange(&mut self, shared: &Shared) -> Result<(), LinkError> {
+        if self.probe_refused {
+            return Ok(());
+        }
         let Some((user, active)) = self.active.iter().next() else {
             return Ok(());
         };
@@ -410,8 +414,17 @@ impl Link {
         let bind = QueueBindArguments::new(&active.tag, &shared.config.exchange, &key);
         let admin = &self.admins[0];
         let channel = admin.channel.clone();
-        self.rpc(admin, async move { channel.queue_bind(bind).await })
-            .await
+        let bind = async move { channel.queue_bind(bind).await };
+        match self.rpc(admin, bind).await {
+            // A permission was withdrawn, from newcomers: who is bound stays so.
+            Err(LinkError::Closed(close))
+                if close.code != NOT_FOUND && !self.lost.is_cancelled() =>
+            {
+                self.probe_refused = true;
+                self.reopen_admin(0).await
+            }
+            other => other,
+        }
     }
 
     /// Declares and binds the queues, pipelined: without waiting for each answer,
@@ -498,9 +511,18 @@ impl Link {
         }
         let each = self.admins.iter().zip(names.chunks(BATCH));
         let deletes = each.map(|(admin, names)| self.delete(admin, names));
-        if let Err(error) = try_join_all(deletes).await {
-            // What could be declared can be deleted: then the state is unknown.
-            return Err(LinkError::Amqp(self.loss_or(error).to_string()));
+        let results = join_all(deletes).await;
+        for (channel, (names, result)) in names.chunks(BATCH).zip(results).enumerate() {
+            match result {
+                Ok(()) => {}
+                // A permission was withdrawn. To end a consumer needs none, and with
+                // it goes its queue: slower, one wait for the broker each.
+                Err(LinkError::Closed(_)) if !self.lost.is_cancelled() => {
+                    self.reopen_admin(channel).await?;
+                    self.cancel(names).await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
         for user in users {
             info!(user_id = %user.id, "User unsubscribed from updates");
@@ -522,6 +544,17 @@ impl Link {
             barrier(&channel, prefetch).await
         };
         self.rpc(admin, sequence).await
+    }
+
+    /// Ends the queues' consumers, if they have not ended yet.
+    async fn cancel(&self, names: &[String]) -> Result<(), LinkError> {
+        for name in names {
+            let channel = self.consumers.channel.clone();
+            let cancel = BasicCancelArguments::new(name);
+            let cancel = async move { channel.basic_cancel(cancel).await };
+            self.rpc(&self.consumers, cancel).await?;
+        }
+        Ok(())
     }
 
     /// Deletes what a refused batch may have declared. One by one, each awaited: a
