@@ -36,20 +36,34 @@ const NOT_ALLOWED: u16 = 530;
 /// Also what RabbitMQ 4.3 answers to kinds of queues that it no longer has.
 const INTERNAL_ERROR: u16 = 541;
 
+/// Class and method of `queue.declare` in AMQP 0-9-1.
+const QUEUE_DECLARE: (u16, u16) = (50, 10);
+
 /// What the server said when it closed a connection or channel.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code} {text}")]
 pub(crate) struct ServerClose {
     pub(super) code: u16,
     text: String,
+    /// Class and method of what was refused, where it was that.
+    refused: (u16, u16),
 }
 
 impl ServerClose {
     /// RabbitMQ's longer texts have line breaks; ours are lines in a log.
-    fn new(code: u16, text: &str) -> Self {
+    fn new(code: u16, text: &str, refused: (u16, u16)) -> Self {
         let words: Vec<_> = text.split_whitespace().collect();
         let text = words.join(" ");
-        Self { code, text }
+        Self {
+            code,
+            text,
+            refused,
+        }
+    }
+
+    /// Whether it was the declaration of a queue that was refused.
+    pub(super) fn is_of_declare(&self) -> bool {
+        self.refused == QUEUE_DECLARE
     }
 
     /// What the operator can do about it, where it is not a passing fault.
@@ -154,7 +168,7 @@ fn refusal(text: &str) -> Option<ServerClose> {
     ] {
         if let Some(start) = text.find(name) {
             let text = text[start..].split('"').next().unwrap_or(name);
-            return Some(ServerClose::new(code, text));
+            return Some(ServerClose::new(code, text, (0, 0)));
         }
     }
     None
@@ -210,9 +224,11 @@ pub(super) struct OnConnection {
 #[async_trait]
 impl ConnectionCallback for OnConnection {
     async fn close(&mut self, _: &Connection, close: Close) -> Result<(), Error> {
-        let _ = self
-            .close_reason
-            .set(ServerClose::new(close.reply_code(), close.reply_text()));
+        let _ = self.close_reason.set(ServerClose::new(
+            close.reply_code(),
+            close.reply_text(),
+            (close.class_id(), close.method_id()),
+        ));
         Ok(())
     }
 
@@ -238,9 +254,11 @@ struct OnChannel {
 #[async_trait]
 impl ChannelCallback for OnChannel {
     async fn close(&mut self, channel: &Channel, close: CloseChannel) -> Result<(), Error> {
-        let _ = self
-            .close_reason
-            .set(ServerClose::new(close.reply_code(), close.reply_text()));
+        let _ = self.close_reason.set(ServerClose::new(
+            close.reply_code(),
+            close.reply_text(),
+            (close.class_id(), close.method_id()),
+        ));
         // amqprs answers `close-ok` when this returns, and a frame behind that costs
         // the connection (504). Frames that were on their way to the writer get
         // there meanwhile; RPCs that begin now fail when the dispatcher has ended.

@@ -75,7 +75,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often a missing exchange is looked for. Users wait for it, so it is short.
 const EXCHANGE_RETRY: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether the exchange still exists.
+/// How often it is looked whether the exchange still exists, and tried to delete
+/// what could not be deleted.
 const EXCHANGE_PROBE: Duration = Duration::from_secs(5);
 
 /// How long a refused subscription rests. Only an operator can mend it.
@@ -106,6 +107,8 @@ pub(super) struct Link {
     handing_off: TaskTracker,
     acks: Arc<Acks>,
     _acknowledging: AbortOnDropHandle<()>,
+    /// Queues that may have been declared for subscriptions that were then refused.
+    leftovers: Vec<String>,
     /// Users whose subscription the broker refused, and when to try again.
     parked: HashMap<User, Instant>,
     epoch: u64,
@@ -188,6 +191,7 @@ impl Link {
             handing_off: TaskTracker::new(),
             acks,
             _acknowledging: AbortOnDropHandle::new(acknowledging),
+            leftovers: Vec::new(),
             parked: HashMap::new(),
             epoch,
             declarations: 0,
@@ -224,7 +228,7 @@ impl Link {
                     self.unpark(shared);
                 }
                 _ = probe.tick() => {
-                    if let Err(error) = self.probe_exchange(shared).await {
+                    if let Err(error) = self.probe(shared).await {
                         return Ended::Lost(self.loss_or(error));
                     }
                 }
@@ -330,7 +334,7 @@ impl Link {
     }
 
     /// Subscribes the users in batches, one on each admin channel. Returns the
-    /// batches that the broker refused, of which nothing is left there.
+    /// batches that the broker refused.
     async fn subscribe_batches(
         &mut self,
         shared: &Shared,
@@ -357,7 +361,12 @@ impl Link {
                 Ok(()) => self.activate(shared, batch),
                 Err(LinkError::Closed(close)) if !self.lost.is_cancelled() => {
                     self.reopen_admin(channel).await?;
-                    self.clean_up(channel, &batch).await?;
+                    // A single user whose declare is refused has left nothing.
+                    if batch.len() > 1 || !close.is_of_declare() {
+                        let names = batch.iter().map(|queue| queue.name.clone());
+                        self.leftovers.extend(names);
+                        self.clean_up(channel).await?;
+                    }
                     let wishes = batch.into_iter().map(|queue| (queue.user, queue.wish));
                     refused.push((wishes.collect(), close));
                 }
@@ -396,6 +405,12 @@ impl Link {
         let now = Instant::now();
         let due = self.parked.extract_if(|_, retry_at| *retry_at <= now);
         shared.return_changes(due.map(|(user, _)| user).collect());
+    }
+
+    /// What nothing else would tell or remind of.
+    async fn probe(&mut self, shared: &Shared) -> Result<(), LinkError> {
+        self.probe_exchange(shared).await?;
+        self.clean_up(0).await
     }
 
     /// Binds one user's key once more: without effect, unless the exchange was
@@ -557,17 +572,17 @@ impl Link {
         Ok(())
     }
 
-    /// Deletes what a refused batch may have declared. One by one, each awaited: a
-    /// second refusal must not meet further frames.
-    async fn clean_up(&mut self, channel: usize, queues: &[Queue]) -> Result<(), LinkError> {
-        for Queue { name, .. } in queues {
+    /// Deletes what refused batches have left, as far as that is permitted. One by
+    /// one, each awaited: a second refusal must not meet further frames.
+    async fn clean_up(&mut self, channel: usize) -> Result<(), LinkError> {
+        while let Some(name) = self.leftovers.last() {
             let admin = &self.admins[channel];
-            let channel_of_it = admin.channel.clone();
             let delete = QueueDeleteArguments::new(name);
-            let delete = async move { channel_of_it.queue_delete(delete).await.map(drop) };
+            let on = admin.channel.clone();
+            let delete = async move { on.queue_delete(delete).await.map(drop) };
             match self.rpc(admin, delete).await {
-                Ok(()) => {}
-                // Who may not delete was not able to declare either.
+                Ok(()) => drop(self.leftovers.pop()),
+                // The permission went meanwhile: tried again with the next probe.
                 Err(LinkError::Closed(_)) if !self.lost.is_cancelled() => {
                     return self.reopen_admin(channel).await;
                 }
