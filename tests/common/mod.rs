@@ -78,7 +78,13 @@ impl Broker {
         let output = script(&self.folder, self.port, "ctl")
             .args(arguments)
             .output();
-        let Output { stdout, .. } = output.expect("rabbitmqctl runs");
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = output.expect("rabbitmqctl runs");
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert!(status.success(), "rabbitmqctl {arguments:?}: {stderr}");
         let lines = String::from_utf8(stdout).expect("listings are UTF-8");
         lines.lines().map(str::to_owned).collect()
     }
