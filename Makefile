@@ -35,9 +35,10 @@ test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules ## E
 	cd tests && node --test e2e/*.test.mjs
 
 SOAK_MINUTES ?= 10
-soak: rabbitmq src/dev/node_modules tests/node_modules ## The long run: churn, broker kills, gateway restarts (SOAK_MINUTES=10)
+SOAK_CONNECTS ?= 100000
+soak: rabbitmq src/dev/node_modules tests/node_modules ## The long runs: clients that come and go (SOAK_CONNECTS=100000); churn, broker kills, gateway restarts (SOAK_MINUTES=10)
 	cargo build --locked
-	cd tests && SOAK_MINUTES=$(SOAK_MINUTES) node --test soak.mjs
+	cd tests && SOAK_CONNECTS=$(SOAK_CONNECTS) SOAK_MINUTES=$(SOAK_MINUTES) node --test soak.mjs
 
 jitter: rabbitmq src/dev/node_modules tests/node_modules ## A thousand clients on a bad network, and what their recovery costs
 	cargo build --locked --release

@@ -1,22 +1,46 @@
-// The long run: a publisher, churning clients, broker kills and gateway restarts
-// for a number of minutes (first argument), then a verdict.
+// The long runs. One gateway that many clients come to and leave (SOAK_CONNECTS),
+// with a verdict of what they leave behind; then a publisher, churning clients,
+// broker kills and gateway restarts for a number of minutes (SOAK_MINUTES), with
+// a verdict of the updates.
 //
-// What must hold: while a tab is connected and the broker link is up, its updates
-// have no hole, none comes twice, and all are in order; what is left at the end is
-// nothing; and the gateway's memory does not grow. Updates published while the
-// client or the link was away may be missing: they are not replayed.
+// What must hold: when all clients have left, the gateway's memory is what it was
+// after the first fifth of them, and it has no socket, user, queue, consumer or
+// connection. While a tab is connected and the broker link is up, its updates
+// have no hole, none comes twice, and all are in order. Updates published while
+// the client or the link was away may be missing: they are not replayed.
 
-import { readFileSync } from 'node:fs';
 import { after, test } from 'node:test';
 import assert from 'node:assert/strict';
 
+import { comeAndGo, nothingIsLeft, rssOf } from './e2e/crowd.mjs';
 import { Broker, Gateway, Publisher, Tab, freePort } from './e2e/harness.mjs';
 
 const minutes = Number(process.env.SOAK_MINUTES ?? 2);
+const connects = Number(process.env.SOAK_CONNECTS ?? 100_000);
 const USERS = 40;
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-const rssOf = (pid) => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))[1]) / 1024;
+
+test(`${connects} clients that come and go`, async () => {
+  const broker = await Broker.start();
+  const publisher = await Publisher.connect(broker);
+  const gateway = await Gateway.start(broker);
+  const started = Date.now();
+  const rssMiB = [rssOf(gateway.child.pid)];
+  for (let fifth = 0; fifth < 5; fifth += 1) {
+    await comeAndGo(gateway, Math.ceil(connects / 5), { abandoning: true });
+    rssMiB.push(await nothingIsLeft(gateway, broker));
+  }
+  const tally = { connects: await gateway.metric('connects_total'), seconds: Math.round((Date.now() - started) / 1000), rssMiB: rssMiB.map(Math.round) };
+  console.log(JSON.stringify(tally));
+  // As much as the allocator may keep between two moments without clients.
+  assert.ok(rssMiB[5] < rssMiB[1] + 16, `memory grew: ${tally.rssMiB} MiB`);
+  await gateway.metricIs('rabbitmq_reconnects_total', 0);
+  const tab = await Tab.open(gateway, 'usr_last');
+  await tab.saw(publisher.update('usr_last'));
+  assert.doesNotMatch(gateway.logs, /panicked/);
+  assert.equal((await gateway.terminate()).code, 0);
+});
 
 test(`${minutes} minutes of churn, broker kills and gateway restarts`, { timeout: (minutes + 3) * 60_000 }, async () => {
   const broker = await Broker.start();

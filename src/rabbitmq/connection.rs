@@ -16,6 +16,7 @@ use amqprs::{
     callbacks::{ChannelCallback, ConnectionCallback},
     channel::{BasicQosArguments, Channel},
     connection::{Connection, OpenConnectionArguments},
+    error::Error,
     tls::TlsAdaptor,
 };
 use async_trait::async_trait;
@@ -39,15 +40,36 @@ const NOT_ALLOWED: u16 = 530;
 /// Also what RabbitMQ 4.3 answers to kinds of queues that it no longer has.
 const INTERNAL_ERROR: u16 = 541;
 
+/// Class and method of `queue.declare` in AMQP 0-9-1.
+const QUEUE_DECLARE: (u16, u16) = (50, 10);
+
 /// What the server said when it closed a connection or channel.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code} {text}")]
 pub(crate) struct ServerClose {
     pub(super) code: u16,
     text: String,
+    /// Class and method of what was refused, where it was that.
+    refused: (u16, u16),
 }
 
 impl ServerClose {
+    /// RabbitMQ's longer texts have line breaks; ours are lines in a log.
+    fn new(code: u16, text: &str, refused: (u16, u16)) -> Self {
+        let words: Vec<_> = text.split_whitespace().collect();
+        let text = words.join(" ");
+        Self {
+            code,
+            text,
+            refused,
+        }
+    }
+
+    /// Whether it was the declaration of a queue that was refused.
+    pub(super) fn is_of_declare(&self) -> bool {
+        self.refused == QUEUE_DECLARE
+    }
+
     /// What the operator can do about it, where it is not a passing fault.
     fn advice(&self) -> Option<&'static str> {
         match self.code {
@@ -56,7 +78,9 @@ impl ServerClose {
                  and, with topic permissions, on its binding keys (docs/SECURITY.md)",
             ),
             NOT_ALLOWED => Some("check the vhost in RABBITMQ_URL and the user's access to it"),
-            INTERNAL_ERROR => Some("see RabbitMQ's own log for what it does not support"),
+            INTERNAL_ERROR => Some(
+                "RabbitMQ's own log says what it does not support, and which deprecated_features.permit.* setting would allow it",
+            ),
             _ => None,
         }
     }
@@ -110,8 +134,8 @@ impl LinkError {
     }
 }
 
-impl From<amqprs::error::Error> for LinkError {
-    fn from(error: amqprs::error::Error) -> Self {
+impl From<Error> for LinkError {
+    fn from(error: Error) -> Self {
         Self::Amqp(error.to_string())
     }
 }
@@ -143,8 +167,7 @@ pub(crate) async fn open_connection(
 }
 
 /// amqprs tells of a refusal during the handshake only in the text of its error.
-fn login_error(error: amqprs::error::Error, is_tls: bool) -> LinkError {
-    use amqprs::error::Error;
+fn login_error(error: Error, is_tls: bool) -> LinkError {
     let text = error.to_string();
     match error {
         // rustls's words, for its own verdict and for the broker's.
@@ -176,8 +199,8 @@ fn refusal(text: &str) -> Option<ServerClose> {
         (ACCESS_REFUSED, "ACCESS_REFUSED"),
     ] {
         if let Some(start) = text.find(name) {
-            let text = text[start..].split('"').next().unwrap_or(name).to_owned();
-            return Some(ServerClose { code, text });
+            let text = text[start..].split('"').next().unwrap_or(name);
+            return Some(ServerClose::new(code, text, (0, 0)));
         }
     }
     None
@@ -208,7 +231,7 @@ pub(super) async fn open_channel(
 
 /// Returns when the server has accepted everything sent on `channel` so far. A
 /// refusal would have closed the channel, and the answer would never come.
-pub(super) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), amqprs::error::Error> {
+pub(super) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Error> {
     // Setting the prefetch again is the cheapest RPC without effect. It is per
     // consumer: RabbitMQ 4.3 denies the global form.
     channel
@@ -232,11 +255,12 @@ pub(super) struct OnConnection {
 
 #[async_trait]
 impl ConnectionCallback for OnConnection {
-    async fn close(&mut self, _: &Connection, close: Close) -> Result<(), amqprs::error::Error> {
-        let _ = self.close_reason.set(ServerClose {
-            code: close.reply_code(),
-            text: close.reply_text().clone(),
-        });
+    async fn close(&mut self, _: &Connection, close: Close) -> Result<(), Error> {
+        let _ = self.close_reason.set(ServerClose::new(
+            close.reply_code(),
+            close.reply_text(),
+            (close.class_id(), close.method_id()),
+        ));
         Ok(())
     }
 
@@ -261,29 +285,30 @@ struct OnChannel {
 
 #[async_trait]
 impl ChannelCallback for OnChannel {
-    async fn close(
-        &mut self,
-        _: &Channel,
-        close: CloseChannel,
-    ) -> Result<(), amqprs::error::Error> {
-        let _ = self.close_reason.set(ServerClose {
-            code: close.reply_code(),
-            text: close.reply_text().clone(),
-        });
+    async fn close(&mut self, channel: &Channel, close: CloseChannel) -> Result<(), Error> {
+        let _ = self.close_reason.set(ServerClose::new(
+            close.reply_code(),
+            close.reply_text(),
+            (close.class_id(), close.method_id()),
+        ));
         // amqprs answers `close-ok` when this returns, and a frame behind that costs
         // the connection (504). Frames that were on their way to the writer get
         // there meanwhile; RPCs that begin now fail when the dispatcher has ended.
         sleep(CLOSE_OK_DELAY).await;
-        Ok(())
+        match channel.is_connection_open() {
+            true => Ok(()),
+            // It would panic on an answer that nobody can take any more.
+            false => Err(Error::ChannelCloseError("connection lost".to_owned())),
+        }
     }
 
-    async fn cancel(&mut self, _: &Channel, cancel: Cancel) -> Result<(), amqprs::error::Error> {
+    async fn cancel(&mut self, _: &Channel, cancel: Cancel) -> Result<(), Error> {
         // An error means that the link is already being taken down.
         let _ = self.cancelled.send(cancel.consumer_tag().clone());
         Ok(())
     }
 
-    async fn flow(&mut self, _: &Channel, active: bool) -> Result<bool, amqprs::error::Error> {
+    async fn flow(&mut self, _: &Channel, active: bool) -> Result<bool, Error> {
         Ok(active)
     }
 

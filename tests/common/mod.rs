@@ -13,6 +13,7 @@ use amqprs::{
     channel::{BasicPublishArguments, Channel, ExchangeDeclareArguments, ExchangeDeleteArguments},
     connection::{Connection, OpenConnectionArguments},
 };
+use tokio::{net::TcpStream, sync::watch, task::JoinHandle};
 
 /// The longest that anything here may take before its test has failed.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -50,22 +51,40 @@ impl Broker {
 
     /// The names of the gateway's queues.
     pub fn queues(&self) -> Vec<String> {
-        let mut names = self.list(&["list_queues", "--no-table-headers", "name"]);
+        let mut names = self.ctl(&["list_queues", "--no-table-headers", "name"]);
         names.retain(|name| name.starts_with("chat3-gateway."));
         names
     }
 
+    /// The queues that are consumed; one that is consumed twice is there twice.
+    pub fn consumed_queues(&self) -> Vec<String> {
+        self.ctl(&["list_consumers", "--no-table-headers", "queue_name"])
+    }
+
     /// How many channels are open, whoever's.
     pub fn channels(&self) -> usize {
-        self.list(&["list_channels", "--no-table-headers", "pid"])
+        self.ctl(&["list_channels", "--no-table-headers", "pid"])
             .len()
     }
 
-    fn list(&self, arguments: &[&str]) -> Vec<String> {
+    /// How many connections are open, whoever's.
+    pub fn connections(&self) -> usize {
+        self.ctl(&["list_connections", "--no-table-headers", "pid"])
+            .len()
+    }
+
+    /// Runs `rabbitmqctl` and returns the lines that it prints.
+    pub fn ctl(&self, arguments: &[&str]) -> Vec<String> {
         let output = script(&self.folder, self.port, "ctl")
             .args(arguments)
             .output();
-        let Output { stdout, .. } = output.expect("rabbitmqctl runs");
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = output.expect("rabbitmqctl runs");
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert!(status.success(), "rabbitmqctl {arguments:?}: {stderr}");
         let lines = String::from_utf8(stdout).expect("listings are UTF-8");
         lines.lines().map(str::to_owned).collect()
     }
@@ -123,6 +142,57 @@ fn three_free_ports() -> u16 {
         if (port..port + 3).all(is_free) {
             return port;
         }
+    }
+}
+
+/// A way to a broker that can be cut.
+pub struct Link {
+    port: u16,
+    cut: watch::Sender<()>,
+    accepting: JoinHandle<()>,
+}
+
+impl Link {
+    pub async fn to(broker: &Broker) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let cut = watch::Sender::new(());
+        let (cuts, broker) = (cut.clone(), broker.port);
+        let accepting = tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut cut = cuts.subscribe();
+                tokio::spawn(async move {
+                    let Ok(mut far) = TcpStream::connect(("127.0.0.1", broker)).await else {
+                        return;
+                    };
+                    tokio::select! {
+                        // However it ends, both connections are closed by it.
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = cut.changed() => {}
+                    }
+                });
+            }
+        });
+        Self {
+            port,
+            cut,
+            accepting,
+        }
+    }
+
+    /// Breaks every connection that is open, wherever it is in a frame.
+    pub fn cut(&self) {
+        self.cut.send_replace(());
+    }
+
+    pub fn url(&self) -> String {
+        format!("amqp://rmuser:rmpassword@127.0.0.1:{}/", self.port)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.accepting.abort();
     }
 }
 

@@ -248,15 +248,21 @@ test('a user whose key the broker refuses waits alone; everybody else is served'
   await gateway.metricIs('rabbitmq_reconnects_total', 0);
 });
 
-test('a permission that is withdrawn later costs newcomers their updates, and nobody else theirs', async () => {
+test('permissions that are withdrawn later cost newcomers their updates, and nobody else theirs', async () => {
   const publisher = await Publisher.connect(broker);
   await broker.ctl('add_user', 'later', 'pw');
   await broker.ctl('set_permissions', 'later', '.*', '.*', '.*');
   const gateway = await start(broker, { env: { RABBITMQ_URL: broker.url.replace('rmuser:rmpassword', 'later:pw') } });
   const old = await Tab.open(gateway, 'usr_old');
-  await broker.ctl('set_permissions', 'later', '^$', '.*', '.*');
+  const leaving = await Tab.open(gateway, 'usr_leaving');
+  // Neither making nor deleting a queue is permitted now, nor binding one.
+  await broker.ctl('set_permissions', 'later', '^$', '.*', '^chat3-gateway');
   await Promise.all([Tab.open(gateway, 'usr_new1'), Tab.open(gateway, 'usr_new2')]);
   await gateway.logged(/RabbitMQ refused a subscription user_id=usr_new[12].*\n(.*\n)*.*RabbitMQ refused a subscription user_id=usr_new[12]/);
+  leaving.close();
+  await broker.queuesAre(1);
+  // The exchange is looked for every 5 s, which is no longer permitted either.
+  await new Promise((resolve) => setTimeout(resolve, 6000));
   await old.saw(publisher.update('usr_old'));
   await gateway.metricIs('rabbitmq_reconnects_total', 0);
   await gateway.metricIs('subscriptions', 1);

@@ -4,7 +4,8 @@
 import assert from 'node:assert/strict';
 import { afterEach, before, test } from 'node:test';
 
-import { Broker, Gateway, HANDSHAKE, Publisher, Tab, frame, rawConnection, token, until } from './harness.mjs';
+import { comeAndGo, nothingIsLeft, rssOf } from './crowd.mjs';
+import { Broker, Gateway, HANDSHAKE, Publisher, Tab, frame, pollingSession, rawConnection, rawWebsocket, token, until } from './harness.mjs';
 
 let broker;
 let publisher;
@@ -17,15 +18,28 @@ before(async () => {
   publisher = await Publisher.connect(broker);
 });
 
-/** A websocket that is signed in as `userId`, on a raw connection. */
-async function rawWebsocket(gateway, userId) {
-  const socket = await rawConnection(gateway);
-  socket.write(HANDSHAKE);
-  await until('the open packet', () => socket.received.includes('0{"sid"'));
-  socket.write(frame(`40${JSON.stringify({ token: token(userId) })}`));
-  await until('the CONNECT reply', () => socket.received.includes('40{"sid"'));
-  return socket;
+/** Waits until `count` sockets, of as many users, are all that there is. */
+async function nothingBut(count, deadlineMs) {
+  for (const name of ['sockets', 'users', 'subscriptions']) await gateway.metricIs(name, count, deadlineMs);
+  await broker.queuesAre(count);
 }
+
+/** How far an upgrade gets before its client stops. */
+const startUpgrade = {
+  async connected() {},
+  async halfRequested(socket, request) {
+    socket.write(request.slice(0, request.length / 2));
+  },
+  async upgraded(socket, request) {
+    socket.write(request);
+    await until('the upgrade', () => socket.received.includes('101 Switching Protocols'));
+  },
+  async probed(socket, request) {
+    await startUpgrade.upgraded(socket, request);
+    socket.write(frame('2probe'));
+    await until('the probe reply', () => socket.received.includes('3probe'));
+  },
+};
 
 test('a socket that stops reading is cut off; the other tab and other users get everything', async () => {
   gateway = await Gateway.start(broker, { env: { SOCKET_WRITE_TIMEOUT: '2s' } });
@@ -62,16 +76,11 @@ test('a socket whose buffer overflows is cut off at once, and an honest client c
 
 test('a polling client that stops polling is cut off, and is told that its session is gone', async () => {
   gateway = await Gateway.start(broker);
-  const poll = (sid, body) => gateway.get(`/socket.io/?EIO=4&transport=polling${sid ? `&sid=${sid}` : ''}`, body ? { method: 'POST', body } : {});
-  const open = await (await poll()).text();
-  const { sid } = JSON.parse(open.slice(1));
-  await poll(sid, `40${JSON.stringify({ token: token('usr_poll') })}`);
-  // The first answer may be the heartbeat's.
-  await until('the CONNECT reply', async () => /40\{"sid"/.test(await (await poll(sid)).text()));
+  const { poll } = await pollingSession(gateway, 'usr_poll');
   const content = 'x'.repeat(200_000);
   for (let i = 0; i < 60; i += 1) publisher.update('usr_poll', { data: { content } });
   await gateway.metricIs('slow_sockets_total', 1);
-  const answer = await poll(sid);
+  const answer = await poll();
   assert.equal(answer.status, 400);
   assert.match(await answer.text(), /Session ID unknown/);
 });
@@ -207,16 +216,9 @@ test('while one user is flooded, another user\'s updates take no longer than twi
 
 test('a refused second upgrade does not keep a stuck websocket from being closed', async () => {
   gateway = await Gateway.start(broker);
-  const poll = async (sid, body) => (await gateway.get(`/socket.io/?EIO=4&transport=polling${sid ? `&sid=${sid}` : ''}`, body ? { method: 'POST', body } : {})).text();
-  const { sid } = JSON.parse((await poll()).slice(1));
-  await poll(sid, `40${JSON.stringify({ token: token('usr_twice') })}`);
-  await until('the CONNECT reply', async () => /40\{"sid"/.test(await poll(sid)));
-  const upgradeRequest = HANDSHAKE.replace('transport=websocket', `transport=websocket&sid=${sid}`);
+  const { upgradeRequest } = await pollingSession(gateway, 'usr_twice');
   const websocket = await rawConnection(gateway);
-  websocket.write(upgradeRequest);
-  await until('the upgrade', () => websocket.received.includes('101'));
-  websocket.write(frame('2probe'));
-  await until('the probe reply', () => websocket.received.includes('3probe'));
+  await startUpgrade.probed(websocket, upgradeRequest);
   websocket.write(frame('5'));
   const first = publisher.update('usr_twice');
   await until('the end of the upgrade', () => websocket.received.includes(first._id));
@@ -230,6 +232,77 @@ test('a refused second upgrade does not keep a stuck websocket from being closed
   await gateway.metricIs('sockets', 0);
   websocket.resume();
   await websocket.ended;
+});
+
+test('upgrades that stop on the way, with or without the connection, leave nothing behind', async () => {
+  gateway = await Gateway.start(broker);
+  const bystander = await Tab.open(gateway, 'usr_bystander');
+  await nothingBut(1);
+  const before = rssOf(gateway.child.pid);
+  const websockets = [];
+  for (const [stage, start] of Object.entries(startUpgrade)) {
+    await Promise.all(Array.from({ length: 50 }, async (_, i) => {
+      const { upgradeRequest } = await pollingSession(gateway, `usr_${stage}${i}`);
+      const websocket = await rawConnection(gateway);
+      await start(websocket, upgradeRequest);
+      websockets.push(websocket);
+      if (i % 2) websocket.destroy();
+    }));
+  }
+  const silent = Date.now();
+  // One of them is sent more than may wait for a socket.
+  for (let i = 0; i < 100; i += 1) publisher.update('usr_probed0', { data: { content: 'x'.repeat(200_000) } });
+  await gateway.metricIs('slow_sockets_total', 1);
+  // Meanwhile a normal client upgrades, and another is served.
+  const upgrading = await Tab.open(gateway, 'usr_upgrading');
+  await until('the upgrade', () => upgrading.socket.io.engine.transport.name === 'websocket');
+  await upgrading.saw(publisher.update('usr_upgrading'));
+  await bystander.saw(publisher.update('usr_bystander'));
+  // The upgrade has 10 s; requests have 30 s; a session without heartbeats has 45 s.
+  await Promise.all(websockets.map((websocket) => websocket.ended));
+  assert.ok(Date.now() - silent < 40_000, `${Date.now() - silent} ms`);
+  await nothingBut(2, 60_000 - (Date.now() - silent));
+  assert.deepEqual([bystander.disconnects, upgrading.disconnects], [[], []]);
+  // What one socket may lag behind, and a little for 200 sessions.
+  const after = rssOf(gateway.child.pid);
+  assert.ok(after < before + 16 + 24, `${before} -> ${after} MiB`);
+});
+
+test('a second session on the same connection is not harmed by the end of the first', async () => {
+  gateway = await Gateway.start(broker);
+  const socket = await rawWebsocket(gateway, 'usr_again');
+  const connect = frame(`40${JSON.stringify({ token: token('usr_again') })}`);
+  for (let i = 2; i <= 50; i += 1) {
+    socket.write(Buffer.concat([frame('41'), connect]));
+    await until(`the reply to CONNECT ${i}`, () => {
+      // socketioxide ignores one that comes before it is done with the DISCONNECT.
+      socket.write(connect);
+      return socket.received.split('40{"sid"').length > i;
+    });
+  }
+  await nothingBut(1);
+  const update = publisher.update('usr_again');
+  await until('the update', () => socket.received.includes(update._id));
+  const sentinel = publisher.update('usr_again');
+  await until('the next', () => socket.received.includes(sentinel._id));
+  assert.equal(socket.received.split(`["chat3:update",{"_id":"${update._id}"`).length, 2);
+  // It is still known which connection to close.
+  socket.pause();
+  for (let i = 0; i < 100; i += 1) publisher.update('usr_again', { data: { content: 'x'.repeat(200_000) } });
+  await gateway.metricIs('slow_sockets_total', 1);
+  await nothingBut(0);
+  socket.resume();
+  await socket.ended;
+});
+
+test('5,000 clients that come and go leave nothing behind, and memory as it was', async () => {
+  gateway = await Gateway.start(broker);
+  await comeAndGo(gateway, 1000);
+  const before = await nothingIsLeft(gateway, broker);
+  await comeAndGo(gateway, 4000);
+  const after = await nothingIsLeft(gateway, broker);
+  assert.ok(after < before + 16, `${before} -> ${after} MiB`);
+  assert.doesNotMatch(gateway.logs, /panicked/);
 });
 
 test('attachments that nobody asked for are not collected', async () => {

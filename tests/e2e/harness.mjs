@@ -280,12 +280,12 @@ export class Gateway {
     return line ? Number(line.split(' ')[1]) : 0;
   }
 
-  async metricIs(name, expected) {
+  async metricIs(name, expected, deadlineMs) {
     let value;
     await until(`${name} is ${expected}`, async () => {
       value = await this.metric(name);
       return value === expected;
-    }).catch((error) => {
+    }, deadlineMs).catch((error) => {
       throw new Error(`${error.message} (it is ${value})`);
     });
   }
@@ -482,6 +482,28 @@ export async function rawConnection(gateway) {
   socket.ended = new Promise((resolve) => socket.on('close', resolve));
   await new Promise((resolve) => socket.once('connect', resolve));
   return socket;
+}
+
+/** A websocket that is signed in as `userId`, on a raw connection. */
+export async function rawWebsocket(gateway, userId) {
+  const socket = await rawConnection(gateway);
+  socket.write(HANDSHAKE);
+  await until('the open packet', () => socket.received.includes('0{"sid"'));
+  socket.write(frame(`40${JSON.stringify({ token: token(userId) })}`));
+  await until('the CONNECT reply', () => socket.received.includes('40{"sid"'));
+  return socket;
+}
+
+/** A session that is signed in as `userId` and polls when it is told to: `poll()` fetches, `poll(body)` sends. */
+export async function pollingSession(gateway, userId) {
+  const endpoint = '/socket.io/?EIO=4&transport=polling';
+  const open = await (await gateway.get(endpoint)).text();
+  const { sid } = JSON.parse(open.slice(1));
+  const poll = (body) => gateway.get(`${endpoint}&sid=${sid}`, body ? { method: 'POST', body } : {});
+  await (await poll(`40${JSON.stringify({ token: token(userId) })}`)).text();
+  // The first answer may be the heartbeat's.
+  await until('the CONNECT reply', async () => /40\{"sid"/.test(await (await poll()).text()));
+  return { sid, poll, upgradeRequest: HANDSHAKE.replace('transport=websocket', `transport=websocket&sid=${sid}`) };
 }
 
 /** One masked websocket text frame, as clients must send it. */
