@@ -713,6 +713,18 @@ mod tests {
             "LOG_FILE",
             "LOG_FORMAT",
             "ADMIN_TOKEN",
+            "ADMIN_ADDR",
+            "TRUSTED_PROXIES",
+            "MAX_SOCKETS",
+            "MAX_SOCKETS_PER_USER",
+            "MAX_CONNECTS_PER_SECOND",
+            "MAX_EVENTS_PER_SECOND",
+            "JWT_EXPIRY_NOTICE",
+            "RABBITMQ_CONTROL_EXCHANGE",
+            "RECOVERY_WINDOW",
+            "RECOVERY_MAX_UPDATES",
+            "RECOVERY_MAX_BYTES",
+            "RECOVERY_TOTAL_BYTES",
         ] {
             assert!(help.contains(&format!("[env: {variable}")), "{variable}");
             let flag = format!("--{}", variable.to_lowercase().replace('_', "-"));

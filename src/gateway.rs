@@ -11,12 +11,16 @@
 //! socket's own extensions, and nowhere else for longer than a call.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
 use axum::{
     Extension, Router,
+    body::Body,
     extract::{Request as HttpRequest, State},
     http::{StatusCode, header},
     middleware::{self, Next},
@@ -30,6 +34,7 @@ use socketioxide::{
     handler::ConnectHandler,
     socket::{DisconnectReason, Sid},
 };
+use tower::ServiceExt;
 use tower_http::{limit::RequestBodyLimitLayer, timeout::RequestBodyTimeoutLayer};
 use tracing::{debug, info, warn};
 
@@ -37,7 +42,7 @@ use crate::{
     auth::{Identity, Refusal, Verifier},
     config::HttpConfig,
     hub::{Hub, Request, Session},
-    leases::{Due, Lease, Leases},
+    leases::{Due, End, Lease, Leases},
     limits::{ConnectLimit, EventLimit, Verdict},
     metrics::Metrics,
     revocation::{InvalidOrder, Order, Revocations, Target, is_user},
@@ -89,6 +94,8 @@ pub struct Gateway {
     revocations: Revocations,
     connect_limit: ConnectLimit,
     config: HttpConfig,
+    /// Whether handshakes are being refused for [`HttpConfig::max_sockets`].
+    is_full: AtomicBool,
     /// Set once, when the endpoint has been built.
     io: OnceLock<SocketIo>,
 }
@@ -116,6 +123,7 @@ impl Gateway {
             leases: Leases::new(config.expiry_notice, verifier.leeway()),
             connect_limit: ConnectLimit::new(rate, proxies),
             revocations: Revocations::default(),
+            is_full: AtomicBool::new(false),
             io: OnceLock::new(),
             verifier,
             hub,
@@ -147,9 +155,18 @@ impl Gateway {
             let gateway = gateway.clone();
             async move { gateway.authenticate(socket, auth.0.ok()).await }
         };
+        let gateway = self.clone();
+        let connected = move |socket: SocketRef| {
+            let gateway = gateway.clone();
+            async move { gateway.connected(socket).await }
+        };
         io.ns("/", connected.with(authenticate));
         // It is called once.
         let _ = self.io.set(io.clone());
+        let engine = service.clone();
+        self.transports.end_polling_by(move |sid| {
+            tokio::spawn(engine.clone().oneshot(engine_close(sid)));
+        });
         tokio::spawn(self.clone().end_leases());
         let router = Router::new()
             .route("/socket.io", any_service(service.clone()))
@@ -212,7 +229,7 @@ impl Gateway {
         let verifier = &self.verifier;
         let identity = verifier.verify_presented(auth, socket.req_parts()).await?;
         let lease = self.leases.grant(socket.id, identity.clone());
-        // After the lease: whoever is revoked from now on is found by it.
+        // After the lease: whoever is revoked from now on is so by it.
         self.check_revocation(&identity)?;
         let limit = self.config.max_sockets_per_user;
         let request = Request::of(auth);
@@ -229,6 +246,26 @@ impl Gateway {
             true => Err(Refusal::TokenRevoked),
             false => Ok(()),
         }
+    }
+
+    /// Runs after the CONNECT reply, possibly after the disconnect.
+    async fn connected(&self, socket: SocketRef) {
+        let Some(admission) = socket.extensions.get::<Arc<Admission>>() else {
+            return;
+        };
+        let session = &admission.session;
+        debug!(user_id = %session.user().id, transport = ?socket.transport_type(), "Socket connected");
+        // Until now, whoever wanted to end its lease did not find the socket.
+        if let Some(end) = admission.lease.end() {
+            if end == End::Revoked {
+                session.end();
+            }
+            return self.transports.close(&socket);
+        }
+        if let Some(expires_at) = admission.lease.noticed() {
+            announce_expiry(&socket, expires_at);
+        }
+        session.go_live(socket).await;
     }
 
     /// An event from a client: the one that is understood is [`AUTH_REFRESH`].
@@ -288,9 +325,7 @@ impl Gateway {
             match self.leases.next().await {
                 Due::Expiring(sid, expires_at) => {
                     if let Some(socket) = self.socket(sid) {
-                        // A full buffer has its own consequences.
-                        let _ = socket
-                            .emit(AUTH_EXPIRING, &json!({"expiresAt": timestamp(expires_at)}));
+                        announce_expiry(&socket, expires_at);
                     }
                 }
                 Due::Expired(sid) => {
@@ -316,7 +351,7 @@ impl Gateway {
         if let Target::User(id, tenant) = &order.target {
             self.hub.end_away(|user| is_user(id, tenant.as_ref(), user));
         }
-        let sids = self.leases.find(|identity| order.concerns(identity));
+        let sids = self.leases.revoke(|identity| order.concerns(identity));
         let sockets: Vec<SocketRef> = sids
             .into_iter()
             .filter_map(|sid| self.socket(sid))
@@ -329,10 +364,12 @@ impl Gateway {
             }
         }
         let count = sockets.len();
+        let (target, reason, until) = (&order.target, &order.reason, order.until);
         info!(
             sockets = count,
-            reason = order.reason,
-            until = order.until,
+            %target,
+            ?reason,
+            until,
             "Sockets sent away"
         );
         self.metrics.revoked_sockets.inc_by(count as u64);
@@ -365,12 +402,15 @@ async fn limit_handshakes(
     let max_sockets = i64::from(gateway.config.max_sockets);
     if max_sockets > 0 && gateway.metrics.sockets.get() >= max_sockets {
         gateway.metrics.connect_refused("server_full");
-        warn!(
-            max_sockets,
-            "Connection refused: as many sockets as MAX_SOCKETS allows"
-        );
+        if !gateway.is_full.swap(true, Ordering::Relaxed) {
+            warn!(
+                max_sockets,
+                "Connections refused: as many sockets as MAX_SOCKETS allows"
+            );
+        }
         return turn_away(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
     }
+    gateway.is_full.store(false, Ordering::Relaxed);
     if let Err(address) = gateway
         .connect_limit
         .check(connection.peer(), request.headers())
@@ -389,19 +429,23 @@ fn turn_away(status: StatusCode, message: &'static str) -> Response {
     (status, [(header::RETRY_AFTER, "1")], message).into_response()
 }
 
-/// As tokens and JavaScript's `Date` can be compared with: RFC 3339.
-fn timestamp(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string()
+/// What a polling client sends to end its session: Engine.IO has no other way in.
+fn engine_close(sid: Sid) -> HttpRequest {
+    let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+    let request = HttpRequest::post(uri).body(Body::from("1"));
+    request.expect("the request is well-formed")
 }
 
-/// Runs after the CONNECT reply, possibly after the disconnect.
-async fn connected(socket: SocketRef) {
-    let Some(admission) = socket.extensions.get::<Arc<Admission>>() else {
-        return;
-    };
-    let session = &admission.session;
-    debug!(user_id = %session.user().id, transport = ?socket.transport_type(), "Socket connected");
-    session.go_live(socket).await;
+fn announce_expiry(socket: &SocketRef, expires_at: SystemTime) {
+    let expiry = json!({"expiresAt": timestamp(expires_at)});
+    // A full buffer has its own consequences.
+    let _ = socket.emit(AUTH_EXPIRING, &expiry);
+}
+
+/// As JavaScript's `Date` reads it: RFC 3339, whose years have four digits.
+fn timestamp(time: SystemTime) -> String {
+    let end_of_years = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    humantime::format_rfc3339_seconds(time.min(end_of_years)).to_string()
 }
 
 async fn disconnected(socket: SocketRef, reason: DisconnectReason) {
@@ -411,5 +455,7 @@ async fn disconnected(socket: SocketRef, reason: DisconnectReason) {
         if reason == DisconnectReason::ClientNSDisconnect {
             session.end();
         }
+        // Now, and not when the last task that holds it lets go.
+        session.leave();
     }
 }

@@ -46,6 +46,9 @@ use crate::{
 /// Pause of a replay that is ahead of its socket.
 const REPLAY_PAUSE: Duration = Duration::from_millis(5);
 
+/// The same while its socket takes nothing.
+const MAX_REPLAY_PAUSE: Duration = Duration::from_millis(250);
+
 /// Longest time between two looks at what has expired.
 const MAX_EXPIRY_TICK: Duration = Duration::from_secs(5);
 
@@ -170,10 +173,10 @@ impl Hub {
 
     fn leave(&self, session: &Session) {
         let may_return = !session.ended.load(Ordering::Relaxed);
-        let users = self.users();
         let left = session.audience.leave(session.number, may_return);
         if left == Some(Left::Gone) {
-            self.remove_if_empty(users, &session.user);
+            // Under this lock nobody joins: empty is empty.
+            self.remove_if_empty(self.users(), &session.user);
         } else if let Some(Left::Away(at)) = left {
             lock(&self.departures).push_back(Departure {
                 at,
@@ -235,27 +238,25 @@ impl Hub {
         if kept.bytes() <= self.recovery.total_bytes {
             return;
         }
-        // Below the limit by some, so that the next update does not come here again.
+        // Below the limit by some, so that this is not for every tick.
         let target = self.recovery.total_bytes / 10 * 9;
         warn!(
             bytes = kept.bytes(),
             limit = self.recovery.total_bytes,
             "too much is kept for recovery: the users away longest lose it"
         );
-        let away: Vec<User> = {
+        let away: Vec<(User, u64)> = {
             let departures = lock(&self.departures);
-            departures
-                .iter()
-                .map(|departure| departure.user.clone())
-                .collect()
+            let left = |departure: &Departure| (departure.user.clone(), departure.session);
+            departures.iter().map(left).collect()
         };
-        for user in away {
+        for (user, session) in away {
             if kept.bytes() <= target {
                 return;
             }
             let users = self.users();
             if let Some(online) = users.get(&user) {
-                online.audience.evict_if_away();
+                online.audience.evict_if_away_since(session);
                 self.remove_if_empty(users, &user);
             }
         }
@@ -326,7 +327,7 @@ async fn expire(hub: Weak<Hub>) {
     }
 }
 
-/// One socket's session; dropping it is leaving, for good if it was ended.
+/// One socket's session; dropping it is leaving.
 ///
 /// The socket owns its session, and the hub holds the socket only from
 /// [`Session::go_live`] until the session is dropped: the owner must drop the
@@ -360,12 +361,25 @@ impl Session {
     /// Sends what came since [`Session::admit`] and what was missed before, at the
     /// pace that the socket takes it; then the socket is sent every further update.
     pub async fn go_live(&self, socket: SocketRef) {
+        let transports = &self.hub.transports;
+        let (mut pause, mut progress) = (REPLAY_PAUSE, Instant::now());
         loop {
+            let taken = transports.taken(&socket);
             match self.audience.feed(self.number, &socket) {
                 Fed::Live => return,
-                Fed::More => tokio::time::sleep(REPLAY_PAUSE).await,
+                Fed::More => {}
+                // It was sent away, and has something else to read.
+                Fed::Over if self.ended.load(Ordering::Relaxed) => return,
                 // Another connection of the same client went on from here.
-                Fed::Over => return self.hub.transports.close(&socket),
+                Fed::Over => return transports.close(&socket),
+            }
+            tokio::time::sleep(pause).await;
+            if transports.taken(&socket) > taken {
+                (pause, progress) = (REPLAY_PAUSE, Instant::now());
+            } else if progress.elapsed() < transports.write_timeout() {
+                pause = MAX_REPLAY_PAUSE.min(pause * 2);
+            } else {
+                return self.audience.cut(&socket, "nothing of a replay is taken");
             }
         }
     }
@@ -373,7 +387,12 @@ impl Session {
     /// Ends the session for good: nothing more is sent, and it cannot be resumed.
     pub fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
-        // Its transport is still watched: it may have to be closed.
+        self.leave();
+    }
+
+    /// Gives up the session's socket; the rest may be resumed, unless it was ended.
+    /// Its transport is watched until the session is dropped: it may have to be closed.
+    pub fn leave(&self) {
         self.hub.leave(self);
     }
 

@@ -34,8 +34,9 @@ struct State {
 struct Terms {
     sid: Sid,
     identity: Identity,
-    /// Whether its holder was told of the end.
+    /// Whether its holder was to be told of the end.
     noticed: bool,
+    ended: Option<End>,
     /// Its place in the order of deadlines.
     due: Option<Instant>,
 }
@@ -44,6 +45,13 @@ struct Terms {
 pub struct Lease {
     leases: Arc<Leases>,
     number: u64,
+}
+
+/// Why a lease is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Expired,
+    Revoked,
 }
 
 /// What [`Leases::next`] waits for.
@@ -74,6 +82,7 @@ impl Leases {
             sid,
             identity,
             noticed: false,
+            ended: None,
             due: None,
         };
         state.terms.insert(number, terms);
@@ -84,11 +93,15 @@ impl Leases {
         }
     }
 
-    /// The sockets whose bearer is one of those.
-    pub fn find(&self, is_one: impl Fn(&Identity) -> bool) -> Vec<Sid> {
-        let state = self.state();
-        let found = state.terms.values().filter(|terms| is_one(&terms.identity));
-        found.map(|terms| terms.sid).collect()
+    /// Ends the leases whose bearer is one of those. Returns their sockets.
+    pub fn revoke(&self, is_one: impl Fn(&Identity) -> bool) -> Vec<Sid> {
+        let mut state = self.state();
+        let terms = state.terms.values_mut();
+        let revoked = terms.filter(|terms| is_one(&terms.identity)).map(|terms| {
+            terms.ended = Some(End::Revoked);
+            terms.sid
+        });
+        revoked.collect()
     }
 
     /// Waits until something is due; each is returned once. For one task.
@@ -115,7 +128,8 @@ impl Leases {
         let now = SystemTime::now();
         let terms = state.terms.get_mut(&number)?;
         let expires_at = terms.identity.expires_at()?;
-        let due = if now >= expires_at + self.leeway {
+        let due = if now >= self.end(expires_at) {
+            terms.ended = terms.ended.or(Some(End::Expired));
             Some(Due::Expired(terms.sid))
         } else if !terms.noticed && now + self.notice >= expires_at {
             terms.noticed = true;
@@ -145,7 +159,7 @@ impl Leases {
             return;
         };
         let at = match terms.noticed {
-            true => expires_at + self.leeway,
+            true => self.end(expires_at),
             false => expires_at.checked_sub(self.notice).unwrap_or(expires_at),
         };
         let wait = at.duration_since(SystemTime::now()).unwrap_or_default();
@@ -161,19 +175,39 @@ impl Leases {
         }
     }
 
+    /// When a token of that expiry is no longer accepted: its last second counts.
+    fn end(&self, expires_at: SystemTime) -> SystemTime {
+        let after = self.leeway + Duration::from_secs(1);
+        expires_at.checked_add(after).unwrap_or(expires_at)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Lease {
+    /// Whether it is over. To be asked once its socket can be found by its [`Sid`]:
+    /// what happened before reached nobody.
+    pub fn end(&self) -> Option<End> {
+        let state = self.leases.state();
+        state.terms.get(&self.number).and_then(|terms| terms.ended)
+    }
+
+    /// The expiry of which its holder was to be told already. To be asked likewise.
+    pub fn noticed(&self) -> Option<SystemTime> {
+        let state = self.leases.state();
+        let terms = state.terms.get(&self.number).filter(|terms| terms.noticed);
+        terms.and_then(|terms| terms.identity.expires_at())
+    }
+
     /// Goes on with another token of the same user; `false` if it is another's.
     pub fn renew(&self, identity: Identity) -> bool {
         let mut state = self.leases.state();
         let Some(terms) = state.terms.get_mut(&self.number) else {
             return false;
         };
-        if terms.identity.user() != identity.user() {
+        if terms.ended.is_some() || terms.identity.user() != identity.user() {
             return false;
         }
         terms.identity = identity;
@@ -215,7 +249,7 @@ mod tests {
     async fn the_first_end_comes_first_each_once_and_none_that_was_given_back() {
         let leases = leases();
         let sids = [Sid::new(), Sid::new(), Sid::new()];
-        let ends = [in_seconds(1), in_seconds(4), in_seconds(1)];
+        let ends = [in_seconds(1), in_seconds(5), in_seconds(1)];
         let mut held: Vec<_> = sids
             .into_iter()
             .zip(ends)

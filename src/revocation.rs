@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Mutex, PoisonError},
     time::SystemTime,
 };
@@ -62,6 +63,16 @@ pub enum Target {
     User(UserId, Option<TenantId>),
     /// The bearer of one token, by its `jti`.
     Token(String),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(id, None) => write!(f, "user {id}"),
+            Self::User(id, Some(tenant)) => write!(f, "user {id} of tenant {tenant}"),
+            Self::Token(id) => write!(f, "token {id:?}"),
+        }
+    }
 }
 
 /// Why an order is not carried out.

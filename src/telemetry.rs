@@ -63,10 +63,12 @@ fn filter(config: &LogConfig) -> EnvFilter {
     if directives.is_empty() {
         return EnvFilter::new(default);
     }
-    EnvFilter::try_new(&directives).unwrap_or_else(|error| {
+    let filter = EnvFilter::try_new(&directives).unwrap_or_else(|error| {
         eprintln!("chat3-gateway: RUST_LOG is ignored: {error}");
         EnvFilter::new(default)
-    })
+    });
+    // It traces every frame, tokens included.
+    filter.add_directive("tungstenite=debug".parse().expect("a valid directive"))
 }
 
 /// Appends, so that a restart keeps the history and `copytruncate` rotation works.

@@ -17,7 +17,7 @@ use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -73,9 +73,14 @@ struct Registry {
     upgraded: Mutex<HashMap<Sid, Vec<Connection>>>,
     /// The sockets that were let in and have not disconnected.
     sockets: Mutex<HashMap<Sid, Watched>>,
+    /// Ends the Engine.IO session of a socket that is polling.
+    end_polling: OnceLock<EndPolling>,
     /// Set once, when the server begins to shut down.
     draining: AtomicBool,
 }
+
+/// Ends an Engine.IO session.
+type EndPolling = Box<dyn Fn(Sid) + Send + Sync>;
 
 /// A socket that was let in.
 struct Watched {
@@ -103,8 +108,21 @@ impl Transports {
             accepted: AtomicU64::new(0),
             upgraded: Mutex::default(),
             sockets: Mutex::default(),
+            end_polling: OnceLock::new(),
             draining: AtomicBool::new(false),
         }))
+    }
+
+    /// Has the sessions of polling sockets ended by `end` when they are closed:
+    /// there is no connection that would end them. To be called once.
+    pub fn end_polling_by(&self, end: impl Fn(Sid) + Send + Sync + 'static) {
+        // Only the first one counts.
+        let _ = self.0.end_polling.set(Box::new(end));
+    }
+
+    /// How long a write may make no progress.
+    pub fn write_timeout(&self) -> Duration {
+        self.0.write_timeout
     }
 
     /// Begins to watch a socket, as the given session, until [`Transports::forget`].
@@ -160,8 +178,14 @@ impl Transports {
                 connection.close();
             }
         }
-        for connection in self.websockets(socket) {
+        let websockets = self.websockets(socket);
+        for connection in &websockets {
             connection.close();
+        }
+        if websockets.is_empty()
+            && let Some(end) = self.0.end_polling.get()
+        {
+            end(socket.id);
         }
     }
 

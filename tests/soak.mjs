@@ -24,7 +24,7 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 test(`${connects} clients that come and go`, async () => {
   const broker = await Broker.start();
   const publisher = await Publisher.connect(broker);
-  const gateway = await Gateway.start(broker);
+  const gateway = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s', MAX_CONNECTS_PER_SECOND: '0' } });
   const started = Date.now();
   const rssMiB = [rssOf(gateway.child.pid)];
   for (let fifth = 0; fifth < 5; fifth += 1) {

@@ -34,6 +34,9 @@ const MAX_LAG_BYTES: usize = 16 * 1024 * 1024;
 /// many bytes are still fewer packets than a socket's buffer takes.
 const REPLAY_AHEAD_BYTES: usize = 256 * 1024;
 
+/// What an event takes besides its payload, at least: its name and offset.
+const FRAMING_BYTES: usize = 32;
+
 /// Sessions of one user that are away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
 
@@ -286,7 +289,13 @@ impl Audience {
                 continue;
             };
             let offsets = member.recovery.is_some();
-            match Events::new(log, entry.first, &update).emit(socket, &mut seen, offsets, lag) {
+            let events = Events::new(log, entry.first, &update);
+            let seen_before = seen;
+            let emitted = events.emit(socket, &mut seen, offsets, lag);
+            for name in events.names(seen_before, seen) {
+                self.metrics.emitted(name, 1);
+            }
+            match emitted {
                 Ok(()) => {}
                 Err(SendError::Socket(SocketError::InternalChannelFull)) => break Fed::More,
                 Err(_) => break Fed::Over,
@@ -297,7 +306,8 @@ impl Audience {
             // What was missed, and what came since: both have their limits.
             Fed::More
                 if log.bytes_after(seen)
-                    > MAX_LAG_BYTES + self.limits.map_or(0, |limits| limits.bytes) =>
+                    > (self.limits.map_or(0, |limits| limits.bytes))
+                        .saturating_add(MAX_LAG_BYTES) =>
             {
                 self.cut(socket, "a replay falls behind");
                 State::Cut
@@ -316,6 +326,9 @@ impl Audience {
             .members
             .iter()
             .position(|member| member.session == session)?;
+        if may_return && matches!(room.members[index].state, State::Away(_)) {
+            return None;
+        }
         let now = Instant::now();
         let left = if may_return && room.members[index].recovery.is_some() {
             self.make_room_for_one_away(&mut room);
@@ -364,10 +377,16 @@ impl Audience {
         self.settle(&mut room);
     }
 
-    /// Gives up all sessions, if all of them are away, to free memory.
-    pub(super) fn evict_if_away(&self) {
+    /// Gives up all sessions to free memory, if there is any to free and the user is
+    /// away since that session lost its socket.
+    pub(super) fn evict_if_away_since(&self, session: u64) {
         let mut room = self.room();
-        if room.sockets() == 0 {
+        let away = room.members.iter().filter_map(|member| match member.state {
+            State::Away(since) => Some((since, member.session)),
+            _ => None,
+        });
+        let is_newest = away.max().is_some_and(|(_, newest)| newest == session);
+        if is_newest && room.sockets() == 0 && !room.log.is_empty() {
             self.metrics
                 .recoveries_lost("memory", room.members.len() as u64);
             room.members.clear();
@@ -379,7 +398,7 @@ impl Audience {
     /// be recovered.
     pub(super) fn forget(&self) {
         let mut room = self.room();
-        if room.log.after(0).next().is_some() {
+        if !room.log.is_empty() {
             let lost = room.members.len() - room.sockets();
             self.metrics.recoveries_lost("memory", lost as u64);
             room.log.forget();
@@ -438,10 +457,10 @@ impl Audience {
         let events = Events::new(log, first, &update);
         for member in members {
             match &member.state {
-                State::Joining | State::Cut => {}
-                State::Away(_) => kept = true,
-                // It is handed off from the log.
-                State::Behind(_) => handed_off += 1,
+                State::Joining => {}
+                // They may come back for it, or it is handed off from the log.
+                State::Away(_) | State::Behind(_) => kept = true,
+                State::Cut => kept |= member.recovery.is_some(),
                 State::Live(_) => handed_off += u64::from(self.hand_off(member, &events)),
             }
         }
@@ -503,7 +522,8 @@ impl Audience {
         false
     }
 
-    fn cut(&self, socket: &SocketRef, problem: &str) {
+    /// Closes the transport of a socket that does not keep up.
+    pub(super) fn cut(&self, socket: &SocketRef, problem: &str) {
         warn!(user_id = %self.user.id, problem, "closing a socket that does not keep up");
         self.metrics.slow_sockets.inc();
         self.transports.close(socket);
@@ -609,8 +629,19 @@ impl<'a> Events<'a> {
                 false => socket.emit(name, &(payload,))?,
             }
             *seen = number;
-            lag.handed += payload.get().len() as u64;
+            lag.handed += (FRAMING_BYTES + payload.get().len()) as u64;
         }
         Ok(())
+    }
+
+    /// The names of the events after number `after`, up to and including `until`.
+    fn names(&self, after: u64, until: u64) -> impl Iterator<Item = &'static str> {
+        let specialised = self.specialised.map(|event| event.name);
+        let names = [Some(CHAT3_UPDATE), specialised].into_iter().flatten();
+        let is_between = move |number: &u64| *number > after && *number <= until;
+        (self.first..)
+            .zip(names)
+            .filter(move |(number, _)| is_between(number))
+            .map(|(_, name)| name)
     }
 }

@@ -73,6 +73,11 @@ impl Log {
         }
     }
 
+    /// Whether nothing is kept.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// The number of the newest event.
     pub(super) fn last(&self) -> u64 {
         self.last

@@ -94,6 +94,11 @@ async fn publish(
     mut messages: mpsc::Receiver<Bytes>,
 ) {
     while let Some(message) = messages.recv().await {
+        // Publishing on a channel that RabbitMQ has closed costs the connection.
+        if !channel.channel.is_open() {
+            warn!("RabbitMQ closed the control channel: orders do not reach other instances");
+            return;
+        }
         let properties = BasicProperties::default()
             .with_content_type("application/json")
             .with_app_id(&instance)

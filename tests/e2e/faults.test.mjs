@@ -235,7 +235,7 @@ test('a refused second upgrade does not keep a stuck websocket from being closed
 });
 
 test('upgrades that stop on the way, with or without the connection, leave nothing behind', async () => {
-  gateway = await Gateway.start(broker);
+  gateway = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
   const bystander = await Tab.open(gateway, 'usr_bystander');
   await nothingBut(1);
   const before = rssOf(gateway.child.pid);
@@ -269,7 +269,7 @@ test('upgrades that stop on the way, with or without the connection, leave nothi
 });
 
 test('a second session on the same connection is not harmed by the end of the first', async () => {
-  gateway = await Gateway.start(broker);
+  gateway = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
   const socket = await rawWebsocket(gateway, 'usr_again');
   const connect = frame(`40${JSON.stringify({ token: token('usr_again') })}`);
   for (let i = 2; i <= 50; i += 1) {
@@ -296,7 +296,7 @@ test('a second session on the same connection is not harmed by the end of the fi
 });
 
 test('5,000 clients that come and go leave nothing behind, and memory as it was', async () => {
-  gateway = await Gateway.start(broker);
+  gateway = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
   await comeAndGo(gateway, 1000);
   const before = await nothingIsLeft(gateway, broker);
   await comeAndGo(gateway, 4000);

@@ -472,6 +472,34 @@ export class Network {
   }
 }
 
+/** A polling client by hand: it does nothing that it is not told to. */
+export class Poller {
+  static async connect(gateway, auth) {
+    const poller = new Poller();
+    const url = `${gateway.url}/socket.io/?EIO=4&transport=polling`;
+    const { sid } = JSON.parse((await (await fetch(url)).text()).slice(1));
+    poller.url = `${url}&sid=${sid}`;
+    await poller.post(`40${JSON.stringify(auth)}`);
+    return poller;
+  }
+
+  async post(body) {
+    return fetch(this.url, { method: 'POST', body, headers: { 'content-type': 'text/plain' } });
+  }
+
+  async poll() {
+    return (await fetch(this.url)).text();
+  }
+
+  /** Polls until it is in, and returns its pid. */
+  async pid() {
+    for (;;) {
+      const match = (await this.poll()).match(/40\{.*"pid":"(\w+)"/);
+      if (match) return match[1];
+    }
+  }
+}
+
 /** A TCP connection to the gateway on which a test writes what it likes. */
 export async function rawConnection(gateway) {
   const { port } = new URL(gateway.url);

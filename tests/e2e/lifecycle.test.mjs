@@ -153,6 +153,37 @@ test('a token is revoked by its id, on the socket that holds it, on refresh, and
   for (const tab of tabs) tab.close();
 });
 
+test('whoever is revoked, or whose token expires, while the CONNECT waits does not get in', async () => {
+  const own = await Broker.start();
+  const server = await Gateway.start(own, { env: { ADMIN_TOKEN: 'operator', JWT_LEEWAY: '0s' } });
+  // A broker that does not answer: the subscription takes its time.
+  own.child.kill('SIGSTOP');
+  const revoked = new Tab(server, token('usr_waits', { jti: 'waits' }), WEBSOCKET);
+  const expired = new Tab(server, token('usr_ends', {}, { expiresIn: '1s' }), WEBSOCKET);
+  const announced = new Tab(server, token('usr_short', {}, { expiresIn: '10s' }), WEBSOCKET);
+  await server.metricIs('sockets', 3);
+  assert.equal((await post('/api/tokens/waits/revoke', { until: nowSeconds() + 3600 }, server)).status, 200);
+  assert.equal(await revoked.refused(), 'token revoked');
+  assert.equal(await expired.refused(), 'token expired');
+  await announced.when('the announcement', () => events(announced, 'auth:expiring').length === 1);
+  own.child.kill('SIGCONT');
+  for (const tab of [revoked, expired, announced]) tab.close();
+  await server.kill();
+  await own.stop();
+});
+
+test('a token for ever, or in milliseconds, is only a token', async () => {
+  const tab = await Tab.open(gateway, 'usr_long', WEBSOCKET);
+  const long = token('usr_long', { exp: Date.now() + 3_600_000 }, { expiresIn: null });
+  const answer = await tab.socket.timeout(5000).emitWithAck('auth:refresh', long);
+  assert.deepEqual(answer, { ok: true, expiresAt: '9999-12-31T23:59:59Z' });
+  const forever = token('usr_long', { exp: Number.MAX_SAFE_INTEGER }, { expiresIn: null });
+  assert.equal((await tab.socket.timeout(5000).emitWithAck('auth:refresh', forever)).ok, true);
+  await tab.saw(publisher.update('usr_long'));
+  assert.doesNotMatch(gateway.logs, /panicked/);
+  tab.close();
+});
+
 test('orders that make no sense are answered with what is wrong, and change nothing', async () => {
   for (const [path, body, error] of [
     ['/api/users/%2A/disconnect', {}, /userId not acceptable/],
@@ -324,4 +355,19 @@ test('the way between instances is back after a loss of the broker', async () =>
   await tab.when('back', () => tab.connects === 2);
   tab.close();
   for (const server of [one, other]) await server.kill();
+});
+
+test('a control exchange that is deleted costs no update, and is said to be gone', async () => {
+  await publisher.channel.deleteExchange('chat3_gateway_control');
+  const env = { ADMIN_TOKEN: 'operator', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control' };
+  const server = await Gateway.start(broker, { env });
+  const tab = await Tab.open(server, 'usr_deleted');
+  await publisher.channel.deleteExchange('chat3_gateway_control');
+  const order = () => post('/api/users/usr_somebody/disconnect', {}, server);
+  await until('the end of broadcasts', async () => !(await order()).broadcast);
+  assert.match(server.logs, /RabbitMQ closed the control channel/);
+  await tab.saw(publisher.update('usr_deleted'));
+  assert.doesNotMatch(server.logs, /RabbitMQ connection closed/);
+  tab.close();
+  await server.kill();
 });

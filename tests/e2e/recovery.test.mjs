@@ -9,7 +9,7 @@ import { io as io45 } from 'socket.io-client-4.5';
 import { io as io46 } from 'socket.io-client-4.6';
 import { io as io48 } from 'socket.io-client';
 
-import { Broker, Gateway, Network, Publisher, Tab, token, until } from './harness.mjs';
+import { Broker, Gateway, Network, Poller, Publisher, Tab, token, until } from './harness.mjs';
 
 let broker;
 let gateway;
@@ -44,6 +44,15 @@ async function publish(userId, count, server = gateway) {
   return published;
 }
 
+/**
+ * Waits for the end of the upgrade, if there is one. A client that loses its connection
+ * in the midst of it stays between the two transports until it misses the pings: 45 s.
+ */
+async function upgraded({ socket }) {
+  const { engine } = socket.io;
+  if (engine.opts.transports.length > 1) await until('the upgrade', () => engine.transport.name === 'websocket');
+}
+
 for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
   for (const [how, options] of [['websocket', WEBSOCKET], ['polling, then upgrade', {}], ['polling', POLLING]]) {
     test(`client ${version} over ${how}: three cuts with 60 updates in each gap, and nothing is missed or doubled`, async () => {
@@ -52,6 +61,7 @@ for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
       const published = [publisher.update(userId)];
       await tab.saw(published[0]);
       for (let cut = 1; cut <= 3; cut += 1) {
+        await upgraded(tab);
         network.cut();
         await tab.when('the cut', () => tab.disconnects.length === cut);
         published.push(...await publish(userId, 60));
@@ -96,6 +106,7 @@ test('cuts at any place of a burst neither lose nor double an event', async () =
   const published = [];
   for (let round = 0; round < 12; round += 1) {
     for (let i = 0; i < 80; i += 1) published.push(publisher.update(userId));
+    await upgraded(tab);
     await new Promise((resolve) => setTimeout(resolve, round * 3));
     network.reset();
     await tab.when('reconnected', () => tab.connects === round + 2);
@@ -261,7 +272,7 @@ test('updates that were missed while RabbitMQ was away make a recovery impossibl
   await own.kill();
   await server.isConnected(false);
   await own.start();
-  await own.queuesAre(1);
+  await server.metricIs('subscriptions', 1);
   // The socket never noticed; but what it has is not all there was, also if the
   // newest is there.
   await tab.saw((await Publisher.connect(own)).update(userId));
@@ -286,6 +297,7 @@ test('a replay larger than a socket may lag behind is paced and complete', async
     const tab = await Tab.open(server, userId, { url: lift.url, ...options });
     const first = publisher.update(userId);
     await tab.saw(first);
+    await upgraded(tab);
     lift.cut();
     await tab.when('the cut', () => tab.disconnects.length === 1);
     // More packets, and more bytes, than one socket's buffer takes.
@@ -361,18 +373,22 @@ test('whatever is sent as pid and offset, the socket is let in fresh and the gat
   owner.close();
 });
 
-test('pids are never logged', async () => {
+test('pids and tokens are never logged, at whatever level', async () => {
   const server = await Gateway.start(broker, { env: { RUST_LOG: 'trace' } });
   const lift = await Network.to(server);
-  const tab = await Tab.open(server, aUser(), { url: lift.url, ...WEBSOCKET });
-  const pid = tab.socket._pid;
-  lift.reset();
-  await tab.when('reconnected', () => tab.connects === 2);
-  assert.deepEqual(tab.recovered, [false, true]);
-  const ours = server.logs.split('\n').filter((line) => line.includes('chat3_gateway'));
-  assert.ok(ours.length > 5);
-  assert.ok(!ours.join('\n').includes(pid));
-  tab.close();
+  for (const options of [WEBSOCKET, POLLING]) {
+    const secret = token(aUser());
+    const tab = new Tab(server, secret, { url: lift.url, ...options });
+    await tab.when('connected', () => tab.connects === 1);
+    const pid = tab.socket._pid;
+    lift.reset();
+    await tab.when('reconnected', () => tab.connects === 2);
+    assert.deepEqual(tab.recovered, [false, true]);
+    await server.logged(/Connection recovery/);
+    assert.ok(!server.logs.includes(pid));
+    assert.ok(!server.logs.includes(secret));
+    tab.close();
+  }
   await server.kill();
 });
 
@@ -382,6 +398,7 @@ for (const [version, connect] of [['3.1', io3], ['4.5', io45]]) {
     const tab = await Tab.open(gateway, userId, { connect, url: network.url });
     const first = publisher.update(userId);
     await tab.saw(first);
+    await upgraded(tab);
     network.reset();
     await tab.when('reconnected', () => tab.connects === 2);
     const second = publisher.update(userId);
@@ -439,6 +456,78 @@ test('when memory for recovery is full, the users away longest lose theirs first
   for (const tab of tabs.slice(1)) await tab.when('the missed updates', () => tab.ids.length === 3);
   assert.equal(tabs[0].ids.length, 0);
   for (const tab of tabs) tab.close();
+  await server.kill();
+});
+
+test('a replay whose client leaves in its midst, or takes nothing of it, comes to an end', async () => {
+  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '3s', SOCKET_WRITE_TIMEOUT: '2s', MAX_SOCKETS_PER_USER: '2' } });
+  const userId = aUser();
+  const auth = { token: token(userId) };
+  const pids = [];
+  for (let i = 0; i < 2; i += 1) {
+    const poller = await Poller.connect(server, auth);
+    pids.push(await poller.pid());
+    await poller.post('1');
+  }
+  await server.metricIs('sockets', 0);
+  for (let i = 0; i < 60; i += 1) publisher.update(userId, { eventType: 'message.update', data: { filler: 'x'.repeat(10_000) } });
+  await server.metricIs('updates_kept_total', 60);
+  const [leaver, idler] = [await Poller.connect(server, { ...auth, pid: pids[0] }), await Poller.connect(server, { ...auth, pid: pids[1] })];
+  await server.metricIs('recoveries_total{outcome="recovered"}', 2);
+  await leaver.post('1');
+  // The other one answers pings, but polls no more.
+  await server.metricIs('slow_sockets_total', 1);
+  await server.metricIs('sockets', 0);
+  assert.equal((await idler.post('3')).status, 400);
+  await server.metricIs('subscriptions', 0);
+  assert.equal(await server.metric('recovery_bytes'), 0);
+  const tab = await Tab.open(server, userId);
+  tab.close();
+  await server.kill();
+});
+
+test('taking over one\'s own session again and again takes nobody\'s place', async () => {
+  const server = await Gateway.start(broker, { env: { MAX_SOCKETS_PER_USER: '3', MAX_SOCKETS: '20' } });
+  const auth = { token: token(aUser()) };
+  const pid = await (await Poller.connect(server, auth)).pid();
+  for (let i = 0; i < 60; i += 1) await Poller.connect(server, { ...auth, pid });
+  await server.metricIs('sockets', 1);
+  const other = await Tab.open(server, aUser());
+  assert.equal(await server.metric('connects_refused_total{reason="server_full"}'), 0);
+  other.close();
+  await server.kill();
+});
+
+test('memory is taken from those who are away longest now, and not from those who keep nothing', async () => {
+  const server = await Gateway.start(broker, { env: { RECOVERY_TOTAL_BYTES: '60000' } });
+  const [idle, first, second] = await Promise.all(['idle', 'first', 'second'].map(async (name) => {
+    const userId = `${aUser()}_${name}`;
+    return Object.assign(await Tab.open(server, userId, { reconnection: false, ...WEBSOCKET }), { userId });
+  }));
+  let away = 0;
+  const drop = async (tab) => {
+    tab.socket.io.engine.transport.ws.terminate();
+    await server.metricIs('users_away', (away += 1));
+  };
+  const comeBack = async (tab) => {
+    const connects = tab.connects + 1;
+    tab.socket.connect();
+    await tab.when('back', () => tab.connects === connects);
+    away -= 1;
+  };
+  await drop(idle);
+  await drop(first);
+  await comeBack(first);
+  await drop(second);
+  await drop(first);
+  for (const { userId } of [first, second]) {
+    for (let i = 0; i < 4; i += 1) publisher.update(userId, { eventType: 'message.update', data: { filler: 'x'.repeat(8000) } });
+  }
+  await server.metricIs('recoveries_lost_total{reason="memory"}', 1);
+  away -= 1;
+  for (const tab of [idle, first, second]) await comeBack(tab);
+  assert.deepEqual([idle, first, second].map((tab) => tab.recovered.at(-1)), [true, true, false]);
+  for (const tab of [idle, first, second]) tab.close();
   await server.kill();
 });
 
@@ -516,8 +605,7 @@ async function wander(server, random, steps) {
     if (count > 0) await probe.saw({ _id: model.published.at(-1) });
     taken = model.published.length;
   };
-  // A client that loses its connection in the midst of an upgrade stays between the
-  // two transports, until it misses the pings: 45 s.
+  // See `upgraded`.
   const connected = () => tab.when('connected', () => tab.socket.connected, 60_000);
   for (let step = 0; step < steps; step += 1) {
     const count = Math.floor(random() * 40);
@@ -542,7 +630,7 @@ async function wander(server, random, steps) {
   await connected();
   // Once more, in quiet: a live socket sees everything to the end.
   await publishSome(1);
-  await tab.saw({ _id: model.published.at(-1) });
+  await tab.saw({ _id: model.published.at(-1) }, 60_000);
   model.check();
   const recovered = tab.recovered.filter(Boolean).length;
   for (const each of [tab, probe]) each.close();
