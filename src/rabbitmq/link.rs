@@ -61,8 +61,8 @@ use crate::{metrics::GaugeGuard, user::User};
 /// Limit of one RPC. A broker that needs longer is in no state to deliver.
 const RPC_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Channels for declares, binds and deletes. RabbitMQ 3.10 on two cores takes 450
-/// users a second over one, 1,400 over 16, and hardly more over 64.
+/// Channels for declares, binds and deletes. RabbitMQ 3.10 on two cores takes 400
+/// users a second over one, and 1,000 over 16: then its cores are busy.
 const ADMIN_CHANNELS: usize = 16;
 
 /// Users that are declared, bound and consumed on one channel between two waits

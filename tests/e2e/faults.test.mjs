@@ -163,7 +163,7 @@ test('a CONNECT that never comes ends the session', async () => {
   assert.match(socket.received, /0\{"sid"/);
 });
 
-test('a thousand half-open connections and abandoned handshakes end, and leave nothing behind', async () => {
+test('a thousand half-open connections and abandoned handshakes end, and leave nothing behind', { timeout: 120_000 }, async () => {
   gateway = await Gateway.start(broker);
   const bystander = await Tab.open(gateway, 'usr_bystander');
   const sockets = [];
@@ -234,7 +234,7 @@ test('a refused second upgrade does not keep a stuck websocket from being closed
   await websocket.ended;
 });
 
-test('upgrades that stop on the way, with or without the connection, leave nothing behind', async () => {
+test('upgrades that stop on the way, with or without the connection, leave nothing behind', { timeout: 120_000 }, async () => {
   gateway = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
   const bystander = await Tab.open(gateway, 'usr_bystander');
   await nothingBut(1);
