@@ -181,6 +181,20 @@ test('a broker that accepts and stays silent is given up after the limit', async
   silent.close();
 });
 
+test('the service is back within one reconnect delay of the broker being back', async () => {
+  const gateway = await start(broker, { env: { RABBITMQ_RECONNECT_DELAY: '1s' } });
+  await broker.kill();
+  await gateway.isConnected(false);
+  await broker.start();
+  const back = Date.now();
+  const delays = [...gateway.logs.matchAll(/RabbitMQ reconnect scheduled delay=([\d.]+)(m?s)/g)];
+  const [, number, unit] = delays.at(-1);
+  const delayMs = Number(number) * (unit === 's' ? 1000 : 1);
+  await gateway.isConnected();
+  // And what two cores need to log in.
+  assert.ok(Date.now() - back < delayMs + 2000, `${Date.now() - back} ms after it was back, with a delay of ${delayMs} ms`);
+});
+
 test('a broker that freezes is noticed within two heartbeats, and updates return when it wakes', async () => {
   const publisher = await Publisher.connect(broker);
   const gateway = await start(broker, { env: { RABBITMQ_HEARTBEAT: '2s', RABBITMQ_CONNECT_TIMEOUT: '1s' } });
