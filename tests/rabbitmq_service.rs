@@ -380,7 +380,8 @@ async fn a_hundred_refusals_and_deletions_leave_no_queue_and_no_channel_behind()
             publisher.declare_exchange().await;
         }
         let mut subscribed = subscribed;
-        timeout(DEADLINE, subscribed.ready()).await.unwrap();
+        // After so many losses in a row the next try may be half a minute away.
+        timeout(2 * DEADLINE, subscribed.ready()).await.unwrap();
         service.unsubscribe_user(&carl);
     }
     service.unsubscribe_user(&user("usr_refused"));
