@@ -18,6 +18,7 @@ use std::{
     fmt,
     fmt::Write as _,
     net::SocketAddr,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -134,6 +135,10 @@ pub struct ServeArgs {
     /// Address to listen on
     #[arg(long, env, value_name = "HOST", default_value = "0.0.0.0", help_heading = LISTENER)]
     pub host: String,
+    /// Threads that serve; one costs the least per update and is enough for most,
+    /// see docs/SCALING.md
+    #[arg(long, env, value_name = "NUMBER", default_value = "1", help_heading = LISTENER)]
+    pub worker_threads: NonZeroUsize,
     #[command(flatten)]
     pub http: HttpConfig,
     #[command(flatten)]

@@ -63,6 +63,10 @@ const SOCKET_BUFFER_PACKETS: usize = 8 * 1024;
 /// Largest message from a client, in bytes. Clients send a token and little else.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
+/// A websocket's read buffer, in bytes: clients send pongs. Longer messages are
+/// read in pieces of this size.
+const READ_BUFFER_BYTES: usize = 512;
+
 /// Largest polling response, in bytes. With engineioxide's default of 100 KB, a
 /// packet that no longer fits is set aside and lost if the client then upgrades
 /// to websocket; what the buffer can hold must fit into one response.
@@ -140,6 +144,7 @@ impl Gateway {
         let (service, io) = SocketIo::builder()
             .max_buffer_size(SOCKET_BUFFER_PACKETS)
             .max_payload(MAX_POLLING_PAYLOAD_BYTES)
+            .ws_read_buffer_size(READ_BUFFER_BYTES)
             .ws_max_message_size(MAX_MESSAGE_BYTES)
             .ws_max_frame_size(MAX_MESSAGE_BYTES)
             .connect_timeout(CONNECT_TIMEOUT)

@@ -49,6 +49,10 @@ pub struct Metrics {
     pub users_away: Gauge,
     /// What is kept so that connections can be recovered.
     pub kept: Kept,
+    memory: Gauge,
+    memory_per_socket: Gauge,
+    /// What the process took before it had a socket, in bytes.
+    memory_at_start: i64,
     /// Users whose queue is bound and consumed.
     pub subscriptions: Gauge,
     /// 1 while the broker connection is up.
@@ -89,6 +93,9 @@ impl Metrics {
             users: Gauge::default(),
             users_away: Gauge::default(),
             kept: Kept::default(),
+            memory: Gauge::default(),
+            memory_per_socket: Gauge::default(),
+            memory_at_start: memory(),
             subscriptions: Gauge::default(),
             broker_connected: Gauge::default(),
             broker_reconnects: Counter::default(),
@@ -142,6 +149,18 @@ impl Metrics {
             "Memory of the updates kept so that connections can be recovered",
             Unit::Bytes,
             self.kept.bytes.clone(),
+        );
+        r.register_with_unit(
+            "memory",
+            "Memory of the process (resident)",
+            Unit::Bytes,
+            self.memory.clone(),
+        );
+        r.register_with_unit(
+            "memory_per_socket",
+            "Memory of the process beyond that at its start, by socket; 0 without one",
+            Unit::Bytes,
+            self.memory_per_socket.clone(),
         );
         r.register(
             "subscriptions",
@@ -291,10 +310,21 @@ impl Metrics {
 
     /// The exposition in OpenMetrics text, which Prometheus and `grep` both read.
     pub fn render(&self) -> String {
+        let memory = memory();
+        self.memory.set(memory);
+        let by_sockets = (memory - self.memory_at_start).max(0);
+        let per_socket = by_sockets.checked_div(self.sockets.get());
+        self.memory_per_socket.set(per_socket.unwrap_or_default());
         let mut text = String::new();
         text::encode(&mut text, &self.registry).expect("writing to a String does not fail");
         text
     }
+}
+
+/// The process's resident memory, in bytes; 0 where the system does not tell.
+fn memory() -> i64 {
+    let bytes = memory_stats::memory_stats().map(|stats| stats.physical_mem);
+    bytes.and_then(|bytes| bytes.try_into().ok()).unwrap_or(0)
 }
 
 impl Default for Metrics {

@@ -27,7 +27,7 @@ use axum::{
     Extension, Router,
     body::{Body, HttpBody, to_bytes},
     extract::{Request, State},
-    http::{Method, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -382,7 +382,7 @@ pub async fn guard(
         if wants_websocket {
             transports.change_role(&connection, Role::Websocket);
         }
-        return next.run(request).await;
+        return next.run(lean(request)).await;
     };
     // While draining, whoever is not in yet must not get in: see `close_unwatched`.
     let is_closed = match lock(&transports.0.sockets).get(&sid) {
@@ -415,6 +415,35 @@ pub async fn guard(
         watched.polled += response.body().size_hint().lower();
     }
     response
+}
+
+/// Headers that a handshake is answered by; the rest is not kept.
+const HANDSHAKE_HEADERS: [HeaderName; 5] = [
+    header::AUTHORIZATION,
+    header::CONNECTION,
+    header::UPGRADE,
+    header::SEC_WEBSOCKET_KEY,
+    header::SEC_WEBSOCKET_VERSION,
+];
+
+/// A handshake's request, in memory of its own: a socket keeps it for life, and
+/// what hyper parsed is slices of its 8 KiB read buffer.
+fn lean(request: Request) -> Request {
+    let (mut parts, body) = request.into_parts();
+    let mut headers = HeaderMap::with_capacity(HANDSHAKE_HEADERS.len());
+    for name in HANDSHAKE_HEADERS {
+        let copied = parts.headers.get(&name);
+        let copied = copied.and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok());
+        if let Some(value) = copied {
+            headers.insert(name, value);
+        }
+    }
+    parts.headers = headers;
+    // Parsed once already, it parses again.
+    if let Ok(uri) = parts.uri.to_string().parse() {
+        parts.uri = uri;
+    }
+    Request::from_parts(parts, body)
 }
 
 async fn exchange_connect_reply(response: Response, reply: &ConnectReply) -> Response {
