@@ -19,22 +19,32 @@
 pub mod auth;
 pub mod broker;
 pub mod config;
-pub mod dev;
 pub mod embedded;
-pub mod gateway;
-pub mod http;
-pub mod hub;
-pub mod leases;
-pub mod limits;
 pub mod metrics;
-pub mod publisher;
 pub mod rabbitmq;
-pub mod revocation;
 pub mod server;
-pub mod telemetry;
-pub mod tls;
-pub mod transport;
-pub mod update;
 pub mod user;
 
+// Open to this package's own command, tests and fuzz targets; no promise to others.
+#[doc(hidden)]
+pub mod dev;
+#[doc(hidden)]
+pub mod hub;
+#[doc(hidden)]
+pub mod publisher;
+#[doc(hidden)]
+pub mod revocation;
+#[doc(hidden)]
+pub mod telemetry;
+#[doc(hidden)]
+pub mod update;
+
+mod gateway;
+mod http;
+mod leases;
+mod limits;
+mod tls;
+mod transport;
+
 pub use rabbitmq::RabbitMqService;
+pub use server::Server;
