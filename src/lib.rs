@@ -10,9 +10,14 @@
 //!
 //! # The path of a socket
 //!
-//! [`transport`] accepts its connection, [`gateway`] verifies its token with
+//! `transport` accepts its connection, `gateway` verifies its token with
 //! [`auth`] and joins it to the hub, which subscribes the user when this is the
 //! first socket and unsubscribes when the last one is gone.
+//!
+//! # Embedding
+//!
+//! [`Server::bind`] takes a backend's own routes; [`RabbitMqService`] also works alone.
+//! `examples/embed.rs` does both.
 //!
 //! [`server`] puts the parts together and knows them all; imports point away from it.
 

@@ -1,10 +1,13 @@
 // Every relative link of the documentation leads somewhere, anchors included.
 
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFile, execFileSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
+import { promisify } from 'node:util';
+
+import { Gateway } from './harness.mjs';
 
 const root = join(import.meta.dirname, '../..');
 const pages = execFileSync('git', ['ls-files', '*.md'], { cwd: root, encoding: 'utf8' }).trim().split('\n');
@@ -29,4 +32,15 @@ test('relative links and anchors resolve', () => {
     }
   }
   assert.deepEqual(broken, []);
+});
+
+test('the commands of the first hour work, in both languages', async () => {
+  const gateway = await Gateway.start(null, { args: ['dev'] });
+  for (const page of ['docs/GETTING_STARTED.md', 'docs/ru/GETTING_STARTED.md']) {
+    const [, commands] = readFileSync(join(root, page), 'utf8').match(/^```sh\n([\s\S]*?)^```/m);
+    const script = commands.replaceAll('http://localhost:3001', gateway.url).replaceAll('curl ', 'curl -sf ');
+    const { stdout } = await promisify(execFile)('bash', ['-e', '-c', script]);
+    assert.match(stdout, /"token":"eyJ/);
+    assert.match(stdout, /"routingKey":"user\.usr_bob\.messageupdate"/);
+  }
 });
