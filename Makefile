@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run test lint test-rust test-e2e soak jitter proxies fuzz deny clean help
+.PHONY: run test docs lint test-rust test-e2e soak jitter proxies fuzz deny clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -31,8 +31,11 @@ test-rust: rabbitmq ## Unit tests, and integration tests against a private Rabbi
 	RUST_TEST_THREADS=2 cargo test --locked
 
 test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules ## End-to-end tests with the real socket.io-client and Chromium
-	cargo build --locked
+	cargo build --locked --bins --examples
 	cd tests && node --test e2e/*.test.mjs
+
+docs: ## Write the tables of docs/CONFIGURATION.md anew, from the code
+	UPDATE_DOCS=1 cargo test --locked --quiet --test configuration_docs
 
 SOAK_MINUTES ?= 10
 SOAK_CONNECTS ?= 100000

@@ -49,6 +49,7 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Whose token it is.
     pub fn user(&self) -> &User {
         &self.user
     }
@@ -71,6 +72,7 @@ impl Identity {
 
 /// Why a connection is refused. `Display` is the `message` of the client's
 /// `connect_error`; [`Refusal::label`] is the metric's label.
+#[allow(missing_docs)] // Each variant's text says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("token missing")]
@@ -105,6 +107,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The reason as a metric's label.
     pub fn label(self) -> &'static str {
         match self {
             Self::TokenMissing => "token_missing",
@@ -126,6 +129,7 @@ impl Refusal {
 }
 
 /// Why there is no verifier: what an operator has to mend.
+#[allow(missing_docs)] // Each variant's text says it.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     #[error(
@@ -418,6 +422,7 @@ pub struct Signer {
 }
 
 impl Signer {
+    /// Signs with `secret`, into the claims that `config` names.
     pub fn new(secret: &str, config: &JwtConfig) -> Self {
         Self {
             key: EncodingKey::from_secret(secret.as_bytes()),

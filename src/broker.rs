@@ -15,7 +15,9 @@ use crate::user::User;
 /// One update as it came from the exchange.
 #[derive(Debug, Clone)]
 pub struct Delivery {
+    /// As published.
     pub body: Bytes,
+    /// As published.
     pub routing_key: String,
     /// The publisher's AMQP timestamp, where there is one in milliseconds.
     pub published_at: Option<SystemTime>,

@@ -38,6 +38,7 @@ pub use trusted_proxies::{InvalidNetwork, TrustedProxies};
 use crate::user::{TenantId, UserId};
 
 /// Delivers Chat3 updates from RabbitMQ to browsers over Socket.IO.
+#[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -116,6 +117,7 @@ fn find_argument(command: &clap::Command, flag: &str) -> Option<clap::Arg> {
     own.or_else(|| command.get_subcommands().find_map(find_in))
 }
 
+/// What the program is asked to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve browsers from RabbitMQ (the default)
@@ -128,6 +130,8 @@ pub enum Command {
     Publish(PublishArgs),
 }
 
+/// The settings of `serve`.
+#[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
@@ -147,6 +151,8 @@ pub struct ServeArgs {
     pub log: LogConfig,
 }
 
+/// The settings of `dev`.
+#[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct DevArgs {
     /// Address to listen on; local by default, because this mode hands out tokens
@@ -164,6 +170,8 @@ pub struct DevArgs {
     pub log: LogConfig,
 }
 
+/// The settings of `token`.
+#[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct TokenArgs {
     /// The user the token is for
@@ -179,6 +187,8 @@ pub struct TokenArgs {
     pub jwt: JwtConfig,
 }
 
+/// The settings of `publish`.
+#[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct PublishArgs {
     /// The user who shall receive the updates
@@ -207,6 +217,7 @@ pub struct PublishArgs {
 }
 
 /// Where `publish` publishes to.
+#[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct PublishRabbitMqArgs {
     /// Broker address: amqp:// or amqps://, percent-encoded login and vhost
@@ -234,6 +245,7 @@ const DEFAULT_EXCHANGE: &str = "chat3_updates";
 const DEFAULT_BINDING_KEYS: &str = "user.{userId}.*";
 
 /// How to reach RabbitMQ and what to bind there.
+#[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct RabbitMqConfig {
     /// Broker address: amqp:// or amqps://, percent-encoded login and vhost
@@ -338,6 +350,7 @@ impl Default for RabbitMqConfig {
 }
 
 /// The listener and what is served on it.
+#[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct HttpConfig {
     /// Port to listen on; 0 picks a free one
@@ -393,6 +406,33 @@ pub struct HttpConfig {
     pub expiry_notice: Duration,
     #[command(flatten)]
     pub recovery: RecoveryConfig,
+}
+
+impl Default for HttpConfig {
+    /// The documented defaults, without a look at the environment.
+    fn default() -> Self {
+        Self {
+            port: 3001,
+            cors_origin: CorsOrigins::Any,
+            admin_token: None,
+            socket_write_timeout: Duration::from_secs(30),
+            shutdown_spread: Duration::from_secs(2),
+            shutdown_timeout: Duration::from_secs(10),
+            admin_addr: None,
+            trusted_proxies: TrustedProxies::default(),
+            max_sockets: 100_000,
+            max_sockets_per_user: 100,
+            max_connects_per_second: 1_000,
+            max_events_per_second: 10,
+            expiry_notice: Duration::from_secs(30),
+            recovery: RecoveryConfig {
+                window: Duration::from_secs(2 * 60),
+                max_updates: 1_000,
+                max_bytes: 1 << 20,
+                total_bytes: 256 << 20,
+            },
+        }
+    }
 }
 
 /// How far back a lost connection can be recovered.
@@ -489,6 +529,7 @@ impl Default for JwtConfig {
     }
 }
 
+/// What is logged, and to where.
 #[derive(Debug, Clone, Args)]
 pub struct LogConfig {
     /// development logs details of every update; `RUST_LOG` overrides
@@ -503,6 +544,8 @@ pub struct LogConfig {
     pub log_format: LogFormat,
 }
 
+/// How much is logged.
+#[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum NodeEnv {
     Production,
@@ -510,6 +553,8 @@ pub enum NodeEnv {
     Test,
 }
 
+/// The form of log lines.
+#[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Text,
@@ -521,6 +566,7 @@ pub enum LogFormat {
 pub struct Secret(String);
 
 impl Secret {
+    /// Takes `value` as the secret.
     pub fn new(value: impl Into<String>) -> Self {
         Self(value.into())
     }
@@ -548,6 +594,7 @@ impl fmt::Debug for Secret {
 pub struct OptionalPath(PathBuf);
 
 impl OptionalPath {
+    /// The path, unless it is left out.
     pub fn path(&self) -> Option<&Path> {
         Some(self.0.as_path()).filter(|path| !path.as_os_str().is_empty())
     }
@@ -747,6 +794,10 @@ mod tests {
         assert_eq!(
             format!("{:?}", parsed.jwt),
             format!("{:?}", JwtConfig::default())
+        );
+        assert_eq!(
+            format!("{:?}", parsed.http),
+            format!("{:?}", HttpConfig::default())
         );
     }
 }

@@ -38,6 +38,7 @@ struct Queue {
 }
 
 impl EmbeddedExchange {
+    /// An exchange to which users are bound by `binding_keys`.
     pub fn new(binding_keys: BindingKeys) -> Self {
         Self {
             binding_keys,

@@ -10,31 +10,46 @@
 //!
 //! # The path of a socket
 //!
-//! [`transport`] accepts its connection, [`gateway`] verifies its token with
+//! `transport` accepts its connection, `gateway` verifies its token with
 //! [`auth`] and joins it to the hub, which subscribes the user when this is the
 //! first socket and unsubscribes when the last one is gone.
+//!
+//! # Embedding
+//!
+//! [`Server::bind`] takes a backend's own routes; [`RabbitMqService`] also works alone.
+//! `examples/embed.rs` does both.
 //!
 //! [`server`] puts the parts together and knows them all; imports point away from it.
 
 pub mod auth;
 pub mod broker;
 pub mod config;
-pub mod dev;
 pub mod embedded;
-pub mod gateway;
-pub mod http;
-pub mod hub;
-pub mod leases;
-pub mod limits;
 pub mod metrics;
-pub mod publisher;
 pub mod rabbitmq;
-pub mod revocation;
 pub mod server;
-pub mod telemetry;
-pub mod tls;
-pub mod transport;
-pub mod update;
 pub mod user;
 
+// Open to this package's own command, tests and fuzz targets; no promise to others.
+#[doc(hidden)]
+pub mod dev;
+#[doc(hidden)]
+pub mod hub;
+#[doc(hidden)]
+pub mod publisher;
+#[doc(hidden)]
+pub mod revocation;
+#[doc(hidden)]
+pub mod telemetry;
+#[doc(hidden)]
+pub mod update;
+
+mod gateway;
+mod http;
+mod leases;
+mod limits;
+mod tls;
+mod transport;
+
 pub use rabbitmq::RabbitMqService;
+pub use server::Server;

@@ -86,6 +86,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// A registry of its own, with everything at zero.
     pub fn new() -> Self {
         let metrics = Self {
             registry: Arc::default(),
@@ -368,6 +369,7 @@ fn gauge_value(bytes: usize) -> i64 {
 pub struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
+    /// Counts one more until it is dropped.
     pub fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())

@@ -50,7 +50,35 @@ pub struct Server {
 
 impl Server {
     /// Binds `host` and the configured port and builds the service on it.
-    /// `extra` are routes that a mode adds of its own.
+    /// `extra` are routes of your own on the same port. Neither the gateway's CORS
+    /// nor its check of origins applies to them; bring your own layers. They must not
+    /// use `/socket.io`, `/health`, `/ready`, `/metrics` or `/api`, and unknown paths are
+    /// answered by the gateway.
+    ///
+    /// The server owns its accept loop, since it must be able to close one client's
+    /// transport: a router that is served elsewhere could not do that.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use axum::{Router, routing::get};
+    /// use chat3_gateway::{
+    ///     Server, auth::Verifier, config::{HttpConfig, JwtConfig}, embedded::EmbeddedExchange,
+    ///     metrics::Metrics,
+    /// };
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let metrics = Metrics::new();
+    /// let jwt = JwtConfig { jwt_secret: Some("thirty-two-bytes-of-a-secret-key".into()), ..JwtConfig::default() };
+    /// let verifier = Verifier::new(&jwt, false, &metrics)?;
+    /// // In production: RabbitMqService::connect(RabbitMqConfig::default(), metrics.clone()).
+    /// let broker = Arc::new(EmbeddedExchange::new("user.{userId}.*".parse()?));
+    /// let http = HttpConfig { port: 0, ..HttpConfig::default() };
+    /// let own = Router::new().route("/hello", get(|| async { "hello" }));
+    /// let server = Server::bind("127.0.0.1", &http, verifier, broker, metrics, own).await?;
+    /// server.run(async { /* until your backend stops */ }).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// When the address cannot be resolved or bound.

@@ -17,6 +17,7 @@ pub const MAX_USER_ID_BYTES: usize = 128;
 pub const MAX_TENANT_ID_BYTES: usize = 64;
 
 /// Why a text is not acceptable as an id.
+#[allow(missing_docs)] // Each variant's text says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
     #[error("is empty")]
@@ -52,6 +53,7 @@ impl UserId {
         check(text, MAX_USER_ID_BYTES).map(|()| Self(text.into()))
     }
 
+    /// The id's text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -67,6 +69,7 @@ impl TenantId {
         check(text, MAX_TENANT_ID_BYTES).map(|()| Self(text.into()))
     }
 
+    /// The id's text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -76,6 +79,7 @@ impl TenantId {
 /// although they share routing keys.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct User {
+    /// Unique within its tenant only.
     pub id: UserId,
     /// `None`: the token named no tenant, and updates are not filtered by tenant.
     pub tenant: Option<TenantId>,

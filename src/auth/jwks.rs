@@ -51,6 +51,7 @@ const RETRY: Duration = Duration::from_secs(30);
 const MAX_BYTES: usize = 256 * 1024;
 
 /// Why a key set could not be read.
+#[allow(missing_docs)] // Each variant's text says it.
 #[derive(Debug, thiserror::Error)]
 pub enum JwksError {
     #[error("cannot be read: {0}")]

@@ -45,6 +45,7 @@ const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 
 /// Why a text is no key; never repeats it.
+#[allow(missing_docs)] // Each variant's text says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
     #[error("is a public key or PEM text, which everybody may know: put it into JWT_PUBLIC_KEY")]
@@ -212,6 +213,7 @@ impl Key {
         })
     }
 
+    /// Its `kid`, where it has one.
     pub fn id(&self) -> Option<&str> {
         self.id.as_deref()
     }
@@ -251,6 +253,7 @@ fn kind(algorithm: &AlgorithmIdentifierRef<'_>) -> (ObjectIdentifier, Option<Obj
 
 /// A JSON Web Key Set, and what of it is not used.
 pub struct KeySet {
+    /// The usable keys.
     pub keys: Vec<Key>,
     /// A sentence for each key left out, for the log.
     pub ignored: Vec<String>,

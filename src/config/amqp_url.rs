@@ -9,16 +9,22 @@ use url::Url;
 /// A broker's address and login. Neither `Debug` nor `Display` shows the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AmqpUrl {
+    /// Whether it is `amqps`.
     pub tls: bool,
     /// Host name or address, IPv6 without brackets.
     pub host: String,
+    /// 5672, or 5671 with TLS, unless given.
     pub port: u16,
+    /// Percent-decoded, like the next two.
     pub user: String,
+    /// For the login.
     pub password: String,
+    /// `/` where the path is empty.
     pub vhost: String,
 }
 
 /// What is wrong with a URL; never repeats the URL, which may hold a password.
+#[allow(missing_docs)] // Each variant's text says it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAmqpUrl {
     #[error("is not a URL: {0} (expected amqp://user:password@host:5672/vhost)")]

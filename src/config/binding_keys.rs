@@ -17,6 +17,8 @@ const MAX_KEY_BYTES: usize = 255;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindingKeys(Vec<String>);
 
+/// Why a text is no list of templates.
+#[allow(missing_docs)] // Each variant's text says it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidBindingKeys {
     #[error("names no template")]

@@ -8,7 +8,9 @@ use url::Url;
 /// The origins (RFC 6454) that browsers may connect from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CorsOrigins {
+    /// All of them.
     Any,
+    /// Those that match an entry.
     List(Vec<Site>),
 }
 
@@ -26,6 +28,7 @@ pub enum Site {
     },
 }
 
+/// What is no origin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not an origin like https://chat.example.com, https://*.example.com or *.example.com"

@@ -9,6 +9,7 @@ use url::{Host, Url};
 pub enum JwksSource {
     /// Nothing given; so is an empty text (`JWT_JWKS=` in a .env file).
     Unset,
+    /// Read from a file.
     File(PathBuf),
     /// `https`, or `http` to this machine: whoever can change the answer on its
     /// way can sign in as anybody.
