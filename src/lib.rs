@@ -22,6 +22,7 @@ pub mod config;
 pub mod dev;
 pub mod embedded;
 pub mod gateway;
+pub mod health;
 pub mod http;
 pub mod hub;
 pub mod leases;
