@@ -19,7 +19,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_http::{HttpClient, HttpError, hyper::HyperClient};
-use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{
     Resource,
     resource::{EnvResourceDetector, TelemetryResourceDetector},
@@ -52,6 +52,7 @@ impl Export {
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(Collector::new()?)
+            .with_protocol(protocol()?)
             .build()?;
         let provider = SdkTracerProvider::builder()
             .with_resource(resource())
@@ -74,11 +75,20 @@ impl Drop for Export {
 }
 
 fn is_wanted() -> bool {
-    let endpoint = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-        .or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"));
     let is_off = variable("OTEL_SDK_DISABLED").is_some_and(|is| is.eq_ignore_ascii_case("true"))
         || variable("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter == "none");
-    endpoint.is_some() && !is_off
+    exporter_variable("ENDPOINT").is_some() && !is_off
+}
+
+/// The specification's default, not the library's, which depends on its features.
+fn protocol() -> Result<Protocol, String> {
+    match exporter_variable("PROTOCOL").as_deref() {
+        None | Some("http/protobuf") => Ok(Protocol::HttpBinary),
+        Some("http/json") => Ok(Protocol::HttpJson),
+        Some(other) => Err(format!(
+            "OTEL_EXPORTER_OTLP_PROTOCOL: {other:?} is none of http/protobuf, http/json"
+        )),
+    }
 }
 
 /// Who sends the spans: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`.
@@ -91,6 +101,12 @@ fn resource() -> Resource {
         Some(name) => resource.with_service_name(name).build(),
         None => resource.build(),
     }
+}
+
+/// What is said of the exporter of spans, or of all exporters.
+fn exporter_variable(name: &str) -> Option<String> {
+    variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))
+        .or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{name}")))
 }
 
 /// An empty variable counts as unset, as the specification has it.
@@ -108,16 +124,13 @@ struct Collector {
 
 impl Collector {
     fn new() -> Result<Self, TlsError> {
-        let of_traces = variable("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE");
-        let ca_file = of_traces.or_else(|| variable("OTEL_EXPORTER_OTLP_CERTIFICATE"));
-        let ca_file = ca_file.map(PathBuf::from);
+        let ca_file = exporter_variable("CERTIFICATE").map(PathBuf::from);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls::client_config(ca_file.as_deref(), None)?)
             .https_or_http()
             .enable_http1()
             .build();
-        let of_traces = variable("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT");
-        let timeout = of_traces.or_else(|| variable("OTEL_EXPORTER_OTLP_TIMEOUT"));
+        let timeout = exporter_variable("TIMEOUT");
         let timeout = timeout.and_then(|text| Some(Duration::from_millis(text.parse().ok()?)));
         Ok(Self {
             client: HyperClient::new(connector, timeout.unwrap_or(DEFAULT_TIMEOUT), None),
