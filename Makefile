@@ -60,7 +60,7 @@ deploy: rabbitmq tests/node_modules ## What docker/ holds: alerts and dashboard 
 	cargo build --locked
 	cd tests && node --test deploy.test.mjs
 
-otlp: rabbitmq tests/node_modules ## Spans over OTLP, as a collector receives them, with the cargo feature otlp
+otlp: rabbitmq openssl tests/node_modules ## Spans over OTLP, as a collector receives them, with the cargo feature otlp
 	cargo build --locked --features otlp --target-dir target/otlp
 	cd tests && GATEWAY_BIN=$(CURDIR)/target/otlp/debug/chat3-gateway node --test otlp.test.mjs
 

@@ -2,28 +2,33 @@
 // builds the binary with the feature `otlp`.
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
+import https from 'node:https';
+import path from 'node:path';
 import { before, test } from 'node:test';
 
-import { Broker, Gateway, Publisher, Tab, until } from './e2e/harness.mjs';
+import { Broker, Gateway, Publisher, Tab, run, temporaryFolder, until } from './e2e/harness.mjs';
 
 /** A collector: it keeps what it is sent. */
 class Collector {
-  static async start() {
+  /** `tls` are a certificate and its key, for https. */
+  static async start(tls) {
     const collector = new Collector();
     collector.requests = [];
     collector.status = 200;
-    collector.server = createServer((request, response) => {
+    const listen = tls ? (handler) => https.createServer(tls, handler) : createServer;
+    collector.server = listen((request, response) => {
       const chunks = [];
       request.on('data', (chunk) => chunks.push(chunk));
       request.on('end', () => {
         collector.requests.push({ url: request.url, headers: request.headers, body: Buffer.concat(chunks) });
-        response.writeHead(collector.status, { 'content-type': request.headers['content-type'] }).end(collector.isJson ? '{}' : '');
+        response.writeHead(collector.status, { 'content-type': request.headers['content-type'] }).end();
       });
     });
     await new Promise((resolve) => collector.server.listen(0, '127.0.0.1', resolve));
     collector.server.unref();
-    collector.url = `http://127.0.0.1:${collector.server.address().port}`;
+    collector.url = `${tls ? 'https' : 'http'}://127.0.0.1:${collector.server.address().port}`;
     return collector;
   }
 
@@ -114,6 +119,18 @@ test('without a protocol it is protobuf', async () => {
   await Tab.open(gateway, 'usr_p');
   await until('spans', () => collector.requests.some(({ body }) => body.includes('verify_token')));
   assert.equal(collector.requests[0].headers['content-type'], 'application/x-protobuf');
+});
+
+test('a collector behind TLS is checked, and can have a CA of its own', async () => {
+  const cwd = temporaryFolder();
+  await run('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', 'key.pem', '-out', 'cert.pem', '-days', '2', '-subj', '/CN=collector', '-addext', 'subjectAltName=IP:127.0.0.1', '-addext', 'basicConstraints=critical,CA:FALSE'], { cwd });
+  const certificate = path.join(cwd, 'cert.pem');
+  const collector = await Collector.start({ cert: readFileSync(certificate), key: readFileSync(path.join(cwd, 'key.pem')) });
+  const gateway = await Gateway.start(broker, { env: variables(collector, { OTEL_EXPORTER_OTLP_CERTIFICATE: certificate }) });
+  await Tab.open(gateway, 'usr_t');
+  await until('spans', () => collector.named('connect').length === 1);
+  const wary = await Gateway.start(broker, { env: variables(collector) });
+  await wary.logged(/WARN.*Spans not exported reason=.*certificate.*UnknownIssuer/);
 });
 
 test('what cannot be done is a warning at the start, and no reason not to start', async () => {

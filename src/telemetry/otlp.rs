@@ -168,7 +168,13 @@ impl HttpClient for Collector {
         self.note(match &response {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(format!("the collector answers {}", response.status())),
-            Err(error) => Some(error.to_string()),
+            // Its causes hold what matters.
+            Err(error) => Some(
+                anyhow::Chain::new(&**error)
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(": "),
+            ),
         });
         response
     }
