@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run test docs lint test-rust test-e2e soak jitter proxies fuzz deny clean help
+.PHONY: run test docs lint test-rust test-e2e soak jitter proxies deploy otlp fuzz deny clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -25,6 +25,7 @@ test: lint test-rust test-e2e ## Run every check and test
 lint: ## Formatting and lints, warnings denied
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features otlp -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
@@ -54,6 +55,17 @@ proxies: rabbitmq openssl tests/node_modules ## The examples of proxies with the
 	$(call need,curl,curl)
 	cargo build --locked
 	cd tests && node --test proxies.test.mjs
+
+deploy: rabbitmq tests/node_modules ## What docker/ holds: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests
+	$(call need,promtool,prometheus)
+	$(call need,/usr/sbin/haproxy,haproxy)
+	$(call need,systemd-analyze,systemd)
+	cargo build --locked
+	cd tests && node --test deploy.test.mjs
+
+otlp: rabbitmq openssl tests/node_modules ## Spans over OTLP, as a collector receives them, with the cargo feature otlp
+	cargo build --locked --features otlp --target-dir target/otlp
+	cd tests && GATEWAY_BIN=$(CURDIR)/target/otlp/debug/chat3-gateway node --test otlp.test.mjs
 
 FUZZ_SECONDS ?= 60
 fuzz: ## Fuzz each target for a while, on a nightly compiler (FUZZ_SECONDS=60)

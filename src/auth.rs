@@ -202,6 +202,7 @@ impl Verifier {
 
     /// Verifies the token that a client presents: in Socket.IO's `auth`, else in
     /// the header of its handshake, else, where that is allowed, in its query.
+    #[cfg_attr(feature = "otlp", tracing::instrument(name = "verify_token", skip_all))]
     pub async fn verify_presented(
         &self,
         auth: Option<&Value>,

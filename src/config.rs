@@ -128,6 +128,8 @@ pub enum Command {
     Token(TokenArgs),
     /// Publish updates to RabbitMQ in Chat3's format
     Publish(PublishArgs),
+    /// Ask the gateway on this machine how it is: exit code 0 or 1, for container health checks
+    Health(HealthArgs),
 }
 
 /// The settings of `serve`.
@@ -214,6 +216,24 @@ pub struct PublishArgs {
     pub routing_key: Option<String>,
     #[command(flatten)]
     pub rabbitmq: PublishRabbitMqArgs,
+}
+
+/// Which gateway `health` asks, by that gateway's own settings.
+#[derive(Debug, Clone, Args)]
+pub struct HealthArgs {
+    /// Whether it takes new clients (/ready), not whether it is up (/health)
+    #[arg(long)]
+    pub ready: bool,
+    /// Address that the gateway listens on; all of them stand for loopback
+    #[arg(long, env, value_name = "HOST", default_value = "0.0.0.0", help_heading = LISTENER)]
+    pub host: String,
+    /// Port that the gateway listens on
+    #[arg(long, env, value_name = "PORT", default_value_t = 3001, help_heading = LISTENER)]
+    pub port: u16,
+    /// Address and port of its listener for operators, asked in place of the other
+    #[arg(long, env, value_name = "ADDRESS:PORT", value_parser = parse_optional_address,
+        default_value = "", hide_default_value = true, help_heading = LISTENER)]
+    pub admin_addr: OptionalAddress,
 }
 
 /// Where `publish` publishes to.

@@ -187,6 +187,7 @@ impl Gateway {
     }
 
     /// Runs before the CONNECT reply.
+    #[cfg_attr(feature = "otlp", tracing::instrument(name = "connect", skip_all, fields(otel.kind = "server", sid = %socket.id)))]
     async fn authenticate(
         self: Arc<Self>,
         socket: SocketRef,
@@ -305,6 +306,7 @@ impl Gateway {
     }
 
     /// Extends a socket's lease by another token of its user.
+    #[cfg_attr(feature = "otlp", tracing::instrument(name = "refresh", skip_all, fields(otel.kind = "server")))]
     async fn refresh(
         &self,
         admission: &Admission,
@@ -351,6 +353,7 @@ impl Gateway {
     ///
     /// # Errors
     /// When the order cannot be remembered.
+    #[cfg_attr(feature = "otlp", tracing::instrument(name = "order", skip_all, fields(target = %order.target)))]
     pub fn carry_out(self: &Arc<Self>, order: &Order) -> Result<usize, InvalidOrder> {
         self.revocations.add(order, SystemTime::now())?;
         if let Target::User(id, tenant) = &order.target {

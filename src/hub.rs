@@ -347,6 +347,7 @@ pub struct Session {
 
 impl Session {
     /// Returns once updates published from now on will be received.
+    #[cfg_attr(feature = "otlp", tracing::instrument(name = "wait_for_subscription", skip_all, fields(user_id = %self.user().id)))]
     pub async fn subscribed(&self) {
         self.subscribed.clone().ready().await;
     }

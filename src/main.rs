@@ -7,9 +7,10 @@ use axum::Router;
 use chat3_gateway::{
     RabbitMqService,
     auth::{Signer, Verifier, make_up_secret},
-    config::{Cli, Command, DevArgs, PublishArgs, Secret, ServeArgs, TokenArgs},
+    config::{Cli, Command, DevArgs, HealthArgs, PublishArgs, Secret, ServeArgs, TokenArgs},
     dev,
     embedded::EmbeddedExchange,
+    health,
     metrics::Metrics,
     publisher,
     server::Server,
@@ -87,6 +88,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Dev(args) => develop(*args).await,
         Command::Token(args) => print_token(&args),
         Command::Publish(args) => publish(&args).await,
+        Command::Health(args) => check_health(&args).await,
     }
 }
 
@@ -161,6 +163,11 @@ fn print_token(args: &TokenArgs) -> anyhow::Result<()> {
 async fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     let count = publisher::publish(args).await?;
     println!("published {count} {} for {}", args.event, args.user);
+    Ok(())
+}
+
+async fn check_health(args: &HealthArgs) -> anyhow::Result<()> {
+    println!("{}", health::check(args).await?);
     Ok(())
 }
 

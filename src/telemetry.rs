@@ -1,11 +1,20 @@
-//! Where log lines go: stdout and, as the Node service did, a log file.
+//! Where log lines go: stdout and, as the Node service did, a log file. With the
+//! cargo feature `otlp`, where spans go, too.
+//!
+//! Spans are for the collector alone: log lines read the same with and without.
+
+#[cfg(feature = "otlp")]
+mod otlp;
 
 use std::{fs, io, path::Path};
 
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::{
-    EnvFilter,
+    EnvFilter, Layer,
+    filter::{FilterExt, filter_fn},
     fmt::writer::{BoxMakeWriter, MakeWriterExt},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
 };
 
 use crate::config::{LogConfig, LogFormat, NodeEnv};
@@ -13,6 +22,9 @@ use crate::config::{LogConfig, LogFormat, NodeEnv};
 /// Keeps the writer threads alive; dropping it flushes what they still hold.
 #[must_use = "logs stop when the guard is dropped"]
 pub struct LogGuard {
+    // Before the writers, which write what it has to say at its end.
+    #[cfg(feature = "otlp")]
+    _export: Option<otlp::Export>,
     _writers: Vec<WorkerGuard>,
 }
 
@@ -36,20 +48,46 @@ pub fn init(config: &LogConfig) -> LogGuard {
             }
         },
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter(config))
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_writer(writer);
-    // An error means that an embedder has installed its own logger, which stays.
-    let _ = match config.log_format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+    let lines = match config.log_format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
     };
+    let events = filter(config).and(filter_fn(is_event));
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(events));
+    #[cfg(feature = "otlp")]
+    let (export, failure) = match otlp::Export::start() {
+        Ok(export) => (export, None),
+        Err(error) => (None, Some(error)),
+    };
+    #[cfg(feature = "otlp")]
+    let subscriber = subscriber.with(export.as_ref().map(|export| {
+        // Of this crate only: the export's own requests must not become spans.
+        let own = filter_fn(|metadata| metadata.target().starts_with("chat3_gateway"));
+        let spans = tracing_opentelemetry::layer().with_tracer(export.tracer());
+        spans.with_filter(filter(config).and(own))
+    }));
+    // An error means that an embedder has installed its own logger, which stays.
+    let _ = subscriber.try_init();
+    #[cfg(feature = "otlp")]
+    if let Some(error) = failure {
+        tracing::warn!(%error, "Spans are not exported");
+    }
     if let Some(error) = problem {
         let file = config.log_file.display();
         tracing::warn!(%file, %error, "cannot write the log file, logging to stdout only");
     }
-    LogGuard { _writers: writers }
+    LogGuard {
+        #[cfg(feature = "otlp")]
+        _export: export,
+        _writers: writers,
+    }
+}
+
+fn is_event(metadata: &tracing::Metadata<'_>) -> bool {
+    metadata.is_event()
 }
 
 /// `RUST_LOG` if it is set and valid, else the level that `NODE_ENV` asks for.

@@ -434,6 +434,7 @@ impl Audience {
     }
 
     /// Hands one update to all sockets, and keeps it. Called for one update at a time.
+    #[cfg_attr(feature = "otlp", tracing::instrument(level = "debug", name = "deliver", skip_all, fields(otel.kind = "consumer", user_id = %self.user.id, routing_key = delivery.routing_key)))]
     pub(super) fn deliver(&self, delivery: &Delivery) {
         self.metrics.updates_received.inc();
         let update = match self.accept(delivery) {

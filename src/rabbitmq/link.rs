@@ -145,6 +145,7 @@ pub(super) enum Ended {
 
 impl Link {
     /// Connects and opens the channels.
+    #[cfg_attr(feature = "otlp", tracing::instrument(name = "rabbitmq_connect", skip_all, fields(otel.kind = "client", epoch)))]
     pub(super) async fn open(shared: &Arc<Shared>, epoch: u64) -> Result<Self, LinkError> {
         let open = Self::open_unbounded(shared, epoch);
         let limit = shared.config.connect_timeout;
@@ -459,6 +460,7 @@ impl Link {
 
     /// Declares and binds the queues, pipelined: without waiting for each answer,
     /// then one barrier, which only an accepted sequence passes.
+    #[cfg_attr(feature = "otlp", tracing::instrument(name = "subscribe", skip_all, fields(otel.kind = "client", users = queues.len())))]
     async fn declare(
         &self,
         shared: &Shared,

@@ -21,9 +21,11 @@ const run = promisify(execFile);
 const tests = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const rabbitmqScript = path.join(tests, 'rabbitmq.sh');
 
-export const gatewayBinary =
+// Absolute: it is started in folders of its own.
+export const gatewayBinary = path.resolve(
   process.env.GATEWAY_BIN ??
-  path.join(process.env.CARGO_TARGET_DIR ?? path.join(tests, '..', 'target'), 'debug', 'chat3-gateway');
+    path.join(process.env.CARGO_TARGET_DIR ?? path.join(tests, '..', 'target'), 'debug', 'chat3-gateway'),
+);
 
 export const SECRET = 'a-secret-for-tests-of-thirty-two-bytes';
 export const EXCHANGE = 'chat3_updates';

@@ -162,6 +162,43 @@ test('health, readiness and metrics answer', async () => {
   assert.equal((await gateway.get('/nowhere')).status, 404);
 });
 
+test('`health` asks the gateway that its settings describe, and fails where that is not well', async () => {
+  const gateway = await Gateway.start(broker, { env: { SHUTDOWN_TIMEOUT: '4s' } });
+  const { port } = new URL(gateway.url);
+  const env = { PORT: port, HOST: '0.0.0.0' };
+  assert.deepEqual(await runGateway(['health'], { env }), {
+    code: 0, stdout: '{"status":"ok","rabbitmq":"connected","isConnected":true}\n', stderr: '',
+  });
+  assert.equal((await runGateway(['health', '--ready'], { env })).stdout, '{"status":"ready"}\n');
+  // The listener for operators has both, so a firewall in front of the other is no matter.
+  const admin = { env: { PORT: '1', ADMIN_ADDR: `127.0.0.1:${port}` } };
+  assert.equal((await runGateway(['health'], admin)).code, 0);
+  // While it drains it is up, and not ready. A frozen broker keeps it there for long enough.
+  await Tab.open(gateway, 'usr_a');
+  broker.child.kill('SIGSTOP');
+  try {
+    const exit = gateway.terminate();
+    await gateway.logged(/Shutting down/);
+    failedWithOneLine(await runGateway(['health', '--ready'], { env }), /\/ready is not well: it answers 503.*draining/);
+    assert.equal((await runGateway(['health'], { env })).code, 0);
+    await exit;
+  } finally {
+    broker.child.kill('SIGCONT');
+  }
+  failedWithOneLine(await runGateway(['health'], { env }), /is not well: .*Connection refused/);
+  failedWithOneLine(await runGateway(['health', '--port', '0'], {}), /PORT is 0/);
+});
+
+test('`health` does not wait for a process that hangs', async () => {
+  const gateway = await Gateway.start(broker);
+  gateway.child.kill('SIGSTOP');
+  const { port } = new URL(gateway.url);
+  const start = Date.now();
+  failedWithOneLine(await runGateway(['health'], { env: { PORT: port } }), /no answer within 3s/);
+  assert.ok(Date.now() - start < 5_000);
+  gateway.child.kill('SIGCONT');
+});
+
 test('the admin API exists with a token only, and for its bearer only', async () => {
   const closed = await Gateway.start(broker);
   assert.equal((await closed.get('/api/stats', { headers: { authorization: 'Bearer ' } })).status, 404);

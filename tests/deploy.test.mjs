@@ -1,0 +1,186 @@
+// What docker/ holds, as far as it can be tried without a cluster or a Docker
+// engine. Run by `make deploy`.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { after, test } from 'node:test';
+
+import { parse } from 'yaml';
+
+import { Broker, Gateway, Publisher, Tab, freePort, gatewayBinary, run, temporaryFolder, testsFolder, token, until } from './e2e/harness.mjs';
+
+const docker = path.join(testsFolder, '..', 'docker');
+const read = (...parts) => readFileSync(path.join(docker, ...parts), 'utf8');
+const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` };
+
+const children = [];
+after(() => {
+  for (const child of children) child.kill('SIGKILL');
+});
+
+/** As long as the gateway may take to stop; supervisors have to wait longer. */
+const SHUTDOWN_TIMEOUT_S = 10;
+const seconds = (text) => Number(/^(\d+)s$/.exec(text)[1]);
+
+test('Prometheus takes its configuration and the alerts, which say what they shall', async () => {
+  const cwd = path.join(docker, 'prometheus');
+  await run('promtool', ['check', 'config', 'prometheus.yml'], { cwd });
+  await run('promtool', ['check', 'rules', '--lint-fatal', 'alerts.yml'], { cwd });
+  await run('promtool', ['test', 'rules', 'alerts.test.yml'], { cwd });
+  const rules = parse(read('prometheus', 'alerts.yml')).groups.flatMap((group) => group.rules);
+  const tested = read('prometheus', 'alerts.test.yml');
+  for (const { alert, annotations, labels } of rules) {
+    assert.ok(annotations.summary && annotations.runbook && ['page', 'ticket'].includes(labels.severity), alert);
+    assert.match(tested, new RegExp(`alertname="${alert}"`));
+  }
+});
+
+test('Prometheus scrapes a gateway by the shipped configuration', async () => {
+  const gateway = await Gateway.start(null, { args: ['dev'] });
+  const folder = temporaryFolder();
+  const port = await freePort();
+  const config = read('prometheus', 'prometheus.yml').replace('gateway:3001', new URL(gateway.url).host);
+  writeFileSync(path.join(folder, 'prometheus.yml'), config.replace('scrape_interval: 5s', 'scrape_interval: 1s').replace('evaluation_interval: 5s', 'evaluation_interval: 1s'));
+  writeFileSync(path.join(folder, 'alerts.yml'), read('prometheus', 'alerts.yml'));
+  const args = [`--config.file=${folder}/prometheus.yml`, `--storage.tsdb.path=${folder}/data`, `--web.listen-address=127.0.0.1:${port}`];
+  children.push(spawn('prometheus', args, { stdio: 'ignore', env }));
+  const query = async (expression) => {
+    const answer = await fetch(`http://127.0.0.1:${port}/api/v1/query?query=${encodeURIComponent(expression)}`).catch(() => null);
+    return answer?.ok ? (await answer.json()).data.result : [];
+  };
+  await until('a scrape', async () => (await query('up{job="chat3-gateway"} == 1')).length === 1);
+  // Development has no RabbitMQ, and the alert on that is on its way.
+  await until('an alert', async () => (await query('ALERTS{alertname="Chat3GatewayRabbitMqDisconnected"}')).length === 1);
+  // Each query of the dashboard is one that Prometheus understands.
+  const { panels } = JSON.parse(read('grafana', 'dashboards', 'chat3-gateway.json'));
+  for (const { title, targets } of panels) {
+    for (const { expr } of targets) {
+      const expression = expr.replaceAll('$instance', '.*').replaceAll('$__rate_interval', '5m').replaceAll('$__range', '15m');
+      const answer = await fetch(`http://127.0.0.1:${port}/api/v1/query?query=${encodeURIComponent(expression)}`);
+      assert.equal(answer.status, 200, `${title}: ${await answer.text()}`);
+    }
+  }
+  children.pop().kill('SIGTERM');
+});
+
+test('HAProxy keeps polling clients at one of several gateways, and moves them when it goes', async () => {
+  const broker = await Broker.start();
+  const publisher = await Publisher.connect(broker);
+  const gateways = [await Gateway.start(broker), await Gateway.start(broker), await Gateway.start(broker)];
+  const port = await freePort();
+  let config = read('haproxy', 'haproxy.cfg').replace('bind :3001', `bind 127.0.0.1:${port}`);
+  gateways.forEach(({ url }, i) => {
+    config = config.replace(`gateway-${i + 1}:3001`, new URL(url).host);
+  });
+  assert.doesNotMatch(config, /:3001/);
+  const file = path.join(temporaryFolder(), 'haproxy.cfg');
+  writeFileSync(file, config);
+  await run('haproxy', ['-c', '-f', file], { env });
+  const proxy = spawn('haproxy', ['-db', '-f', file], { env, stdio: 'ignore' });
+  children.push(proxy);
+  const url = `http://127.0.0.1:${port}`;
+  const handshake = () => fetch(`${url}/socket.io/?EIO=4&transport=polling`).catch(() => ({}));
+  await until('HAProxy serves', async () => (await handshake()).status === 200);
+  for (const path of ['/metrics', '/health', '/ready', '/api/stats']) {
+    assert.equal((await fetch(url + path)).status, 404, path);
+  }
+  // A browser that keeps its cookie is led by it, to whichever of the three.
+  const instances = new Set();
+  for (const instance of ['1', '2', '3']) {
+    const answer = await fetch(`${url}/socket.io/?EIO=4&transport=polling`, { headers: { cookie: `chat3_instance=${instance}` } });
+    const { sid } = JSON.parse((await answer.text()).slice(1));
+    for (const [i, gateway] of gateways.entries()) {
+      const body = `40${JSON.stringify({ token: token('usr_c') })}`;
+      const polled = await gateway.get(`/socket.io/?EIO=4&transport=polling&sid=${sid}`, { method: 'POST', body });
+      if (polled.status === 200) instances.add(i);
+    }
+  }
+  assert.equal(instances.size, 3);
+  const tabs = [];
+  for (const transports of [['polling'], ['websocket'], ['polling', 'websocket']]) {
+    const tab = new Tab(null, token('usr_h'), { url, transports });
+    await tab.when('connected', () => tab.connects > 0);
+    tabs.push(tab);
+  }
+  const update = publisher.update('usr_h');
+  for (const tab of tabs) await tab.saw(update);
+  // The instance that has them goes; they come back by themselves, elsewhere.
+  const counts = await Promise.all(gateways.map((gateway) => gateway.metric('sockets')));
+  const busy = counts.indexOf(Math.max(...counts));
+  const { code } = await gateways[busy].terminate();
+  assert.equal(code, 0);
+  for (const tab of tabs) await tab.when('connected again', () => tab.socket.connected && tab.connects >= 2);
+  const later = publisher.update('usr_h');
+  for (const tab of tabs) await tab.saw(later);
+  for (const tab of tabs) tab.close();
+  proxy.kill('SIGTERM');
+});
+
+test('systemd takes the unit, and calls it well confined', async () => {
+  const folder = temporaryFolder();
+  const unit = path.join(folder, 'chat3-gateway.service');
+  writeFileSync(unit, read('systemd', 'chat3-gateway.service').replace('/usr/local/bin/chat3-gateway', gatewayBinary));
+  const { stdout, stderr } = await run('systemd-analyze', ['verify', unit]);
+  assert.equal(stdout + stderr, '');
+  // From 0 (confined) to 100.
+  await run('systemd-analyze', ['security', '--offline=true', '--threshold=20', unit]);
+  const text = readFileSync(unit, 'utf8');
+  assert.match(text, /^Type=notify$/m);
+  assert.ok(seconds(/^TimeoutStopSec=(.*)$/m.exec(text)[1]) > SHUTDOWN_TIMEOUT_S);
+});
+
+test('the Kubernetes manifests fit together, and leave the gateway its time to stop', () => {
+  const manifest = (name) => parse(read('kubernetes', name));
+  const kustomization = manifest('kustomization.yaml');
+  const files = readdirSync(path.join(docker, 'kubernetes')).filter((name) => name !== 'kustomization.yaml');
+  assert.deepEqual([...kustomization.resources].sort(), files.sort());
+  const settings = Object.fromEntries(kustomization.configMapGenerator[0].literals.map((literal) => literal.split(/=(.*)/s)));
+
+  const { spec } = manifest('deployment.yaml');
+  const pod = spec.template.spec;
+  const [container] = pod.containers;
+  const pause = container.lifecycle.preStop.sleep.seconds;
+  assert.ok(pod.terminationGracePeriodSeconds > pause + seconds(settings.SHUTDOWN_TIMEOUT));
+  assert.equal(pod.securityContext.runAsNonRoot, true);
+  assert.equal(container.securityContext.readOnlyRootFilesystem, true);
+  const ports = Object.fromEntries(container.ports.map(({ name, containerPort }) => [name, containerPort]));
+  assert.deepEqual(ports, { http: 3001, admin: Number(settings.ADMIN_ADDR.split(':')[1]) });
+  assert.equal(spec.template.metadata.annotations['prometheus.io/port'], String(ports.admin));
+  for (const probe of ['startupProbe', 'livenessProbe', 'readinessProbe']) assert.ok(ports[container[probe].httpGet.port]);
+  assert.equal(container.readinessProbe.httpGet.path, '/ready');
+
+  const labels = spec.template.metadata.labels;
+  assert.deepEqual(spec.selector.matchLabels, labels);
+  assert.deepEqual(manifest('service.yaml').spec.selector, labels);
+  assert.deepEqual(manifest('disruption.yaml').spec.selector.matchLabels, labels);
+  assert.equal(manifest('autoscaling.yaml').spec.scaleTargetRef.name, manifest('deployment.yaml').metadata.name);
+  const [{ path: only, backend }] = manifest('ingress.yaml').spec.rules[0].http.paths;
+  assert.equal(only, '/socket.io/');
+  assert.equal(backend.service.name, manifest('service.yaml').metadata.name);
+  // Names and keys of secrets, never one of their values.
+  assert.doesNotMatch(files.map((name) => read('kubernetes', name).replace(/^#.*$/gm, '')).join(), /JWT_SECRET|amqps?:/);
+});
+
+test('the settings that docker/ gives are settings of the gateway', async () => {
+  const environments = ['compose.yml', 'compose.scale.yml'].flatMap((file) => {
+    const services = Object.values(parse(read(file), { merge: true }).services);
+    for (const service of services.filter(({ image }) => image === 'chat3-gateway')) {
+      assert.equal(service.read_only, true);
+      const grace = seconds(service.stop_grace_period);
+      assert.ok(service.command || grace > SHUTDOWN_TIMEOUT_S);
+    }
+    return services.filter(({ image }) => image === 'chat3-gateway').map(({ environment }) => environment);
+  });
+  const { literals } = parse(read('kubernetes', 'kustomization.yaml')).configMapGenerator[0];
+  environments.push(Object.fromEntries(literals.map((literal) => literal.split(/=(.*)/s))));
+  const { stdout } = await run(gatewayBinary, ['serve', '--help']);
+  for (const environment of environments) {
+    for (const name of Object.keys(environment)) assert.match(stdout, new RegExp(`\\[env: ${name}[\\]=]`));
+    // And the values are ones that it takes.
+    const secret = { JWT_SECRET: 'a-secret-for-tests-of-thirty-two-bytes', ...environment };
+    const options = { PATH: process.env.PATH, LOG_FILE: '', HOST: 'nowhere.invalid', ...secret, ADMIN_ADDR: '' };
+    await assert.rejects(run(gatewayBinary, ['serve'], { env: options, cwd: temporaryFolder() }), /cannot listen on nowhere\.invalid/);
+  }
+});

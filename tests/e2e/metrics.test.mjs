@@ -1,0 +1,65 @@
+// The pages, alerts and dashboards speak of the metrics that there are, and of all.
+
+import assert from 'node:assert/strict';
+import { generateKeyPairSync } from 'node:crypto';
+import { readFileSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { before, test } from 'node:test';
+
+import { Broker, Gateway, Network, Publisher, Tab, temporaryFolder, testsFolder, until } from './harness.mjs';
+
+const PREFIX = 'chat3_gateway_';
+
+/** The names of a gateway's samples, without buckets and such: as pages and rules call them. */
+let names;
+
+const file = (...parts) => readFileSync(path.join(testsFolder, '..', ...parts), 'utf8');
+
+/** A gateway to which everything happened that has a metric with labels. */
+before(async () => {
+  const broker = await Broker.start();
+  const publisher = await Publisher.connect(broker);
+  const keys = path.join(temporaryFolder(), 'keys.json');
+  const jwk = generateKeyPairSync('ed25519').publicKey.export({ format: 'jwk' });
+  writeFileSync(keys, JSON.stringify({ keys: [{ ...jwk, kid: 'a' }] }));
+  const gateway = await Gateway.start(broker, { env: { JWT_JWKS: keys, RECOVERY_WINDOW: '1s' } });
+  const network = await Network.to(gateway);
+
+  const tab = await Tab.open(gateway, 'usr_m', { url: network.url, transports: ['websocket'], reconnection: false });
+  await tab.saw(publisher.update('usr_m'));
+  publisher.publish('user.usr_m.x', Buffer.from('{'));
+  tab.socket.emit('auth:refresh', { token: 'none' });
+  await new Tab(gateway, 'no token').refused();
+  await gateway.metricIs('updates_rejected_total{reason="not_json"}', 1);
+  // A lost connection that asks for what is not here any more.
+  network.reset();
+  await gateway.metricIs('recoveries_lost_total{reason="expired"}', 1);
+  network.restore();
+  tab.socket.connect();
+  await tab.when('connected again', () => tab.connects === 2);
+
+  const text = await (await gateway.get('/metrics')).text();
+  names = [...text.matchAll(/^# TYPE (\w+) (\w+)$/gm)].map(([, name, kind]) => (kind === 'counter' ? `${name}_total` : name));
+});
+
+/** The names in the first column of a page's first table. */
+function documented(page) {
+  const [table] = file('docs', ...page).match(/(^\|.*\n)+/m);
+  const cells = table.split('\n').slice(2).map((row) => row.split('|')[1] ?? '');
+  return cells.flatMap((cell) => [...cell.matchAll(/`(\w+)/g)].map(([, name]) => PREFIX + name));
+}
+
+for (const page of [['METRICS.md'], ['ru', 'METRICS.md']]) {
+  test(`docs/${page.join('/')} has every metric, and no other`, () => {
+    assert.deepEqual(documented(page).sort(), [...names].sort());
+  });
+}
+
+for (const name of ['prometheus/alerts.yml', 'prometheus/alerts.test.yml', 'grafana/dashboards/chat3-gateway.json']) {
+  test(`docker/${name} uses no metric that there is not`, () => {
+    const used = new Set(file('docker', name).match(/chat3_gateway_\w+/g));
+    const known = new Set(names.flatMap((name) => [name, `${name}_bucket`]));
+    assert.ok(used.size > 10);
+    assert.deepEqual([...used].filter((name) => !known.has(name)), []);
+  });
+}
