@@ -8,6 +8,8 @@
 //! Invariant: an [`Update`] that exists is one JSON object of bounded nesting
 //! with a `userId`. Whether it may be shown to a user is [`Update::check_recipient`].
 
+mod envelope;
+
 use std::borrow::Cow;
 
 use serde::Deserialize;
