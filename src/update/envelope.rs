@@ -56,7 +56,7 @@ impl Update<'_> {
             let published = body.get(field).map(Cow::Borrowed);
             let value = match field {
                 "dialogId" => published
-                    .filter(is_given)
+                    .filter(|id| is_given(id))
                     .or_else(|| dialog_id(&sections, &entity)),
                 "eventType" => Some(raw(&event_type)?),
                 "data" => Some(raw(&data(&body, &sections, name, &entity, &event_type)?)?),
@@ -121,10 +121,9 @@ impl Subject {
         match update.update_type.as_ref().map(Text::as_str) {
             Some("update.message") => Self::Message,
             Some("update.dialog") => Self::Dialog,
-            Some(_) => Self::Other,
             None if update.event_type().starts_with("message.") => Self::Message,
             None if update.event_type().starts_with("dialog.") => Self::Dialog,
-            None => Self::Other,
+            _ => Self::Other,
         }
     }
 
@@ -192,10 +191,10 @@ fn dialog_id<'a>(sections: &Fields<'a>, entity: &Fields<'a>) -> Option<Cow<'a, R
     let id = inside("dialog")
         .or_else(|| entity.get("dialogId"))
         .or_else(|| inside("context"));
-    id.map(Cow::Borrowed).filter(is_given)
+    id.filter(|id| is_given(id)).map(Cow::Borrowed)
 }
 
-fn is_given(value: &Cow<'_, RawValue>) -> bool {
+fn is_given(value: &RawValue) -> bool {
     value.get() != "null"
 }
 
