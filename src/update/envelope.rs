@@ -432,6 +432,16 @@ mod tests {
     }
 
     #[test]
+    fn an_event_that_only_the_context_names_is_named() {
+        let data = json!({"message": {"messageId": "m"},
+            "context": {"eventType": "message.update", "dialogId": "d"}});
+        let original = original_of(&json!({"userId": "u", "data": data}));
+        assert_eq!(original["eventType"], "message.update");
+        assert_eq!(original["dialogId"], "d");
+        assert_eq!(original["data"]["_id"], "m");
+    }
+
+    #[test]
     fn reactions_are_told_apart_and_counted() {
         let reaction = |update: Value| {
             let data = json!({"message": {"messageId": "m", "reactionUpdate": update}});
