@@ -24,8 +24,9 @@ use serde_json::{Value, value::RawValue};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its folder in `regressions/`.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("update_decoder", update_decoder),
+    ("original_envelope", original_envelope),
     ("token_verifier", token_verifier),
     ("token_claims", token_claims),
     ("key_set", key_set),
@@ -59,6 +60,30 @@ pub fn update_decoder(data: &[u8]) {
     if let Some(event) = event {
         let payload: Value = serde_json::from_str(event.payload.get()).expect("a payload is JSON");
         assert!(payload == whole || payload == whole["data"]);
+    }
+}
+
+/// Bodies that are rewritten: they stay their user's, become the same events, and
+/// are not rewritten again.
+pub fn original_envelope(data: &[u8]) {
+    let Ok(update) = Update::decode(data) else {
+        return;
+    };
+    let Some(original) = update.to_original() else {
+        return;
+    };
+    let rewritten = Update::decode(&original).expect("it is an update");
+    assert!(rewritten.to_original().is_none());
+    let name = |update: &Update<'_>| update.specialised_event().map(|event| event.name);
+    assert_eq!(name(&rewritten), name(&update));
+    let value = |update: &Update<'_>| serde_json::from_str::<Value>(update.body.get());
+    if let (Ok(before), Ok(after)) = (value(&update), value(&rewritten)) {
+        assert_eq!(after["userId"], before["userId"]);
+        assert_eq!(after.get("tenantId"), before.get("tenantId"));
+        let fields = before.as_object().unwrap().keys();
+        assert!(fields.into_iter().all(|field| after.get(field).is_some()));
+        assert!(after["eventType"].is_string());
+        assert!(after["data"].is_object());
     }
 }
 

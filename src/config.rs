@@ -255,6 +255,7 @@ pub struct PublishRabbitMqArgs {
 
 const RABBITMQ: &str = "RabbitMQ";
 const LISTENER: &str = "Listener";
+const UPDATES: &str = "Updates";
 const LIMITS: &str = "Limits";
 const RECOVERY: &str = "Connection state recovery";
 const JWT: &str = "JWT";
@@ -424,6 +425,11 @@ pub struct HttpConfig {
     #[arg(long = "jwt-expiry-notice", env = "JWT_EXPIRY_NOTICE", value_name = "DURATION",
         default_value = "30s", value_parser = parse_delay, help_heading = JWT)]
     pub expiry_notice: Duration,
+    /// Shape in which updates are sent: auto as published; original as first
+    /// documented, for frontends that were written for that
+    #[arg(long = "chat3-envelope", env = "CHAT3_ENVELOPE", value_name = "SHAPE",
+        default_value = "auto", help_heading = UPDATES)]
+    pub envelope: Envelope,
     #[command(flatten)]
     pub recovery: RecoveryConfig,
 }
@@ -451,8 +457,19 @@ impl Default for HttpConfig {
                 max_bytes: 1 << 20,
                 total_bytes: 256 << 20,
             },
+            envelope: Envelope::default(),
         }
     }
+}
+
+/// The shape in which updates are sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Envelope {
+    /// As published.
+    #[default]
+    Auto,
+    /// As first documented, whichever generation published them.
+    Original,
 }
 
 /// How far back a lost connection can be recovered.
@@ -793,6 +810,7 @@ mod tests {
             "MAX_EVENTS_PER_SECOND",
             "JWT_EXPIRY_NOTICE",
             "RABBITMQ_CONTROL_EXCHANGE",
+            "CHAT3_ENVELOPE",
             "RECOVERY_WINDOW",
             "RECOVERY_MAX_UPDATES",
             "RECOVERY_MAX_BYTES",

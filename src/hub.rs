@@ -37,7 +37,7 @@ pub use self::{
 };
 use crate::{
     broker::{Broker, Delivery, Subscribed},
-    config::RecoveryConfig,
+    config::{Envelope, RecoveryConfig},
     metrics::{GaugeGuard, Metrics},
     transport::Transports,
     user::{User, UserId},
@@ -57,6 +57,7 @@ pub struct Hub {
     transports: Transports,
     metrics: Metrics,
     recovery: RecoveryConfig,
+    envelope: Envelope,
     users: Mutex<HashMap<User, Online>>,
     /// How many sessions there were.
     sessions: AtomicU64,
@@ -90,12 +91,14 @@ impl Hub {
         transports: Transports,
         metrics: Metrics,
         recovery: RecoveryConfig,
+        envelope: Envelope,
     ) -> Arc<Self> {
         let hub = Arc::new(Self {
             broker,
             transports,
             metrics,
             recovery,
+            envelope,
             users: Mutex::default(),
             sessions: AtomicU64::new(0),
             departures: Mutex::default(),
@@ -156,6 +159,7 @@ impl Hub {
         let audience = Arc::new(Audience::new(
             user.clone(),
             self.limits(),
+            self.envelope,
             self.transports.clone(),
             self.metrics.clone(),
         ));

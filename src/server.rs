@@ -99,6 +99,7 @@ impl Server {
             transports.clone(),
             metrics.clone(),
             config.recovery.clone(),
+            config.envelope,
         );
         let gateway = Gateway::new(
             verifier,

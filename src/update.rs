@@ -3,10 +3,13 @@
 //!
 //! Chat3 has published five generations of bodies; the gateway reads only the
 //! few fields that all of them need and forwards the text as it came. Decoding
-//! borrows from the body; nothing is built into a tree or written again.
+//! borrows from the body; nothing is built into a tree, and nothing written again
+//! but where the operator wants the original's shape ([`Update::to_original`]).
 //!
 //! Invariant: an [`Update`] that exists is one JSON object of bounded nesting
 //! with a `userId`. Whether it may be shown to a user is [`Update::check_recipient`].
+
+mod envelope;
 
 use std::borrow::Cow;
 

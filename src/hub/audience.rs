@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     broker::{Delivery, Subscribed},
+    config::Envelope,
     metrics::{GaugeGuard, Metrics},
     transport::Transports,
     update::{CHAT3_UPDATE, Rejection, SpecialisedEvent, Update},
@@ -47,6 +48,7 @@ pub(super) struct Audience {
     subscribed: OnceLock<Subscribed>,
     /// `None`: recovery is off.
     limits: Option<Limits>,
+    envelope: Envelope,
     transports: Transports,
     metrics: Metrics,
     room: Mutex<Room>,
@@ -144,6 +146,7 @@ impl Audience {
     pub(super) fn new(
         user: User,
         limits: Option<Limits>,
+        envelope: Envelope,
         transports: Transports,
         metrics: Metrics,
     ) -> Self {
@@ -152,6 +155,7 @@ impl Audience {
             user,
             subscribed: OnceLock::new(),
             limits,
+            envelope,
             transports,
             metrics,
             room: Mutex::new(Room {
@@ -447,6 +451,16 @@ impl Audience {
             routing_key = ?delivery.routing_key,
             "Update received"
         );
+        let rewritten = match self.envelope {
+            Envelope::Auto => None,
+            Envelope::Original => update.to_original(),
+        };
+        // From here on, all is about the body that is sent.
+        let body = rewritten.as_ref().unwrap_or(&delivery.body);
+        let update = match rewritten.as_deref().map(Update::decode) {
+            Some(Ok(rewritten)) => rewritten,
+            _ => update,
+        };
         let now = Instant::now();
         let mut room = self.room();
         self.note_stretch(&mut room);
@@ -454,7 +468,7 @@ impl Audience {
         let specialised = update.specialised_event();
         let (mut handed_off, mut kept) = (0, false);
         let events = 1 + u64::from(specialised.is_some());
-        let first = log.append(delivery.body.clone(), events, now);
+        let first = log.append(body.clone(), events, now);
         let events = Events::new(log, first, &update);
         for member in members {
             match &member.state {
