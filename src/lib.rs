@@ -20,6 +20,7 @@ pub mod auth;
 pub mod broker;
 pub mod config;
 pub mod dev;
+pub mod doctor;
 pub mod embedded;
 pub mod gateway;
 pub mod http;
