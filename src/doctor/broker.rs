@@ -44,7 +44,11 @@ pub(super) async fn examine(config: &RabbitMqConfig, listen: Duration, report: &
         return;
     };
     let rights = match rights(&mut session, config, report).await {
-        Ok(rights) => rights,
+        Ok(rights) if rights.may_consume => rights,
+        Ok(_) => {
+            updates::skip("no queue of its own can be read", report);
+            return session.close().await;
+        }
         Err(error) => {
             report.problem("connection", lost(&error), "RabbitMQ's own log says more");
             updates::skip("the connection broke", report);
@@ -75,6 +79,7 @@ pub(super) struct Rights {
     /// The queue for the updates of a user who does not exist, if it is bound.
     pub(super) probe: Option<String>,
     pub(super) exchange: Exchange,
+    may_consume: bool,
 }
 
 /// What an exchange is.
@@ -288,11 +293,7 @@ fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
             );
             report.problem("vhost", format!("refused: {close}"), advice);
         }
-        other => report.problem(
-            "login",
-            other.to_string(),
-            "RABBITMQ's own log says why".replace("RABBITMQ", "RabbitMQ"),
-        ),
+        other => report.problem("login", other.to_string(), "RabbitMQ's own log says why"),
     }
 }
 
@@ -307,6 +308,7 @@ async fn rights(
     let mut rights = Rights {
         probe: None,
         exchange: Exchange::Unclear(String::new()),
+        may_consume: false,
     };
     match session.declare(&queue, 10).await {
         Ok(()) => report.ok("configure", "may declare its queues, chat3-gateway.*"),
@@ -337,18 +339,17 @@ async fn rights(
         Err(error) => return Err(error),
     }
     let bound = bind(session, config, &queue, &grant, report).await?;
-    let tag = format!("{queue}.right");
-    let consume = BasicConsumeArguments::new(&queue, &tag)
+    let consume = BasicConsumeArguments::new(&queue, &queue)
         .auto_ack(true)
         .finish();
     let consumer = DefaultConsumer::new(true);
-    let consuming = session.ask(|channel| async move {
-        let tag = channel.basic_consume(consumer, consume).await?;
-        // auto_delete would take the queue with its last consumer.
-        Ok(tag)
-    });
+    let consuming =
+        session.ask(|channel| async move { channel.basic_consume(consumer, consume).await });
     match consuming.await {
-        Ok(_) => report.ok("consume", "may read its queues"),
+        Ok(_) => {
+            rights.may_consume = true;
+            report.ok("consume", "may read its queues");
+        }
         Err(LinkError::Closed(close)) => {
             report.problem(
                 "consume",

@@ -372,9 +372,10 @@ async fn greeting(
             format!("connected, but no answer within {STEP:?}"),
             "what listens there is hung, or is not AMQP (or expects TLS: amqps://)",
         ),
-        (Ok(Err(error)), []) if config.url.tls && error.get_ref().is_some() => report.problem(
+        // The alert of a broker that misses a client certificate can get lost.
+        (Ok(Err(error)), []) if config.url.tls => report.problem(
             "client_certificate",
-            format!("the broker refused it, or misses one: {error}"),
+            format!("the broker closed after the handshake: it refused the client certificate, or misses one ({error})"),
             tls_advice,
         ),
         (Ok(Err(error)), []) => report.problem(

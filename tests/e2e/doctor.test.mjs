@@ -18,11 +18,10 @@ import {
 let broker;
 let ours;
 let theirs;
-let expired;
 let tlsPort;
 
 before(async () => {
-  [ours, theirs, expired] = await Promise.all([certificates(), certificates(), certificates(['-days', '-1'])]);
+  [ours, theirs] = await Promise.all([certificates(), certificates()]);
   tlsPort = await freePort();
   broker = await Broker.start({
     conf: [
@@ -38,12 +37,13 @@ before(async () => {
 });
 
 /** A CA, and certificates by it for `localhost` and for a client; all in one folder. */
-async function certificates(validity = ['-days', '90']) {
+async function certificates() {
   const folder = temporaryFolder();
   const openssl = (...args) => run('openssl', args, { cwd: folder });
   const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'];
+  const validity = ['-days', '90'];
   await openssl(
-    'req', '-x509', ...key, '-days', '90', '-keyout', 'ca.key', '-out', 'ca.pem', '-subj', '/CN=test CA', '-addext', 'keyUsage=critical,keyCertSign',
+    'req', '-x509', ...key, ...validity, '-keyout', 'ca.key', '-out', 'ca.pem', '-subj', '/CN=test CA', '-addext', 'keyUsage=critical,keyCertSign',
   );
   for (const [name, usage] of [['server', 'serverAuth'], ['client', 'clientAuth']]) {
     await openssl(
@@ -51,6 +51,11 @@ async function certificates(validity = ['-days', '90']) {
       '-addext', 'subjectAltName=DNS:localhost', '-addext', `extendedKeyUsage=${usage}`, '-addext', 'basicConstraints=critical,CA:FALSE',
     );
   }
+  // `req` makes no certificate that is over.
+  await openssl('req', ...key, '-keyout', 'expired.key', '-out', 'expired.csr', '-subj', '/CN=expired', '-addext', 'subjectAltName=DNS:localhost');
+  await openssl(
+    'x509', '-req', '-in', 'expired.csr', '-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '-1', '-copy_extensions', 'copy', '-out', 'expired.pem',
+  );
   return (file) => path.join(folder, file);
 }
 
@@ -397,13 +402,13 @@ test('a token is explained claim by claim, and the verdict is the gateway\'s', a
   const examine = async (examined) => {
     const result = await doctor(url, { env, args: ['--token', examined] });
     const [, , signature] = examined.split('.');
-    assert.ok(!result.text.includes(examined) && !(signature && result.text.includes(signature)), result.text);
+    for (const secret of [examined, signature].filter(Boolean)) assert.ok(!result.text.includes(secret), result.text);
     return result;
   };
   const good = token('usr_a', claims);
   const accepted = await examine(good);
   says(accepted, 'verdict', 'ok', /accepted: user usr_a, tenant tnt_1/);
-  says(accepted, 'exp', 'ok', /\d{4}-\d\d-\d\dT.*in 59m/);
+  says(accepted, 'exp', 'ok', /\d{4}-\d\d-\d\dT.*in (59m|1h)/);
   const none = `${Buffer.from('{"alg":"none"}').toString('base64url')}.${good.split('.')[1]}.`;
   for (const [bad, part, pattern, refusal] of [
     [token('usr_a', claims, { secret: 'another' }), 'signature', /another secret or key/, 'invalid token'],
@@ -467,7 +472,7 @@ test('file limits, port, admin token, origins and log file', async () => {
 
   says(await doctor(url, { env: { ADMIN_TOKEN: 'short' } }), 'admin_token', 'warning', /can be guessed/);
   says(await doctor(url, { env: { CORS_ORIGIN: '*' } }), 'cors_origin', 'warning', /every site/);
-  says(await doctor(url, { env: { LOG_FILE: '/proc/nowhere/server.log' } }), 'log_file', 'warning');
+  says(await doctor(url, { env: { LOG_FILE: `${gatewayBinary}/server.log` } }), 'log_file', 'warning', /in its place/);
   const cwd = temporaryFolder();
   says(await doctor(url, { env: { LOG_FILE: 'logs/server.log' }, cwd }), 'log_file', 'ok', /can be written/);
   assert.equal((await run('ls', [cwd])).stdout, '');
@@ -492,10 +497,10 @@ test('amqps: each certificate that does not fit is told apart', async () => {
   says(await doctor(url(), { env: { RABBITMQ_CA_FILE: '/nowhere.pem' } }), 'tls', 'problem', /cannot read \/nowhere\.pem/);
   says(await doctor(url('localhost', broker.port), { env: ca(ours) }), 'tls', 'problem', /amqp:\/\//);
 
-  const [{ stdout: key }, { stdout: cert }] = await Promise.all(['server.key', 'server.pem'].map((file) => run('cat', [expired(file)])));
+  const [{ stdout: key }, { stdout: cert }] = await Promise.all(['expired.key', 'expired.pem'].map((file) => run('cat', [ours(file)])));
   const server = tls.createServer({ key, cert });
   server.on('tlsClientError', () => {});
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-  says(await doctor(url('localhost', server.address().port), { env: ca(expired) }), 'tls', 'problem', /expired on \d{4}-\d\d-\d\d/, /renew/);
+  says(await doctor(url('localhost', server.address().port), { env: ca(ours) }), 'tls', 'problem', /expired on \d{4}-\d\d-\d\d/, /renew/);
   server.close();
 });
