@@ -13,6 +13,7 @@ mod jwt;
 mod keys;
 mod network;
 mod report;
+mod session;
 mod updates;
 
 use std::{io::Read, process::ExitCode};

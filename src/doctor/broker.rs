@@ -2,44 +2,30 @@
 //! on Chat3's exchange and on the control exchange.
 //!
 //! Rights are tried on an exclusive queue of the gateway's own kind, which is gone
-//! afterwards. Exchanges are looked at with [`Session::look_at_exchange`], which
-//! cannot make one.
+//! afterwards; what a [`Session`] can do, and cannot.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use amqprs::{
-    FieldValue,
-    channel::{
-        BasicConsumeArguments, Channel, ExchangeDeclareArguments, ExchangeUnbindArguments,
-        QueueBindArguments, QueueDeclareArguments, QueueDeleteArguments,
-    },
-    connection::Connection,
+    channel::{BasicConsumeArguments, ExchangeUnbindArguments},
     consumer::DefaultConsumer,
-    error::Error,
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::time::timeout;
 
-use super::{Report, updates};
+use super::{
+    Report,
+    session::{Exchange, Session},
+    updates,
+};
 use crate::{
     config::RabbitMqConfig,
-    rabbitmq::{
-        ACCESS_REFUSED, LinkError, NOT_FOUND, OpenChannel, host_name, open_channel, open_connection,
-    },
+    rabbitmq::{ACCESS_REFUSED, LinkError, NOT_FOUND, host_name, open_connection},
     user::{TenantId, User, UserId},
 };
 
-/// Limit of each question to RabbitMQ.
-const STEP: Duration = Duration::from_secs(5);
-
-/// The connection may be closing, and so may we.
-const GOODBYE: Duration = Duration::from_secs(2);
-
-/// Of the consumer that only tries the right; it sees nothing.
-const PREFETCH: u16 = 1;
-
 /// Examines all that needs a login, and listens to what is published.
 pub(super) async fn examine(config: &RabbitMqConfig, listen: Duration, report: &mut Report) {
-    let Some(mut session) = Session::open(config, report).await else {
+    let Some(mut session) = log_in(config, report).await else {
         skip_rights(config, "there is no login", report);
         return;
     };
@@ -82,182 +68,32 @@ pub(super) struct Rights {
     may_consume: bool,
 }
 
-/// What an exchange is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Exchange {
-    AsExpected,
-    Missing,
-    OtherType(String),
-    /// The type is right; another property is not.
-    Otherwise(String),
-    /// The broker does not tell who may not declare it.
-    NotPermitted,
-    Unclear(String),
-}
-
-/// A connection, and a channel that is opened anew after each refusal.
-pub(super) struct Session {
-    pub(super) connection: Connection,
-    /// What the gateway's queues of this process are named with.
-    pub(super) prefix: String,
-    channel: Option<OpenChannel>,
-    cancelled: mpsc::UnboundedSender<String>,
-    _cancelled: mpsc::UnboundedReceiver<String>,
-}
-
-impl Session {
-    async fn open(config: &RabbitMqConfig, report: &mut Report) -> Option<Self> {
-        let instance = match config.instance_name.as_str() {
-            "" => host_name(),
-            name => name.to_owned(),
-        };
-        let instance = format!("{instance}-{:08x}", rand::random::<u32>());
-        let name = format!("chat3-gateway doctor {instance}");
-        let opening = open_connection(&config.url, &config.tls, &name, config.heartbeat);
-        let opened = timeout(config.connect_timeout, opening).await;
-        let connection = match opened {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => {
-                refused(&error, config, report);
-                return None;
-            }
-            Err(_) => {
-                let limit = config.connect_timeout;
-                let advice = "RabbitMQ accepts, but does not answer: is it starting, or out of memory or files?";
-                report.problem("login", format!("no answer within {limit:?}"), advice);
-                return None;
-            }
-        };
-        report.ok("login", format!("as {}", config.url.user));
-        report.ok("vhost", config.url.vhost.clone());
-        let (cancelled, receiver) = mpsc::unbounded_channel();
-        Some(Self {
-            connection,
-            prefix: format!("chat3-gateway.{instance}.doctor"),
-            channel: None,
-            cancelled,
-            _cancelled: receiver,
-        })
-    }
-
-    /// A channel of its own, for a consumer.
-    pub(super) async fn another_channel(&self, prefetch: u16) -> Result<OpenChannel, LinkError> {
-        let open = open_channel(&self.connection, prefetch, None, &self.cancelled);
-        timeout(STEP, open)
-            .await
-            .unwrap_or(Err(LinkError::Timeout(STEP)))
-    }
-
-    /// Asks RabbitMQ one thing. A refusal is [`LinkError::Closed`], and the next
-    /// question has a new channel.
-    pub(super) async fn ask<T, F>(
-        &mut self,
-        question: impl FnOnce(Channel) -> F,
-    ) -> Result<T, LinkError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Error>> + Send + 'static,
-    {
-        let on = match self.channel.take() {
-            Some(open) => open,
-            None => self.another_channel(PREFETCH).await?,
-        };
-        // In a task of its own: amqprs gives the answer to a dropped question to the next.
-        let asked = tokio::spawn(question(on.channel.clone()));
-        let answer = timeout(STEP, asked).await;
-        match answer {
-            Ok(Ok(Ok(value))) => {
-                self.channel = Some(on);
-                Ok(value)
-            }
-            Ok(Ok(Err(error))) => Err(match on.close_reason.get() {
-                Some(close) => LinkError::Closed(close.clone()),
-                None => error.into(),
-            }),
-            Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
-            Err(_) => Err(LinkError::Timeout(STEP)),
-        }
-    }
-
-    /// Declares an exclusive queue as `serve` does, bounded.
-    pub(super) async fn declare(&mut self, queue: &str, most: i64) -> Result<(), LinkError> {
-        let mut declare = QueueDeclareArguments::new(queue);
-        declare.exclusive(true).auto_delete(true);
-        let mut arguments = amqprs::FieldTable::new();
-        let limit = "x-max-length".try_into().expect("a short name");
-        arguments.insert(limit, FieldValue::l(most));
-        declare.arguments(arguments);
-        self.ask(|channel| async move { channel.queue_declare(declare).await.map(drop) })
-            .await
-    }
-
-    pub(super) async fn bind(
-        &mut self,
-        queue: &str,
-        exchange: &str,
-        key: &str,
-    ) -> Result<(), LinkError> {
-        let bind = QueueBindArguments::new(queue, exchange, key);
-        self.ask(|channel| async move { channel.queue_bind(bind).await })
-            .await
-    }
-
-    pub(super) async fn delete(&mut self, queue: &str) -> Result<(), LinkError> {
-        let delete = QueueDeleteArguments::new(queue);
-        self.ask(|channel| async move { channel.queue_delete(delete).await.map(drop) })
-            .await
-    }
-
-    /// What an exchange is, by a declaration that RabbitMQ must refuse: its
-    /// `alternate-exchange` is no name. What is there is compared with it first,
-    /// type before durability before arguments; where nothing is there, nothing is made.
-    async fn look_at_exchange(&mut self, name: &str, kind: &str) -> Result<Exchange, LinkError> {
-        let mut declare = ExchangeDeclareArguments::new(name, kind);
-        declare.durable(true);
-        let mut arguments = amqprs::FieldTable::new();
-        let impossible = "alternate-exchange".try_into().expect("a short name");
-        arguments.insert(impossible, FieldValue::t(true));
-        declare.arguments(arguments);
-        let asked = self.ask(|channel| async move { channel.exchange_declare(declare).await });
-        match asked.await {
-            Ok(()) => Ok(Exchange::Unclear("the broker is not RabbitMQ".to_owned())),
-            Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED => {
-                Ok(Exchange::NotPermitted)
-            }
-            Err(LinkError::Closed(close)) => Ok(by_refusal(&close.text)),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn close(self) {
-        let goodbye = async move {
-            if let Some(open) = self.channel {
-                let _ = open.channel.close().await;
-            }
-            // Exclusive queues go with the connection, whatever comes back.
-            let _ = self.connection.close().await;
-        };
-        let _ = timeout(GOODBYE, tokio::spawn(goodbye)).await;
-    }
-}
-
-/// Reads RabbitMQ's words for what differs.
-fn by_refusal(text: &str) -> Exchange {
-    let current = || {
-        let after = text.split("current is ").nth(1).unwrap_or("another");
-        after.trim_matches('\'').to_owned()
+/// Connects and logs in as `serve` does.
+async fn log_in(config: &RabbitMqConfig, report: &mut Report) -> Option<Session> {
+    let instance = match config.instance_name.as_str() {
+        "" => host_name(),
+        name => name.to_owned(),
     };
-    if text.contains("arg 'type'") {
-        Exchange::OtherType(current())
-    } else if text.contains("inequivalent arg 'alternate-exchange'") {
-        Exchange::AsExpected
-    } else if text.contains("invalid type") {
-        Exchange::Missing
-    } else if text.contains("inequivalent arg") {
-        let property = text.split('\'').nth(1).unwrap_or("a property");
-        Exchange::Otherwise(format!("{property} is {}", current()))
-    } else {
-        Exchange::Unclear(text.to_owned())
+    let instance = format!("{instance}-{:08x}", rand::random::<u32>());
+    let name = format!("chat3-gateway doctor {instance}");
+    let opening = open_connection(&config.url, &config.tls, &name, config.heartbeat);
+    match timeout(config.connect_timeout, opening).await {
+        Ok(Ok(connection)) => {
+            report.ok("login", format!("as {}", config.url.user));
+            report.ok("vhost", config.url.vhost.clone());
+            Some(Session::over(connection, &instance))
+        }
+        Ok(Err(error)) => {
+            refused(&error, config, report);
+            None
+        }
+        Err(_) => {
+            let finding = format!("no answer within {:?}", config.connect_timeout);
+            let advice =
+                "RabbitMQ accepts, but does not answer: is it starting, or out of memory or files?";
+            report.problem("login", finding, advice);
+            None
+        }
     }
 }
 
@@ -597,30 +433,4 @@ fn grant(config: &RabbitMqConfig) -> String {
 
 fn lost(error: &LinkError) -> String {
     format!("broke while the rights were tried: {error}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals_tell_what_an_exchange_is() {
-        let of = |what: &str, received: &str, current: &str| {
-            format!(
-                "PRECONDITION_FAILED - inequivalent arg '{what}' for exchange 'x' in vhost '/': received {received} but current is {current}"
-            )
-        };
-        for (text, expected) in [
-            (of("type", "'topic'", "'fanout'"), Exchange::OtherType("fanout".to_owned())),
-            (of("durable", "'true'", "'false'"), Exchange::Otherwise("durable is false".to_owned())),
-            (of("alternate-exchange", "the value 'true' of type 'bool'", "none"), Exchange::AsExpected),
-            (
-                "PRECONDITION_FAILED - invalid type 'bool' for arg 'alternate-exchange' in exchange 'x' in vhost '/'".to_owned(),
-                Exchange::Missing,
-            ),
-            ("something else".to_owned(), Exchange::Unclear("something else".to_owned())),
-        ] {
-            assert_eq!(by_refusal(&text), expected, "{text}");
-        }
-    }
 }

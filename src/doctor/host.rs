@@ -12,7 +12,7 @@ use rustix::{
 };
 use tokio::{net::TcpListener, time::timeout};
 
-use super::Report;
+use super::{Report, report::counted};
 use crate::config::{CorsOrigins, HttpConfig, NodeEnv, Secret, ServeArgs};
 
 /// Files that are not sockets of clients: logs, RabbitMQ, listeners, timers.
@@ -30,17 +30,19 @@ pub(super) async fn examine(args: &ServeArgs, report: &mut Report) {
     files(&args.http, report);
     port(&args.host, &args.http, report).await;
     admin_token(&args.http, report);
-    if args.http.cors_origin == CorsOrigins::Any && args.log.node_env == NodeEnv::Production {
-        report.warning(
+    match (&args.http.cors_origin, args.log.node_env) {
+        (CorsOrigins::Any, NodeEnv::Production) => report.warning(
             "cors_origin",
             "*: pages of every site may connect, with a token",
             "set CORS_ORIGIN to your frontend's origins, e.g. https://chat.example.com",
-        );
-    } else {
-        report.ok(
-            "cors_origin",
-            "only what is listed, or this is no production",
-        );
+        ),
+        (CorsOrigins::Any, _) => report.ok("cors_origin", "*, outside production"),
+        (CorsOrigins::List(sites), _) => {
+            report.ok(
+                "cors_origin",
+                format!("{} listed", counted(sites.len(), "origin")),
+            );
+        }
     }
     log_file(&args.log.log_file, report);
 }

@@ -19,9 +19,10 @@ use tokio::{
 
 use super::{
     Report, Section,
-    broker::{Exchange, Rights, Session},
+    broker::Rights,
     keys::{Generation, classify, reaches, shape},
     report::counted,
+    session::{Exchange, Session},
 };
 use crate::{
     config::RabbitMqConfig,
