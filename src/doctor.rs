@@ -1,6 +1,6 @@
 //! The examination: what an operator would otherwise find out when users complain.
 //!
-//! Each check makes findings ([`report`]): how it is, and what to do about it. Checks reuse
+//! Each check makes findings (`report`): how it is, and what to do about it. Checks reuse
 //! what `serve` uses, so that both come to the same result.
 //!
 //! Invariants: nothing is published, declared or deleted that is Chat3's, and
