@@ -8,6 +8,7 @@
 //! client may read about a refusal is [`Refusal`]'s `Display`, a type of its own,
 //! so that no library's error text can leak to a browser.
 
+mod explain;
 mod jwks;
 pub mod keys;
 
@@ -24,10 +25,11 @@ use jsonwebtoken::{
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
+pub(crate) use self::explain::Fit;
 pub use self::jwks::JwksError;
 use self::{
     jwks::{Jwks, Source, contains},
-    keys::{InvalidKey, Key, MIN_SECRET_BYTES},
+    keys::{InvalidKey, Key, KeySet, MIN_SECRET_BYTES},
 };
 use crate::{
     config::{JwtConfig, Secret},
@@ -308,7 +310,16 @@ impl Failure {
     }
 }
 
-fn configured_keys(config: &JwtConfig) -> Result<Vec<Key>, KeyError> {
+/// Reads the key set once, if one is configured.
+pub(crate) async fn read_key_set(config: &JwtConfig) -> Result<Option<KeySet>, JwksError> {
+    match Source::new(&config.jwt_jwks, config.jwks_ca_file())? {
+        Some(source) => source.read().await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The keys from the secret and PEM blocks.
+pub(crate) fn configured_keys(config: &JwtConfig) -> Result<Vec<Key>, KeyError> {
     let mut keys = Vec::new();
     if let Some(secret) = config.jwt_secret.as_ref().and_then(Secret::expose) {
         let key = Key::from_secret(secret);

@@ -130,6 +130,8 @@ pub enum Command {
     Publish(PublishArgs),
     /// Ask the gateway on this machine how it is: exit code 0 or 1, for container health checks
     Health(HealthArgs),
+    /// Check settings, RabbitMQ, what is published there, keys for tokens and this machine
+    Doctor(Box<DoctorArgs>),
 }
 
 /// The settings of `serve`.
@@ -236,6 +238,33 @@ pub struct HealthArgs {
     pub admin_addr: OptionalAddress,
 }
 
+/// What `doctor` examines: the settings of `serve`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Exit code: 0 no problem found, 1 problems found, 2 the settings cannot be read."
+)]
+pub struct DoctorArgs {
+    /// A token to examine; - reads it from stdin, since others see command lines
+    #[arg(long, value_name = "TOKEN|-", conflicts_with = "token_file", help_heading = DOCTOR)]
+    pub token: Option<Secret>,
+    /// File that holds a token to examine
+    #[arg(long, value_name = "PATH", help_heading = DOCTOR)]
+    pub token_file: Option<PathBuf>,
+    /// How long to listen to what is published
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_listening,
+        help_heading = DOCTOR)]
+    pub listen: Duration,
+    /// Print one JSON object instead of text
+    #[arg(long, help_heading = DOCTOR)]
+    pub json: bool,
+    /// Exit with 1 for warnings, too
+    #[arg(long, help_heading = DOCTOR)]
+    pub strict: bool,
+    /// The settings to examine
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
 /// Where `publish` publishes to.
 #[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
@@ -260,6 +289,7 @@ const LIMITS: &str = "Limits";
 const RECOVERY: &str = "Connection state recovery";
 const JWT: &str = "JWT";
 const LOGS: &str = "Logs";
+const DOCTOR: &str = "Examination";
 
 const DEFAULT_URL: &str = "amqp://rmuser:rmpassword@localhost:5672/";
 const DEFAULT_EXCHANGE: &str = "chat3_updates";
@@ -681,6 +711,15 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
     match delay.is_zero() || delay > Duration::from_hours(24) {
         true => Err("must be more than 0s and at most 1day".to_owned()),
         false => Ok(delay),
+    }
+}
+
+/// Long enough for a quiet exchange, short enough for somebody who waits.
+fn parse_listening(text: &str) -> Result<Duration, String> {
+    let listening = parse_delay(text)?;
+    match listening > Duration::from_secs(600) {
+        true => Err("must be at most 10min".to_owned()),
+        false => Ok(listening),
     }
 }
 

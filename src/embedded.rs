@@ -132,7 +132,7 @@ impl Broker for EmbeddedExchange {
 
 /// AMQP 0-9-1 topic matching: words are separated by dots, `*` is one word, `#`
 /// is any number of words.
-fn topic_matches(binding_key: &str, routing_key: &str) -> bool {
+pub(crate) fn topic_matches(binding_key: &str, routing_key: &str) -> bool {
     fn matches(pattern: &[&str], words: &[&str]) -> bool {
         match (pattern.split_first(), words.split_first()) {
             (None, None) => true,

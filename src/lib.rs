@@ -34,6 +34,8 @@ pub mod user;
 #[doc(hidden)]
 pub mod dev;
 #[doc(hidden)]
+pub mod doctor;
+#[doc(hidden)]
 pub mod health;
 #[doc(hidden)]
 pub mod hub;

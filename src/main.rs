@@ -8,7 +8,7 @@ use chat3_gateway::{
     RabbitMqService,
     auth::{Signer, Verifier, make_up_secret},
     config::{Cli, Command, DevArgs, HealthArgs, PublishArgs, Secret, ServeArgs, TokenArgs},
-    dev,
+    dev, doctor,
     embedded::EmbeddedExchange,
     health,
     metrics::Metrics,
@@ -37,11 +37,15 @@ fn main() -> ExitCode {
     }
     let cli = load_dotenv().and_then(|()| Cli::from_process().map_err(anyhow::Error::msg));
     match cli.and_then(run_to_end) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // One line, causes included: for the last line of a log as well as a terminal.
             eprintln!("chat3-gateway: {error:#}");
-            ExitCode::FAILURE
+            match std::env::args_os().nth(1) {
+                // Whose 1 means that it found something.
+                Some(command) if command == "doctor" => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -59,7 +63,7 @@ fn load_dotenv() -> anyhow::Result<()> {
     }
 }
 
-fn run_to_end(cli: Cli) -> anyhow::Result<()> {
+fn run_to_end(cli: Cli) -> anyhow::Result<ExitCode> {
     let runtime = runtime(&cli).context("cannot start")?;
     let result = runtime.block_on(run(cli));
     // Without waiting for a name look-up that hangs.
@@ -82,14 +86,16 @@ fn runtime(cli: &Cli) -> std::io::Result<Runtime> {
     builder.worker_threads(threads).enable_all().build()
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command.unwrap_or(Command::Serve(Box::new(cli.serve))) {
-        Command::Serve(args) => serve(*args).await,
-        Command::Dev(args) => develop(*args).await,
-        Command::Token(args) => print_token(&args),
-        Command::Publish(args) => publish(&args).await,
-        Command::Health(args) => check_health(&args).await,
+        Command::Serve(args) => serve(*args).await?,
+        Command::Dev(args) => develop(*args).await?,
+        Command::Token(args) => print_token(&args)?,
+        Command::Publish(args) => publish(&args).await?,
+        Command::Health(args) => check_health(&args).await?,
+        Command::Doctor(args) => return doctor::examine(&args).await,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {

@@ -33,11 +33,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub(crate) use self::connection::open_connection;
-use self::{
-    connection::LinkError,
-    link::{Ended, Link},
+pub(crate) use self::connection::{
+    ACCESS_REFUSED, LinkError, NOT_FOUND, OpenChannel, barrier, open_channel, open_connection,
 };
+use self::link::{Ended, Link};
 use crate::{
     broker::{Activation, BroadcastHandler, Broker, Handler, Subscribed},
     config::RabbitMqConfig,
@@ -438,7 +437,7 @@ impl Backoff {
     }
 }
 
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = gethostname::gethostname().to_string_lossy().into_owned();
     let safe = |c: char| match c.is_ascii_alphanumeric() || matches!(c, '-' | '.') {
         true => c,

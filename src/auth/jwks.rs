@@ -173,7 +173,8 @@ impl Source {
         Ok(Some(Self::Url { uri, client }))
     }
 
-    async fn read(&self) -> Result<KeySet, JwksError> {
+    /// Reads the set once.
+    pub(super) async fn read(&self) -> Result<KeySet, JwksError> {
         match self {
             Self::File(path) => read_file(path),
             Self::Url { uri, client } => timeout(FETCH_TIMEOUT, fetch(client, uri))

@@ -218,6 +218,11 @@ impl Key {
         self.id.as_deref()
     }
 
+    /// What tokens may be signed with for this key.
+    pub fn algorithms(&self) -> &[Algorithm] {
+        &self.algorithms
+    }
+
     /// Whether a token with this header could be signed by this key. A `kid` is
     /// compared where both have one.
     pub fn may_verify(&self, header: &Header) -> bool {

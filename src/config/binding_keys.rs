@@ -37,6 +37,11 @@ impl BindingKeys {
         self.0.iter().any(|template| template.contains(TENANT_ID))
     }
 
+    /// The templates as they were given.
+    pub fn templates(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
     /// The keys to bind for `user`. A user without a tenant gets none of the
     /// templates that need one.
     pub fn render(&self, user: &User) -> impl Iterator<Item = String> {

@@ -34,8 +34,8 @@ use crate::{
 const CLOSE_OK_DELAY: Duration = Duration::from_millis(100);
 
 // Reply codes of AMQP 0-9-1.
-const ACCESS_REFUSED: u16 = 403;
-pub(super) const NOT_FOUND: u16 = 404;
+pub(crate) const ACCESS_REFUSED: u16 = 403;
+pub(crate) const NOT_FOUND: u16 = 404;
 const NOT_ALLOWED: u16 = 530;
 /// Also what RabbitMQ 4.3 answers to kinds of queues that it no longer has.
 const INTERNAL_ERROR: u16 = 541;
@@ -47,8 +47,8 @@ const QUEUE_DECLARE: (u16, u16) = (50, 10);
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code} {text}")]
 pub(crate) struct ServerClose {
-    pub(super) code: u16,
-    text: String,
+    pub(crate) code: u16,
+    pub(crate) text: String,
     /// Class and method of what was refused, where it was that.
     refused: (u16, u16),
 }
@@ -207,7 +207,7 @@ fn refusal(text: &str) -> Option<ServerClose> {
 }
 
 /// `lost` is dropped with the channel, for whatever reason that goes.
-pub(super) async fn open_channel(
+pub(crate) async fn open_channel(
     connection: &Connection,
     prefetch: u16,
     lost: Option<DropGuard>,
@@ -231,7 +231,7 @@ pub(super) async fn open_channel(
 
 /// Returns when the server has accepted everything sent on `channel` so far. A
 /// refusal would have closed the channel, and the answer would never come.
-pub(super) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Error> {
+pub(crate) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Error> {
     // Setting the prefetch again is the cheapest RPC without effect. It is per
     // consumer: RabbitMQ 4.3 denies the global form.
     channel
@@ -240,11 +240,11 @@ pub(super) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Erro
 }
 
 /// A channel, what its consumers may prefetch, and why the server closed it.
-pub(super) struct OpenChannel {
-    pub(super) channel: Channel,
+pub(crate) struct OpenChannel {
+    pub(crate) channel: Channel,
     /// Prefetch of the consumers made on it.
     pub(super) prefetch: u16,
-    pub(super) close_reason: Arc<OnceLock<ServerClose>>,
+    pub(crate) close_reason: Arc<OnceLock<ServerClose>>,
 }
 
 /// Owned by amqprs's reader: dropped when the connection is gone for whatever reason.

@@ -1,0 +1,459 @@
+//! What becomes of a token and why, claim by claim: for an operator who holds it.
+//!
+//! Explains, never decides: the verdict is [`Verifier::verify`]'s own. Neither the
+//! token nor its signature is in a remark.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Header, Validation, decode_header, errors::ErrorKind};
+use serde_json::{Map, Value};
+
+use super::{
+    Identity, JwtConfig, MAX_TOKEN_BYTES, Refusal, SystemTime, TenantId, UNIX_EPOCH, UserId,
+    Verifier, bearer, id_text, keys::Key, time,
+};
+
+/// Whether a part of a token is as it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fit {
+    Good,
+    /// Accepted, and probably not meant so.
+    Odd,
+    Bad,
+}
+
+/// What is to be said of one part of a token.
+#[derive(Debug)]
+pub(crate) struct Remark {
+    /// The part, e.g. `signature` or `exp`.
+    pub(crate) part: &'static str,
+    pub(crate) fit: Fit,
+    pub(crate) text: String,
+}
+
+/// Seconds since 1970 from which on a time was probably meant in milliseconds: the year 5138.
+const FIRST_MILLISECONDS: u64 = 100_000_000_000;
+
+/// The last second of the year 9999, the last that can be written as a date.
+const LAST_DATE: u64 = 253_402_300_799;
+
+impl Verifier {
+    /// Verifies a token as a client presents it, and explains its fate under `config`,
+    /// which must be the one that this verifier was made of.
+    pub(crate) async fn examine(
+        &self,
+        presented: &str,
+        config: &JwtConfig,
+    ) -> (Vec<Remark>, Result<Identity, Refusal>) {
+        let token = bearer(presented).unwrap_or(presented);
+        // First: it may bring the key that the explanation needs.
+        let verdict = self.verify(token).await;
+        (self.explain(token, config), verdict)
+    }
+
+    fn explain(&self, token: &str, config: &JwtConfig) -> Vec<Remark> {
+        let mut remarks = Vec::new();
+        let (header, claims) = match parts(token) {
+            Ok(parts) => parts,
+            Err(why) => {
+                note(&mut remarks, "format", Fit::Bad, why);
+                return remarks;
+            }
+        };
+        let bytes = token.len();
+        note(
+            &mut remarks,
+            "format",
+            Fit::Good,
+            format!("a JWT of {bytes} bytes"),
+        );
+        self.explain_signature(token, &header, &mut remarks);
+        self.explain_times(&claims, config, &mut remarks);
+        for (name, expected) in [("iss", config.issuer()), ("aud", config.audience())] {
+            explain_expected(name, expected, &claims, &mut remarks);
+        }
+        self.explain_ids(&claims, &mut remarks);
+        remarks
+    }
+
+    fn explain_signature(&self, token: &str, raw: &Value, remarks: &mut Vec<Remark>) {
+        let named = raw.get("alg").and_then(Value::as_str);
+        let alg = named.map_or_else(|| "none named".to_owned(), shown);
+        let Ok(header) = decode_header(token) else {
+            let text = format!("{alg}: not an algorithm that is accepted for any key");
+            return note(remarks, "alg", Fit::Bad, text);
+        };
+        if header.crit.is_some() {
+            let text = "the header demands extensions (crit), and none is understood";
+            note(remarks, "crit", Fit::Bad, text);
+        }
+        let set = self.jwks.as_ref().map(super::Jwks::keys);
+        let keys = self.keys.iter();
+        let keys: Vec<&Key> = keys.chain(set.iter().flat_map(|set| set.iter())).collect();
+        let fits_alg = |key: &&&Key| key.algorithms().contains(&header.alg);
+        if !keys.iter().any(|key| fits_alg(&key)) {
+            let known = known_algorithms(&keys);
+            let text = format!("{alg}: no configured key is for it (they are for {known})");
+            return note(remarks, "alg", Fit::Bad, text);
+        }
+        note(remarks, "alg", Fit::Good, alg);
+        let candidates: Vec<_> = keys.iter().filter(|key| key.may_verify(&header)).collect();
+        if let (Some(kid), true) = (&header.kid, candidates.is_empty()) {
+            let text = format!("no configured key has the id {}", shown(kid));
+            return note(remarks, "kid", Fit::Bad, text);
+        }
+        match candidates.iter().any(|key| signed_by(key, token, &header)) {
+            true => note(
+                remarks,
+                "signature",
+                Fit::Good,
+                "made with a configured key",
+            ),
+            false => note(
+                remarks,
+                "signature",
+                Fit::Bad,
+                "not made with a configured key: the signer has another secret or key, or the token was changed",
+            ),
+        }
+    }
+
+    fn explain_times(
+        &self,
+        claims: &Map<String, Value>,
+        config: &JwtConfig,
+        remarks: &mut Vec<Remark>,
+    ) {
+        let now = unix_seconds(SystemTime::now());
+        let leeway = self.leeway().as_secs();
+        for name in ["exp", "nbf", "iat"] {
+            let seconds = match time(claims, name) {
+                Ok(Some(time)) => unix_seconds(time),
+                Ok(None) => {
+                    match name {
+                        "exp" if config.jwt_require_exp => {
+                            let text = "missing, and required (JWT_REQUIRE_EXP)";
+                            note(remarks, name, Fit::Bad, text);
+                        }
+                        "exp" => note(remarks, name, Fit::Odd, "missing: the token never expires"),
+                        "iat" => {
+                            let text = "missing: counts as older than every revocation";
+                            note(remarks, name, Fit::Good, text);
+                        }
+                        _ => {}
+                    }
+                    continue;
+                }
+                Err(_) => {
+                    note(
+                        remarks,
+                        name,
+                        Fit::Bad,
+                        "is not a number of seconds since 1970",
+                    );
+                    continue;
+                }
+            };
+            let when = moment(seconds, now);
+            let (fit, comment) = match name {
+                "exp" if seconds.saturating_add(leeway) < now => (Fit::Bad, "expired"),
+                "nbf" if seconds > now.saturating_add(leeway) => (Fit::Bad, "not valid yet"),
+                _ if seconds >= FIRST_MILLISECONDS => {
+                    (Fit::Odd, "probably milliseconds, which should be seconds")
+                }
+                "iat" if seconds > now.saturating_add(leeway) => (
+                    Fit::Odd,
+                    "in the future: the issuer's clock or this one is wrong",
+                ),
+                _ => (Fit::Good, ""),
+            };
+            let text = match comment {
+                "" => when,
+                comment => format!("{when}: {comment}"),
+            };
+            note(remarks, name, fit, text);
+        }
+    }
+
+    fn explain_ids(&self, claims: &Map<String, Value>, remarks: &mut Vec<Remark>) {
+        let mut names = self.user_id_claims.iter();
+        let found = names.find_map(|name| Some((name, claims.get(name)?)));
+        let (fit, text) = match found {
+            None => {
+                let names = self.user_id_claims.join(" or ");
+                (Fit::Bad, format!("missing: expected in the claim {names}"))
+            }
+            Some((name, value)) => match id_text(value).map(|id| UserId::parse(&id)) {
+                Some(Ok(id)) => (Fit::Good, format!("{} (claim {name})", shown(id.as_str()))),
+                Some(Err(why)) => (Fit::Bad, format!("the claim {name} {why}")),
+                None => (
+                    Fit::Bad,
+                    format!("the claim {name} is no string or integer"),
+                ),
+            },
+        };
+        note(remarks, "user_id", fit, text);
+        let name = &self.tenant_id_claim;
+        let (fit, text) = match claims.get(name) {
+            None if self.tenant_required => (
+                Fit::Bad,
+                format!("the claim {name} is missing, and RABBITMQ_BINDING_KEYS need it"),
+            ),
+            None => (
+                Fit::Odd,
+                format!("the claim {name} is missing: updates are not filtered by tenant"),
+            ),
+            Some(value) => match id_text(value).map(|id| TenantId::parse(&id)) {
+                Some(Ok(id)) => (Fit::Good, format!("{} (claim {name})", shown(id.as_str()))),
+                Some(Err(why)) => (Fit::Bad, format!("the claim {name} {why}")),
+                None => (
+                    Fit::Bad,
+                    format!("the claim {name} is no string or integer"),
+                ),
+            },
+        };
+        note(remarks, "tenant_id", fit, text);
+        if claims.get("jti").is_some_and(|id| !id.is_string()) {
+            note(remarks, "jti", Fit::Bad, "is not a string");
+        }
+    }
+}
+
+fn note(remarks: &mut Vec<Remark>, part: &'static str, fit: Fit, text: impl Into<String>) {
+    let text = text.into();
+    remarks.push(Remark { part, fit, text });
+}
+
+/// Header and claims, unverified.
+fn parts(token: &str) -> Result<(Value, Map<String, Value>), String> {
+    if token.is_empty() {
+        return Err("empty".to_owned());
+    }
+    if token.len() > MAX_TOKEN_BYTES {
+        let bytes = token.len();
+        return Err(format!(
+            "{bytes} bytes, and over {MAX_TOKEN_BYTES} none is looked at"
+        ));
+    }
+    let parts: Vec<&str> = token.split('.').collect();
+    let [header, claims, _] = parts[..] else {
+        let known = match parts.len() {
+            5 => " (five: an encrypted token, which is not supported)",
+            _ => "",
+        };
+        return Err(format!("not a JWT: no three parts between dots{known}"));
+    };
+    let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).ok();
+    let header = decode(header).and_then(|json| serde_json::from_slice(&json).ok());
+    let header = header.ok_or("not a JWT: its first part is no JSON in base64url")?;
+    let claims = decode(claims).and_then(|json| serde_json::from_slice(&json).ok());
+    let claims = claims.ok_or("not a JWT: its second part is no JSON object in base64url")?;
+    Ok((header, claims))
+}
+
+fn signed_by(key: &Key, token: &str, header: &Header) -> bool {
+    let mut validation = Validation {
+        algorithms: Vec::new(),
+        validate_exp: false,
+        validate_nbf: false,
+        validate_aud: false,
+        ..Validation::default()
+    };
+    validation.required_spec_claims.clear();
+    match key.decode(token, header, &validation) {
+        Ok(_) => true,
+        // The library looks at the signature first.
+        Err(error) => matches!(error.kind(), ErrorKind::Json(_)),
+    }
+}
+
+fn known_algorithms(keys: &[&Key]) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for algorithm in keys.iter().flat_map(|key| key.algorithms()) {
+        let name = format!("{algorithm:?}");
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    match names.is_empty() {
+        true => "nothing: there is no key".to_owned(),
+        false => names.join(", "),
+    }
+}
+
+fn explain_expected(
+    name: &'static str,
+    expected: Option<&str>,
+    claims: &Map<String, Value>,
+    remarks: &mut Vec<Remark>,
+) {
+    let value = claims.get(name);
+    let given = match value {
+        None => "missing".to_owned(),
+        Some(Value::String(text)) => shown(text),
+        Some(other) => shown(&other.to_string()),
+    };
+    let Some(expected) = expected else {
+        if value.is_some() {
+            note(remarks, name, Fit::Good, format!("{given}, not checked"));
+        }
+        return;
+    };
+    let is_expected = match value {
+        Some(Value::String(text)) => text == expected,
+        Some(Value::Array(list)) => list.iter().any(|text| text == expected),
+        _ => false,
+    };
+    if is_expected {
+        return note(remarks, name, Fit::Good, given);
+    }
+    let text = format!("{given}; {} is required", shown(expected));
+    note(remarks, name, Fit::Bad, text);
+}
+
+/// Quoted, without control characters, and not for pages.
+fn shown(text: &str) -> String {
+    let short: String = text.chars().take(80).collect();
+    let more = if short.len() < text.len() { "…" } else { "" };
+    format!("{short:?}{more}")
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// A time as a date and relative to now.
+fn moment(seconds: u64, now: u64) -> String {
+    if seconds > LAST_DATE {
+        return format!("{seconds} (after the year 9999)");
+    }
+    let date = humantime::format_rfc3339_seconds(UNIX_EPOCH + super::Duration::from_secs(seconds));
+    let distance = humantime::format_duration(super::Duration::from_secs(seconds.abs_diff(now)));
+    // The two largest units say enough.
+    let distance = distance.to_string();
+    let distance: Vec<&str> = distance.split(' ').take(2).collect();
+    let distance = distance.join(" ");
+    match seconds >= now {
+        true => format!("{date} (in {distance})"),
+        false => format!("{date} ({distance} ago)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jsonwebtoken::{Algorithm, EncodingKey, encode};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{config::Secret, metrics::Metrics};
+
+    const SECRET: &str = "a-secret-of-at-least-thirty-two-bytes";
+
+    fn config() -> JwtConfig {
+        JwtConfig {
+            jwt_secret: Some(Secret::new(SECRET)),
+            jwt_issuer: Some("the-issuer".to_owned()),
+            jwt_audience: Some("chat".to_owned()),
+            ..JwtConfig::default()
+        }
+    }
+
+    fn good_claims() -> Value {
+        let now = unix_seconds(SystemTime::now());
+        json!({
+            "userId": "usr_a", "tenantId": "tnt_1", "iat": now, "exp": now + 60,
+            "iss": "the-issuer", "aud": ["other", "chat"], "jti": "1",
+        })
+    }
+
+    fn sign(claims: &Value, alg: Algorithm, secret: &str) -> String {
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        encode(&Header::new(alg), claims, &key).unwrap()
+    }
+
+    async fn bad_parts(token: &str) -> (Vec<&'static str>, Result<Identity, Refusal>) {
+        let verifier = Verifier::new(&config(), true, &Metrics::new()).unwrap();
+        let (remarks, verdict) = verifier.examine(token, &config()).await;
+        let bad = remarks.iter().filter(|remark| remark.fit == Fit::Bad);
+        (bad.map(|remark| remark.part).collect(), verdict)
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_is_named_and_nothing_else_and_the_verdict_agrees() {
+        let now = unix_seconds(SystemTime::now());
+        let (bad, verdict) = bad_parts(&sign(&good_claims(), Algorithm::HS384, SECRET)).await;
+        assert_eq!((bad, verdict.is_ok()), (vec![], true));
+        for (name, value, part) in [
+            ("exp", json!(now - 60), "exp"),
+            ("exp", Value::Null, "exp"),
+            ("exp", json!("soon"), "exp"),
+            ("nbf", json!(now + 60), "nbf"),
+            ("iat", json!("today"), "iat"),
+            ("iss", json!("another"), "iss"),
+            ("iss", Value::Null, "iss"),
+            ("aud", json!(["other"]), "aud"),
+            ("userId", json!("*"), "user_id"),
+            ("userId", json!(1.5), "user_id"),
+            ("userId", Value::Null, "user_id"),
+            ("tenantId", json!("a b"), "tenant_id"),
+            ("tenantId", Value::Null, "tenant_id"),
+            ("jti", json!(7), "jti"),
+        ] {
+            let mut claims = good_claims();
+            let claims_map = claims.as_object_mut().unwrap();
+            // Null stands for a claim that is not there.
+            match &value {
+                Value::Null => drop(claims_map.remove(name)),
+                value => drop(claims_map.insert(name.to_owned(), value.clone())),
+            }
+            let (bad, verdict) = bad_parts(&sign(&claims, Algorithm::HS256, SECRET)).await;
+            assert_eq!(bad, [part], "{name} {value}");
+            assert!(verdict.is_err(), "{name} {value}");
+        }
+        let good = sign(&good_claims(), Algorithm::HS256, SECRET);
+        let (none, rest) = ("eyJhbGciOiJub25lIn0", good.split_once('.').unwrap().1);
+        for (token, part) in [
+            (
+                sign(&good_claims(), Algorithm::HS256, "another-secret"),
+                "signature",
+            ),
+            (format!("{none}.{rest}"), "alg"),
+            (good[..good.len() / 2].to_owned(), "format"),
+            (String::new(), "format"),
+            ("a.b.c".to_owned(), "format"),
+            ("x".repeat(MAX_TOKEN_BYTES + 1), "format"),
+        ] {
+            let (bad, verdict) = bad_parts(&token).await;
+            assert_eq!(bad, [part]);
+            assert!(verdict.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn no_remark_holds_the_token_or_its_signature() {
+        let token = sign(&good_claims(), Algorithm::HS256, SECRET);
+        let verifier = Verifier::new(&config(), false, &Metrics::new()).unwrap();
+        for token in [
+            token.clone(),
+            format!("Bearer {token}"),
+            format!("{token}x"),
+        ] {
+            let (remarks, _) = verifier.examine(&token, &config()).await;
+            let text = format!("{remarks:?}");
+            for part in token.trim_start_matches("Bearer ").split('.') {
+                assert!(!text.contains(part), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_time_can_be_written() {
+        for seconds in [0, 1, LAST_DATE, LAST_DATE + 1, u64::MAX] {
+            assert!(!moment(seconds, 1_800_000_000).is_empty());
+        }
+        assert_eq!(
+            moment(1_800_000_000, 1_800_003_725),
+            "2027-01-15T08:00:00Z (1h 2m ago)"
+        );
+    }
+}

@@ -1,0 +1,436 @@
+//! What RabbitMQ lets the gateway do: login, vhost, the rights on its own queues,
+//! on Chat3's exchange and on the control exchange.
+//!
+//! Rights are tried on an exclusive queue of the gateway's own kind, which is gone
+//! afterwards; what a [`Session`] can do, and cannot.
+
+use std::time::Duration;
+
+use amqprs::{
+    channel::{BasicConsumeArguments, ExchangeUnbindArguments},
+    consumer::DefaultConsumer,
+};
+use tokio::time::timeout;
+
+use super::{
+    Report,
+    session::{Exchange, Session},
+    updates,
+};
+use crate::{
+    config::RabbitMqConfig,
+    rabbitmq::{ACCESS_REFUSED, LinkError, NOT_FOUND, host_name, open_connection},
+    user::{TenantId, User, UserId},
+};
+
+/// Examines all that needs a login, and listens to what is published.
+pub(super) async fn examine(config: &RabbitMqConfig, listen: Duration, report: &mut Report) {
+    let Some(mut session) = log_in(config, report).await else {
+        skip_rights(config, "there is no login", report);
+        return;
+    };
+    let rights = match rights(&mut session, config, report).await {
+        Ok(rights) if rights.may_consume => rights,
+        Ok(_) => {
+            updates::skip("no queue of its own can be read", report);
+            return session.close().await;
+        }
+        Err(error) => {
+            report.problem("connection", lost(&error), "RabbitMQ's own log says more");
+            updates::skip("the connection broke", report);
+            return;
+        }
+    };
+    updates::examine(&mut session, config, &rights, listen, report).await;
+    session.close().await;
+}
+
+/// Notes what was not tried because RabbitMQ cannot be reached.
+pub(super) fn skip(config: &RabbitMqConfig, report: &mut Report) {
+    report.unknown("login", "not tried: RabbitMQ is not reached");
+    skip_rights(config, "RabbitMQ is not reached", report);
+}
+
+fn skip_rights(config: &RabbitMqConfig, why: &str, report: &mut Report) {
+    report.unknown("rights", format!("not tried: {why}"));
+    report.unknown("exchange", format!("not tried: {why}"));
+    if !config.control_exchange.is_empty() {
+        report.unknown("control_exchange", format!("not tried: {why}"));
+    }
+    updates::skip(why, report);
+}
+
+/// What was found out about the exchange that listening can add to.
+pub(super) struct Rights {
+    /// The queue for the updates of a user who does not exist, if it is bound.
+    pub(super) probe: Option<String>,
+    pub(super) exchange: Exchange,
+    may_consume: bool,
+}
+
+/// Connects and logs in as `serve` does.
+async fn log_in(config: &RabbitMqConfig, report: &mut Report) -> Option<Session> {
+    let instance = match config.instance_name.as_str() {
+        "" => host_name(),
+        name => name.to_owned(),
+    };
+    let instance = format!("{instance}-{:08x}", rand::random::<u32>());
+    let name = format!("chat3-gateway doctor {instance}");
+    let opening = open_connection(&config.url, &config.tls, &name, config.heartbeat);
+    match timeout(config.connect_timeout, opening).await {
+        Ok(Ok(connection)) => {
+            report.ok("login", format!("as {}", config.url.user));
+            report.ok("vhost", config.url.vhost.clone());
+            Some(Session::over(connection, &instance))
+        }
+        Ok(Err(error)) => {
+            refused(&error, config, report);
+            None
+        }
+        Err(_) => {
+            let finding = format!("no answer within {:?}", config.connect_timeout);
+            let advice =
+                "RabbitMQ accepts, but does not answer: is it starting, or out of memory or files?";
+            report.problem("login", finding, advice);
+            None
+        }
+    }
+}
+
+fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
+    let user = &config.url.user;
+    match error {
+        LinkError::Login(_) | LinkError::LoginOverTls(_) => {
+            let advice = match user.as_str() {
+                "guest" => {
+                    "check the password; and guest may log in from the broker's own machine only: use another user"
+                }
+                _ => {
+                    "check user and password in RABBITMQ_URL (special characters percent-encoded), and rabbitmqctl list_users"
+                }
+            };
+            report.problem(
+                "login",
+                format!("refused: no user {user} with this password"),
+                advice,
+            );
+        }
+        LinkError::Closed(close) if close.code == ACCESS_REFUSED => {
+            let advice = "check user and password in RABBITMQ_URL (special characters percent-encoded), and rabbitmqctl list_users";
+            report.problem("login", format!("refused: {close}"), advice);
+        }
+        // The vhost is opened after the login.
+        LinkError::Closed(close) => {
+            report.ok("login", format!("as {user}"));
+            let vhost = &config.url.vhost;
+            let advice = format!(
+                "the vhost is the path of RABBITMQ_URL (/ in it as %2F); rabbitmqctl list_vhosts; \
+                 rabbitmqctl list_permissions -p {vhost}"
+            );
+            report.problem("vhost", format!("refused: {close}"), advice);
+        }
+        other => report.problem("login", other.to_string(), "RabbitMQ's own log says why"),
+    }
+}
+
+/// Tries the gateway's rights one by one. An error means that the connection is gone.
+async fn rights(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    report: &mut Report,
+) -> Result<Rights, LinkError> {
+    let queue = format!("{}.probe", session.prefix);
+    let grant = grant(config);
+    let mut rights = Rights {
+        probe: None,
+        exchange: Exchange::Unclear(String::new()),
+        may_consume: false,
+    };
+    match session.declare(&queue, 10).await {
+        Ok(()) => report.ok("configure", "may declare its queues, chat3-gateway.*"),
+        Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED => {
+            report.problem(
+                "configure",
+                format!("may not declare its queues: {close}"),
+                grant,
+            );
+            for check in ["bind", "consume", "exchange"] {
+                report.unknown(check, "not tried: there is no queue to try it with");
+            }
+            control(session, config, None, report).await?;
+            return Ok(rights);
+        }
+        Err(LinkError::Closed(close)) => {
+            let advice = "RabbitMQ's own log says what it does not support or allow";
+            report.problem(
+                "configure",
+                format!("cannot declare its queues: {close}"),
+                advice,
+            );
+            for check in ["bind", "consume", "exchange"] {
+                report.unknown(check, "not tried: there is no queue to try it with");
+            }
+            return Ok(rights);
+        }
+        Err(error) => return Err(error),
+    }
+    let bound = bind(session, config, &queue, &grant, report).await?;
+    let consume = BasicConsumeArguments::new(&queue, &queue)
+        .auto_ack(true)
+        .finish();
+    let consumer = DefaultConsumer::new(true);
+    let consuming =
+        session.ask(|channel| async move { channel.basic_consume(consumer, consume).await });
+    match consuming.await {
+        Ok(_) => {
+            rights.may_consume = true;
+            report.ok("consume", "may read its queues");
+        }
+        Err(LinkError::Closed(close)) => {
+            report.problem(
+                "consume",
+                format!("may not read its queues: {close}"),
+                grant,
+            );
+        }
+        Err(error) => return Err(error),
+    }
+    rights.exchange = exchange(session, config, bound, report).await?;
+    control(session, config, Some(&queue), report).await?;
+    // Its consumer was the first; another queue listens, so that nothing was missed.
+    match session.delete(&queue).await {
+        Ok(()) | Err(LinkError::Closed(_)) => {}
+        Err(error) => return Err(error),
+    }
+    if bound == Bound::Yes {
+        let queue = format!("{}.nobody", session.prefix);
+        let declared = session.declare(&queue, 10).await;
+        if declared.is_ok() && bind_nobody(session, config, &queue).await.is_ok() {
+            rights.probe = Some(queue);
+        }
+    }
+    Ok(rights)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    Yes,
+    /// It exists no exchange to bind to; the rights are there.
+    NoExchange,
+    Refused,
+}
+
+/// Whose updates nobody publishes.
+fn nobody() -> User {
+    let id = format!("doctor-{:016x}", rand::random::<u64>());
+    User {
+        id: UserId::parse(&id).expect("hexadecimal digits are an id"),
+        tenant: TenantId::parse("doctor").ok(),
+    }
+}
+
+async fn bind_nobody(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    queue: &str,
+) -> Result<(), LinkError> {
+    for key in config.binding_keys.render(&nobody()) {
+        session.bind(queue, &config.exchange, &key).await?;
+    }
+    Ok(())
+}
+
+async fn bind(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    queue: &str,
+    grant: &str,
+    report: &mut Report,
+) -> Result<Bound, LinkError> {
+    let exchange = &config.exchange;
+    match bind_nobody(session, config, queue).await {
+        Ok(()) => {
+            let keys = &config.binding_keys;
+            report.ok(
+                "bind",
+                format!("may bind its queues to {exchange} with {keys}"),
+            );
+            Ok(Bound::Yes)
+        }
+        Err(LinkError::Closed(close)) if close.code == NOT_FOUND => {
+            report.ok(
+                "bind",
+                format!("may bind its queues to {exchange}, if that existed"),
+            );
+            Ok(Bound::NoExchange)
+        }
+        Err(LinkError::Closed(close)) => {
+            // RabbitMQ asks in this order, and names what it is about.
+            let what = if close.text.contains("access to topic") {
+                "the topic permissions do not allow RABBITMQ_BINDING_KEYS"
+            } else if close.text.contains("access to exchange") {
+                "no right to read the exchange"
+            } else {
+                "no right to write to its own queues"
+            };
+            let advice = match close.text.contains("access to topic") {
+                true => format!(
+                    "rabbitmqctl set_topic_permissions as in docs/SECURITY.md, with the pattern for {}",
+                    config.binding_keys
+                ),
+                false => grant.to_owned(),
+            };
+            report.problem("bind", format!("{what}: {close}"), advice);
+            Ok(Bound::Refused)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn exchange(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    bound: Bound,
+    report: &mut Report,
+) -> Result<Exchange, LinkError> {
+    let name = &config.exchange;
+    let missing = |report: &mut Report| {
+        report.problem(
+            "exchange",
+            format!("{name} does not exist in vhost {}", config.url.vhost),
+            "start Chat3's Update Worker against this broker and vhost, which makes it; or check \
+             RABBITMQ_UPDATES_EXCHANGE (rabbitmqctl list_exchanges name type)",
+        );
+    };
+    if bound == Bound::NoExchange {
+        missing(report);
+        return Ok(Exchange::Missing);
+    }
+    let found = session.look_at_exchange(name, "topic").await?;
+    match &found {
+        Exchange::AsExpected => report.ok("exchange", format!("{name} is a durable topic exchange")),
+        Exchange::Missing => missing(report),
+        Exchange::OtherType(kind) => report.problem(
+            "exchange",
+            format!("{name} is a {kind} exchange, not topic: users get other users' updates, or none (the gateway drops foreign ones)"),
+            "is RABBITMQ_UPDATES_EXCHANGE the right one? If so, delete it while Chat3 is stopped; Chat3 makes it anew, as topic",
+        ),
+        Exchange::Otherwise(what) => report.warning(
+            "exchange",
+            format!("{name} is a topic exchange, but {what}"),
+            "Chat3 declares it durable and plain: somebody else made it, and Chat3 may fail to start",
+        ),
+        // What is published may tell: see `updates`.
+        Exchange::NotPermitted if bound == Bound::Yes => {}
+        Exchange::NotPermitted => report.unknown("exchange", "not told to a user without rights on it"),
+        Exchange::Unclear(why) => report.unclear(
+            "exchange",
+            format!("{name}: its type cannot be told: {why}"),
+            "rabbitmqctl list_exchanges name type must say topic",
+        ),
+    }
+    Ok(found)
+}
+
+/// The rights on the control exchange, without a message that other instances would see.
+async fn control(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    queue: Option<&str>,
+    report: &mut Report,
+) -> Result<(), LinkError> {
+    let name = config.control_exchange.as_str();
+    if name.is_empty() {
+        return Ok(());
+    }
+    let found = session.look_at_exchange(name, "fanout").await?;
+    let advice = format!(
+        "{} Without it, orders to send users away reach one instance only",
+        grant(config)
+    );
+    let state = match found {
+        Exchange::AsExpected => "exists, as fanout",
+        Exchange::Missing => "does not exist yet: serve makes it",
+        Exchange::NotPermitted => {
+            report.problem(
+                "control_exchange",
+                format!("no right to declare {name} (configure)"),
+                advice,
+            );
+            return Ok(());
+        }
+        Exchange::OtherType(kind) => {
+            let finding = format!("{name} is a {kind} exchange, not fanout");
+            report.problem(
+                "control_exchange",
+                finding,
+                "delete it, or name another in RABBITMQ_CONTROL_EXCHANGE",
+            );
+            return Ok(());
+        }
+        Exchange::Otherwise(why) | Exchange::Unclear(why) => {
+            let finding = format!("{name} is not as serve declares it: {why}");
+            report.problem(
+                "control_exchange",
+                finding,
+                "delete it, or name another in RABBITMQ_CONTROL_EXCHANGE",
+            );
+            return Ok(());
+        }
+    };
+    // Rights are checked before existence: a refusal is 403, a missing exchange 404.
+    let is_refused = |answer: &Result<(), LinkError>| matches!(answer, Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED);
+    let nothing = format!("doctor-{:016x}", rand::random::<u64>());
+    if let Some(queue) = queue {
+        let bound = session.bind(queue, name, &nothing).await;
+        if is_refused(&bound) {
+            report.problem(
+                "control_exchange",
+                format!("no right to read {name}"),
+                advice,
+            );
+            return Ok(());
+        }
+    }
+    // To take away a binding that is not there needs the right to write and does nothing.
+    let unbind = ExchangeUnbindArguments::new(name, name, &nothing);
+    let unbound = session.ask(|channel| async move { channel.exchange_unbind(unbind).await });
+    if is_refused(&unbound.await) {
+        report.problem(
+            "control_exchange",
+            format!("no right to write to {name}"),
+            advice,
+        );
+        return Ok(());
+    }
+    report.ok(
+        "control_exchange",
+        format!("{name} {state}; may declare, read and write it"),
+    );
+    Ok(())
+}
+
+/// The command that gives the gateway's user what it needs.
+fn grant(config: &RabbitMqConfig) -> String {
+    let pattern = |name: &str| name.replace('.', "\\.");
+    let (own, updates) = (r"chat3-gateway\..*", pattern(&config.exchange));
+    let (own_only, all) = match config.control_exchange.as_str() {
+        "" => (
+            r"^chat3-gateway\.".to_owned(),
+            format!("^({own}|{updates})$"),
+        ),
+        control => {
+            let control = pattern(control);
+            (
+                format!("^({own}|{control})$"),
+                format!("^({own}|{updates}|{control})$"),
+            )
+        }
+    };
+    let (vhost, user) = (&config.url.vhost, &config.url.user);
+    format!("rabbitmqctl set_permissions -p {vhost} {user} '{own_only}' '{own_only}' '{all}'")
+}
+
+fn lost(error: &LinkError) -> String {
+    format!("broke while the rights were tried: {error}")
+}

@@ -1,0 +1,510 @@
+// `chat3-gateway doctor` against brokers that are well and brokers that are not.
+// Each broken one is real: another vhost, user, exchange or certificate.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import net from 'node:net';
+import path from 'node:path';
+import { after, before, test } from 'node:test';
+import tls from 'node:tls';
+
+import amqplib from 'amqplib';
+
+import {
+  Broker, EXCHANGE, Gateway, SECRET, anUpdate, freePort, gatewayBinary, generations, run, runGateway, temporaryFolder, token, until,
+} from './harness.mjs';
+
+let broker;
+let ours;
+let theirs;
+let tlsPort;
+
+before(async () => {
+  [ours, theirs] = await Promise.all([certificates(), certificates()]);
+  tlsPort = await freePort();
+  broker = await Broker.start({
+    conf: [
+      `listeners.ssl.1 = 127.0.0.1:${tlsPort}`,
+      `ssl_options.cacertfile = ${ours('ca.pem')}`,
+      `ssl_options.certfile = ${ours('server.pem')}`,
+      `ssl_options.keyfile = ${ours('server.key')}`,
+      'ssl_options.verify = verify_peer',
+      'ssl_options.fail_if_no_peer_cert = true',
+      '',
+    ].join('\n'),
+  });
+});
+
+/** A CA, and certificates by it for `localhost` and for a client; all in one folder. */
+async function certificates() {
+  const folder = temporaryFolder();
+  const openssl = (...args) => run('openssl', args, { cwd: folder });
+  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'];
+  const validity = ['-days', '90'];
+  await openssl(
+    'req', '-x509', ...key, ...validity, '-keyout', 'ca.key', '-out', 'ca.pem', '-subj', '/CN=test CA', '-addext', 'keyUsage=critical,keyCertSign',
+  );
+  for (const [name, usage] of [['server', 'serverAuth'], ['client', 'clientAuth']]) {
+    await openssl(
+      'req', '-x509', ...key, ...validity, '-CA', 'ca.pem', '-CAkey', 'ca.key', '-keyout', `${name}.key`, '-out', `${name}.pem`, '-subj', `/CN=${name}`,
+      '-addext', 'subjectAltName=DNS:localhost', '-addext', `extendedKeyUsage=${usage}`, '-addext', 'basicConstraints=critical,CA:FALSE',
+    );
+  }
+  // `req` makes no certificate that is over.
+  await openssl('req', ...key, '-keyout', 'expired.key', '-out', 'expired.csr', '-subj', '/CN=expired', '-addext', 'subjectAltName=DNS:localhost');
+  const authority = ['[ca]', 'default_ca=own', '[own]', 'database=index', 'rand_serial=yes', 'new_certs_dir=.', 'policy=any', 'copy_extensions=copy', '[any]', 'commonName=supplied'];
+  writeFileSync(path.join(folder, 'ca.cnf'), authority.join('\n'));
+  writeFileSync(path.join(folder, 'index'), '');
+  await openssl(
+    'ca', '-batch', '-notext', '-md', 'sha256', '-config', 'ca.cnf', '-cert', 'ca.pem', '-keyfile', 'ca.key', '-in', 'expired.csr', '-out', 'expired.pem',
+    '-startdate', '20250101000000Z', '-enddate', '20250201000000Z',
+  );
+  return (file) => path.join(folder, file);
+}
+
+/** Chat3's place: a vhost of its own with an exchange, and what publishes to it. */
+class Place {
+  static places = 0;
+
+  static async make({ type = 'topic', options = { durable: true } } = {}) {
+    const place = new Place();
+    place.vhost = `place-${(Place.places += 1)}`;
+    await broker.ctl('add_vhost', place.vhost);
+    await broker.ctl('set_permissions', '-p', place.vhost, 'rmuser', '.*', '.*', '.*');
+    place.url = broker.url + place.vhost;
+    place.connection = await amqplib.connect(place.url);
+    place.connection.on('error', () => {});
+    place.channel = await place.connection.createChannel();
+    if (type) await place.channel.assertExchange(EXCHANGE, type, options);
+    after(() => place.connection.close().catch(() => {}));
+    return place;
+  }
+
+  /** A user with these rights, and the URL that logs it in. */
+  async user(name, configure, write, read) {
+    await broker.ctl('add_user', name, 'its-Password-7');
+    await broker.ctl('set_permissions', '-p', this.vhost, name, configure, write, read);
+    return this.url.replace('rmuser:rmpassword', `${name}:its-Password-7`);
+  }
+
+  /** Publishes one update after another until `stop` is called. */
+  publishing(keys, { timestamp = () => Date.now() } = {}) {
+    const timer = setInterval(() => {
+      for (const key of keys) {
+        this.channel.publish(EXCHANGE, key, Buffer.from(JSON.stringify(anUpdate('usr_s3cret', { note: 'B0dy' }))), { timestamp: timestamp() });
+      }
+    }, 50);
+    return { stop: () => clearInterval(timer) };
+  }
+
+  async queues() {
+    return (await broker.ctl('list_queues', '-p', this.vhost, '--no-table-headers', 'name')).trim();
+  }
+}
+
+const environment = (url, env = {}) => ({
+  RABBITMQ_URL: url, JWT_SECRET: SECRET, LOG_FILE: '', PORT: '0', CORS_ORIGIN: 'https://chat.example.com', MAX_SOCKETS: '500', ...env,
+});
+
+/** Runs it with `--json`; `[check]` is that check's finding with the worst status. */
+async function doctor(url, { env, args = ['--listen', '1s'], cwd } = {}) {
+  const { code, stdout, stderr } = await runGateway(['doctor', '--json', ...args], { env: environment(url, env), cwd });
+  assert.equal(stderr, '');
+  for (const secret of [SECRET, 'rmpassword', 'its-Password-7', 'wrong-Password', 'usr_s3cret', 'B0dy']) {
+    assert.ok(!stdout.includes(secret), `${secret} in ${stdout}`);
+  }
+  const report = JSON.parse(stdout);
+  const order = ['ok', 'unknown', 'warning', 'problem'];
+  const worst = {};
+  for (const finding of report.findings) {
+    const known = worst[finding.check];
+    if (!known || order.indexOf(finding.status) > order.indexOf(known.status)) worst[finding.check] = finding;
+  }
+  return { code, report, worst, text: stdout };
+}
+
+/** Asserts a finding: its status, and what it and its advice say. */
+function says({ worst, text }, check, status, ...patterns) {
+  const finding = worst[check];
+  assert.ok(finding, `${check} in ${text}`);
+  assert.equal(finding.status, status, JSON.stringify(finding));
+  for (const pattern of patterns) assert.match(`${finding.finding} → ${finding.advice}`, pattern);
+}
+
+const problems = ({ worst }) => Object.keys(worst).filter((check) => worst[check].status === 'problem');
+
+test('a healthy broker: everything is well, and nothing is left there', async () => {
+  const place = await Place.make();
+  const publishing = place.publishing(['user.usr_s3cret.messageupdate', 'user.usr_b.typing']);
+  const url = await place.user('healthy', '.*', '.*', '.*');
+  const examined = await doctor(url, { args: ['--listen', '2s', '--strict'], env: { RABBITMQ_CONTROL_EXCHANGE: 'control' } });
+  publishing.stop();
+  assert.equal(examined.code, 0, examined.text);
+  assert.ok(examined.report.findings.every(({ status }) => status === 'ok'), examined.text);
+  says(examined, 'amqp', 'ok', /RabbitMQ \d/);
+  says(examined, 'exchange', 'ok', /durable topic exchange/);
+  says(examined, 'listening', 'ok', /for 2 users/);
+  says(examined, 'bindings', 'ok', /matches all/);
+  says(examined, 'clock', 'ok');
+  says(examined, 'control_exchange', 'ok', /serve makes it/);
+  assert.equal(await place.queues(), '');
+  const exchanges = await broker.ctl('list_exchanges', '-p', place.vhost, 'name');
+  assert.ok(!exchanges.includes('control'), exchanges);
+});
+
+test('the JSON has the documented fields and no others', async () => {
+  const { report } = await doctor((await Place.make()).url);
+  assert.deepEqual(Object.keys(report), ['version', 'ok', 'problems', 'warnings', 'unknown', 'findings']);
+  for (const finding of report.findings) {
+    assert.deepEqual(Object.keys(finding), ['section', 'check', 'status', 'finding', 'advice']);
+    assert.ok(['rabbitmq', 'updates', 'jwt', 'token', 'host'].includes(finding.section), finding.section);
+    assert.ok(['ok', 'unknown', 'warning', 'problem'].includes(finding.status), finding.status);
+    if (['warning', 'problem'].includes(finding.status)) assert.ok(finding.advice, finding.check);
+    assert.doesNotMatch(finding.finding, /\n/);
+  }
+  for (const status of ['problem', 'warning']) {
+    assert.equal(report[`${status}s`], report.findings.filter((finding) => finding.status === status).length);
+  }
+});
+
+test('exit codes: 0 well or warned, 1 problems (or strict and warned), 2 unreadable', async () => {
+  const place = await Place.make();
+  const warned = await doctor(place.url);
+  assert.deepEqual([warned.code, warned.report.ok, warned.report.problems], [0, true, 0]);
+  says(warned, 'keys', 'warning', /nothing was published/, /--listen 1m/);
+  says(warned, 'bindings', 'unknown');
+  says(warned, 'default_login', 'warning');
+  const strict = await doctor(place.url, { args: ['--strict', '--listen', '1s'] });
+  assert.deepEqual([strict.code, strict.report.ok], [1, false]);
+  for (const [args, env, reason] of [
+    [[], { RABBITMQ_URL: 'http://user:s3cret@h/' }, /RABBITMQ_URL/],
+    [['--listen', 'long'], {}, /--listen/],
+    [['--token', 'a', '--token-file', 'b'], {}, /--token-file/],
+    [['--token-file', '/nowhere'], {}, /cannot read \/nowhere/],
+  ]) {
+    const { code, stdout, stderr } = await runGateway(['doctor', ...args], { env: { ...environment(place.url), ...env } });
+    assert.deepEqual([code, stdout], [2, '']);
+    assert.match(stderr, reason);
+    assert.ok(!stderr.includes('s3cret'), stderr);
+  }
+});
+
+test('the text has no colours where it is not a terminal, and each problem has what to do', async () => {
+  const port = await freePort();
+  const { code, stdout } = await runGateway(['doctor'], { env: environment(`amqp://a:s3cret@127.0.0.1:${port}/`) });
+  assert.equal(code, 1);
+  assert.ok(!stdout.includes('\u001b') && !stdout.includes('s3cret'), stdout);
+  assert.match(stdout, /✗ tcp .*refused.*\n +→ is RabbitMQ running there\?/);
+  assert.match(stdout, /\? login +not tried/);
+  assert.match(stdout, /1 problem, 0 warnings, \d unknown\n$/);
+});
+
+test('an absent broker: not known, nothing listens, or something else answers', async () => {
+  says(await doctor('amqp://a:b@no-such-host.invalid/'), 'dns', 'problem', /not known/, /name server/);
+  const refused = await doctor(`amqp://a:b@localhost:${await freePort()}/`);
+  says(refused, 'tcp', 'problem', /refused/, /is RabbitMQ running/);
+  assert.deepEqual(problems(refused), ['tcp']);
+  for (const [answer, pattern] of [
+    ['HTTP/1.1 400 Bad Request\r\n\r\n', /web server.*15672/],
+    ['AMQP\x00\x01\x00\x00', /another version/],
+    ['\x15\x03\x03\x00\x02\x02\x28', /expects TLS.*amqps/],
+    ['220 mail\r\n', /not AMQP/],
+    ['', /without a word/],
+  ]) {
+    const server = await listening((socket) => socket.end(Buffer.from(answer, 'latin1')));
+    says(await doctor(server.url), 'amqp', 'problem', pattern);
+    server.close();
+  }
+});
+
+test('a peer that accepts and stays silent is told of in time, and SIGINT ends the wait', async () => {
+  const server = await listening(() => {});
+  const start = Date.now();
+  const silent = await doctor(server.url);
+  says(silent, 'amqp', 'problem', /no answer within 5s/);
+  assert.ok(Date.now() - start < 10_000);
+  assert.equal(silent.code, 1);
+  const child = spawn(gatewayBinary, ['doctor'], { env: environment(server.url), cwd: temporaryFolder() });
+  let output = '';
+  child.stdout.on('data', (data) => (output += data));
+  await until('it is connected', () => output.includes('accepts connections'));
+  child.kill('SIGINT');
+  const [, signal] = await new Promise((resolve) => child.once('exit', (...how) => resolve(how)));
+  assert.equal(signal, 'SIGINT');
+  server.close();
+});
+
+async function listening(onConnection) {
+  const sockets = new Set();
+  const server = net.createServer((socket) => {
+    sockets.add(socket);
+    socket.on('error', () => {});
+    onConnection(socket);
+  });
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const close = () => {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  };
+  return { url: `amqp://a:b@127.0.0.1:${server.address().port}/`, port: server.address().port, close };
+}
+
+test('a refused login is told from a refused vhost', async () => {
+  const login = await doctor(broker.url.replace('rmpassword', 'wrong-Password'));
+  says(login, 'login', 'problem', /no user rmuser with this password/, /percent-encoded/);
+  assert.deepEqual(problems(login), ['login']);
+  const vhost = await doctor(`${broker.url}nowhere`);
+  says(vhost, 'login', 'ok');
+  says(vhost, 'vhost', 'problem', /vhost nowhere not found/, /list_vhosts/);
+  const place = await Place.make();
+  await broker.ctl('add_user', 'stranger', 'its-Password-7');
+  says(await doctor(place.url.replace('rmuser:rmpassword', 'stranger:its-Password-7')), 'vhost', 'problem', /refused for user 'stranger'/, /list_permissions/);
+});
+
+test('each missing right is named, with the command that grants it', async () => {
+  const place = await Place.make();
+  const own = '^chat3-gateway\\.';
+  const all = `^(chat3-gateway\\..*|${EXCHANGE})$`;
+  const cases = [
+    ['nothing', '^$', '^$', '^$', 'configure', /may not declare/],
+    ['unconfiguring', '^$', own, all, 'configure', /may not declare/],
+    ['unwriting', own, '^$', all, 'bind', /no right to write to its own queues/],
+    ['unreading', own, own, own, 'bind', /no right to read the exchange/],
+    ['unconsuming', own, own, `^${EXCHANGE}$`, 'consume', /may not read its queues/],
+  ];
+  for (const [name, configure, write, read, check, pattern] of cases) {
+    const examined = await doctor(await place.user(name, configure, write, read));
+    says(examined, check, 'problem', pattern, /rabbitmqctl set_permissions -p place-\d+ /);
+    assert.deepEqual(problems(examined), [check], name);
+    assert.equal(examined.code, 1);
+    // What it says works.
+    const [, command] = examined.worst[check].advice.match(/rabbitmqctl (.*)/);
+    const words = [...command.matchAll(/'([^']*)'|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain);
+    await broker.ctl(...words);
+    const mended = await doctor(place.url.replace('rmuser:rmpassword', `${name}:its-Password-7`));
+    assert.deepEqual(problems(mended), [], mended.text);
+  }
+  assert.equal(await place.queues(), '');
+});
+
+test('with the documented least rights it finds nothing wrong, and says what it cannot see', async () => {
+  const place = await Place.make();
+  const url = await place.user('least', '^chat3-gateway\\.', '^chat3-gateway\\.', `^(chat3-gateway\\..*|${EXCHANGE})$`);
+  const topic = (read) => broker.ctl('set_topic_permissions', '-p', place.vhost, 'least', EXCHANGE, '^$', read);
+  await topic('^user\\.[^*#]+\\.\\*$');
+  const least = await doctor(url);
+  assert.equal(least.code, 0, least.text);
+  says(least, 'bind', 'ok');
+  says(least, 'keys', 'unknown', /least rights/, /Chat3's own user/);
+  says(least, 'exchange', 'unknown', /list_exchanges/);
+  const other = await doctor(url, { env: { RABBITMQ_BINDING_KEYS: 'update.*.*.{userId}.*' } });
+  says(other, 'bind', 'problem', /topic permissions do not allow/, /set_topic_permissions/);
+  // Of who may listen, but not declare: the exchange's behaviour tells its type.
+  await topic('.*');
+  const publishing = place.publishing(['user.usr_b.typing']);
+  says(await doctor(url), 'exchange', 'ok', /behaves as a topic exchange/);
+  publishing.stop();
+  const fanout = await Place.make({ type: 'fanout' });
+  await broker.ctl('set_permissions', '-p', fanout.vhost, 'least', '^chat3-gateway\\.', '^chat3-gateway\\.', '.*');
+  const flooding = fanout.publishing(['user.usr_b.typing']);
+  says(await doctor(fanout.url.replace('rmuser:rmpassword', 'least:its-Password-7')), 'exchange', 'problem', /user who does not exist/);
+  flooding.stop();
+});
+
+test('the rights on the control exchange are tried without making it or sending anything', async () => {
+  const place = await Place.make();
+  const own = '^(chat3-gateway\\..*|control)$';
+  const all = `^(chat3-gateway\\..*|${EXCHANGE}|control)$`;
+  const env = { RABBITMQ_CONTROL_EXCHANGE: 'control' };
+  const url = await place.user('controlling', '^chat3-gateway\\.', own, all);
+  const rights = (...patterns) => broker.ctl('set_permissions', '-p', place.vhost, 'controlling', ...patterns);
+  for (const exists of [false, true]) {
+    if (exists) await place.channel.assertExchange('control', 'fanout', { durable: true });
+    const queue = exists && (await place.channel.assertQueue('', { exclusive: true })).queue;
+    if (queue) await place.channel.bindQueue(queue, 'control', '');
+    for (const [patterns, pattern] of [
+      [['^chat3-gateway\\.', own, all], /no right to declare control/],
+      [[own, '^chat3-gateway\\.', all], /no right to write to control/],
+      [[own, own, `^(chat3-gateway\\..*|${EXCHANGE})$`], /no right to read control/],
+    ]) {
+      await rights(...patterns);
+      says(await doctor(url, { env }), 'control_exchange', 'problem', pattern, /set_permissions/);
+    }
+    await rights(own, own, all);
+    says(await doctor(url, { env }), 'control_exchange', 'ok', exists ? /exists/ : /does not exist yet/);
+    if (queue) assert.equal((await place.channel.checkQueue(queue)).messageCount, 0);
+  }
+  assert.match((await doctor(place.url, { env: { RABBITMQ_CONTROL_EXCHANGE: EXCHANGE } })).worst.control_exchange.finding, /is a topic exchange/);
+});
+
+test('an exchange that is missing, of another type or otherwise declared', async () => {
+  const none = await Place.make({ type: null });
+  const missing = await doctor(none.url);
+  says(missing, 'exchange', 'problem', /does not exist/, /start Chat3/);
+  assert.deepEqual(problems(missing), ['exchange']);
+  assert.ok(!(await broker.ctl('list_exchanges', '-p', none.vhost, 'name')).includes(EXCHANGE));
+  for (const type of ['fanout', 'direct', 'headers']) {
+    const place = await Place.make({ type });
+    const publishing = place.publishing(['user.usr_b.typing']);
+    says(await doctor(place.url), 'exchange', 'problem', new RegExp(`is a ${type} exchange, not topic`));
+    publishing.stop();
+  }
+  const transient = await Place.make({ options: { durable: false } });
+  says(await doctor(transient.url), 'exchange', 'warning', /durable is false/);
+});
+
+test('bindings for another generation are noticed, and the right ones are suggested', async () => {
+  const place = await Place.make();
+  const wrong = place.publishing(['update.dialog.user.usr_s3cret.message']);
+  const examined = await doctor(place.url);
+  says(examined, 'bindings', 'problem', /matches none of them/, /RABBITMQ_BINDING_KEYS='update\.\*\.\*\.\{userId\}\.\*'/);
+  wrong.stop();
+  const both = place.publishing(['update.dialog.user.usr_s3cret.message', 'user.usr_s3cret.typing']);
+  says(await doctor(place.url), 'bindings', 'problem', /misses \d+ of \d+/, /='user\.\{userId\}\.\*,update\.\*\.\*\.\{userId\}\.\*'/);
+  both.stop();
+  const foreign = place.publishing(['orders.usr_s3cret.update']);
+  const strange = await doctor(place.url);
+  says(strange, 'keys', 'warning', /no known generation/, /something else/);
+  says(strange, 'bindings', 'unknown');
+  foreign.stop();
+});
+
+test('the keys of every generation are recognised, and its documented bindings fit', async () => {
+  const place = await Place.make();
+  for (const { since, bindingKeys, updates } of generations()) {
+    const publishing = place.publishing([...new Set(updates.map(({ routingKey }) => routingKey))]);
+    const examined = await doctor(place.url, { env: { RABBITMQ_BINDING_KEYS: bindingKeys.join(',') } });
+    publishing.stop();
+    const named = examined.report.findings.filter(({ check }) => check === 'keys').map(({ finding }) => finding);
+    assert.ok(named.some((finding) => finding.includes(`since ${since}`)), `${since}: ${named}`);
+    says(examined, 'keys', 'ok');
+    says(examined, 'bindings', 'ok');
+  }
+});
+
+test('a clock that differs from the publisher is noticed', async () => {
+  const place = await Place.make();
+  for (const [timestamp, status, pattern] of [
+    [() => Date.now() + 20_000, 'warning', /behind/],
+    [() => Date.now() - 20_000, 'warning', /ahead/],
+    [() => Date.now() + 600_000, 'problem', /behind.*clocks/],
+    [() => Math.floor(Date.now() / 1000), 'ok', /within/],
+    [() => undefined, 'unknown', /no timestamp/],
+  ]) {
+    const publishing = place.publishing(['user.usr_b.typing'], { timestamp });
+    says(await doctor(place.url), 'clock', status, pattern);
+    publishing.stop();
+  }
+});
+
+test('a token is explained claim by claim, and the verdict is the gateway\'s', async () => {
+  const url = `amqp://a:b@127.0.0.1:${await freePort()}/`;
+  const env = { JWT_ISSUER: 'backend', JWT_AUDIENCE: 'chat' };
+  const claims = { tenantId: 'tnt_1', iss: 'backend', aud: 'chat' };
+  const now = Math.floor(Date.now() / 1000);
+  const examine = async (examined) => {
+    const result = await doctor(url, { env, args: ['--token', examined] });
+    const [, , signature] = examined.split('.');
+    for (const secret of [examined, signature].filter(Boolean)) assert.ok(!result.text.includes(secret), result.text);
+    return result;
+  };
+  const good = token('usr_a', claims);
+  const accepted = await examine(good);
+  says(accepted, 'verdict', 'ok', /accepted: user usr_a, tenant tnt_1/);
+  says(accepted, 'exp', 'ok', /\d{4}-\d\d-\d\dT.*in (59m|1h)/);
+  const none = `${Buffer.from('{"alg":"none"}').toString('base64url')}.${good.split('.')[1]}.`;
+  for (const [bad, part, pattern, refusal] of [
+    [token('usr_a', claims, { secret: 'another' }), 'signature', /another secret or key/, 'invalid token'],
+    [none, 'alg', /not an algorithm/, 'invalid token'],
+    [token('usr_a', { ...claims, exp: now - 3600 }, { expiresIn: null }), 'exp', /1h ago\): expired/, 'token expired'],
+    [token('usr_a', claims, { expiresIn: null }), 'exp', /missing, and required/, 'token without expiry'],
+    [token('usr_a', { ...claims, nbf: now + 3600 }), 'nbf', /not valid yet/, 'token not valid yet'],
+    [token('usr_a', { ...claims, iss: 'other' }), 'iss', /"other"; "backend" is required/, 'token issuer not accepted'],
+    [token('usr_a', { ...claims, aud: ['x'] }), 'aud', /"chat" is required/, 'token audience not accepted'],
+    [token('*', claims), 'user_id', /not allowed/, 'user id not acceptable'],
+    [token(undefined, claims), 'user_id', /missing/, 'token without user id'],
+    [token('usr_a', { ...claims, tenantId: '#' }), 'tenant_id', /not allowed/, 'tenant id not acceptable'],
+    ['rubbish', 'format', /not a JWT/, 'invalid token'],
+    ['', 'format', /empty/, 'token missing'],
+  ]) {
+    const result = await examine(bad);
+    says(result, part, 'problem', pattern);
+    says(result, 'verdict', 'problem', new RegExp(refusal));
+    assert.deepEqual(problems(result), ['tcp', part, 'verdict']);
+  }
+  says(await examine(token('usr_a', { ...claims, iat: now + 3600 })), 'iat', 'warning', /in the future/);
+  // Elsewhere than on the command line, which others see.
+  const file = path.join(temporaryFolder(), 'token');
+  writeFileSync(file, `${good}\n`);
+  says(await doctor(url, { env, args: ['--token-file', file] }), 'verdict', 'ok');
+  const child = spawn(gatewayBinary, ['doctor', '--json', '--token', '-'], { env: environment(url, env), cwd: temporaryFolder() });
+  let stdout = '';
+  child.stdout.on('data', (data) => (stdout += data));
+  child.stdin.end(`Bearer ${good}\n`);
+  await new Promise((resolve) => child.once('close', resolve));
+  assert.equal(JSON.parse(stdout).findings.find(({ check }) => check === 'verdict').status, 'ok');
+});
+
+test('keys for tokens that are weak, known to all, missing or not to be read', async () => {
+  const url = `amqp://a:b@127.0.0.1:${await freePort()}/`;
+  says(await doctor(url, { env: { JWT_SECRET: 'the-secret-of-your-backend' } }), 'secret', 'problem', /anybody can sign/, /openssl rand/);
+  says(await doctor(url, { env: { JWT_SECRET: 'zR8mQ2vLx5' } }), 'secret', 'warning', /10 bytes/);
+  says(await doctor(url, { env: { JWT_SECRET: '' } }), 'keys', 'problem', /no key to verify/);
+  says(await doctor(url, { env: { JWT_PUBLIC_KEY: 'rubbish' } }), 'keys', 'problem', /no PEM block/);
+  const set = await doctor(url, { env: { JWT_JWKS: `http://127.0.0.1:${await freePort()}/keys` } });
+  says(set, 'key_set', 'problem', /cannot be fetched/);
+  says(set, 'audience', 'warning', /other services/);
+  says(await doctor(url, { env: { JWT_REQUIRE_EXP: 'false' } }), 'expiry', 'warning');
+});
+
+test('file limits, port, admin token, origins and log file', async () => {
+  const url = `amqp://a:b@127.0.0.1:${await freePort()}/`;
+  const limited = await run('sh', ['-c', `ulimit -n 256; exec ${gatewayBinary} doctor --json`], { env: environment(url) })
+    .catch(({ stdout }) => ({ stdout }));
+  const files = JSON.parse(limited.stdout).findings.find(({ check }) => check === 'files');
+  assert.equal(files.status, 'problem');
+  assert.match(`${files.finding} ${files.advice}`, /256 open files.*LimitNOFILE=564/);
+  says(await doctor(url, { env: { MAX_SOCKETS: '10000000' } }), 'files', 'warning', /MAX_SOCKETS is 10000000/);
+
+  const gateway = await Gateway.start(null, { env: { RABBITMQ_URL: url }, connected: false });
+  const HOST = '127.0.0.1';
+  says(await doctor(url, { env: { HOST, PORT: new URL(gateway.url).port } }), 'port', 'ok', /a gateway serves.*disconnected/);
+  const other = await listening((socket) => socket.end('HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}'));
+  says(await doctor(url, { env: { HOST, PORT: String(other.port) } }), 'port', 'problem', /no gateway/, /another PORT/);
+  other.close();
+
+  says(await doctor(url, { env: { ADMIN_TOKEN: 'short' } }), 'admin_token', 'warning', /can be guessed/);
+  says(await doctor(url, { env: { CORS_ORIGIN: '*' } }), 'cors_origin', 'warning', /every site/);
+  says(await doctor(url, { env: { LOG_FILE: `${gatewayBinary}/server.log` } }), 'log_file', 'warning', /in its place/);
+  const cwd = temporaryFolder();
+  says(await doctor(url, { env: { LOG_FILE: 'logs/server.log' }, cwd }), 'log_file', 'ok', /can be written/);
+  assert.equal((await run('ls', [cwd])).stdout, '');
+});
+
+test('amqps: each certificate that does not fit is told apart', async () => {
+  const url = (host = 'localhost', port = tlsPort) => `amqps://rmuser:rmpassword@${host}:${port}/`;
+  const ca = (of) => ({ RABBITMQ_CA_FILE: of('ca.pem') });
+  const client = (of) => ({ RABBITMQ_CLIENT_CERT_FILE: of('client.pem'), RABBITMQ_CLIENT_KEY_FILE: of('client.key') });
+  const well = await doctor(url(), { env: { ...ca(ours), ...client(ours) } });
+  says(well, 'tls', 'ok', /TLS 1\.[23], certificate for localhost, valid until \d{4}-\d\d-\d\d/);
+  says(well, 'client_certificate', 'ok', /valid until/);
+  says(well, 'login', 'ok');
+  says(await doctor(url(), { env: { ...ca(theirs), ...client(ours) } }), 'tls', 'problem', /is not by .*ca\.pem/, /RABBITMQ_CA_FILE/);
+  says(await doctor(url(), { env: client(ours) }), 'tls', 'problem', /not by the public CAs/);
+  says(await doctor(url('127.0.0.1'), { env: { ...ca(ours), ...client(ours) } }), 'tls', 'problem', /for .*localhost.*, not for 127\.0\.0\.1/);
+  for (const env of [ca(ours), { ...ca(ours), ...client(theirs) }]) {
+    const examined = await doctor(url(), { env });
+    assert.equal(problems(examined).length, 1, examined.text);
+    says(examined, problems(examined)[0], 'problem', /RABBITMQ_CLIENT_CERT_FILE/);
+  }
+  says(await doctor(url(), { env: { RABBITMQ_CA_FILE: '/nowhere.pem' } }), 'tls', 'problem', /cannot read \/nowhere\.pem/);
+  says(await doctor(url('localhost', broker.port), { env: ca(ours) }), 'tls', 'problem', /amqp:\/\//);
+
+  const [{ stdout: key }, { stdout: cert }] = await Promise.all(['expired.key', 'expired.pem'].map((file) => run('cat', [ours(file)])));
+  const server = tls.createServer({ key, cert });
+  server.on('tlsClientError', () => {});
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  says(await doctor(url('localhost', server.address().port), { env: ca(ours) }), 'tls', 'problem', /expired on 2025-02-01/, /renew/);
+  server.close();
+});
