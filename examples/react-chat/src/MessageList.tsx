@@ -13,7 +13,9 @@ interface Actions {
 
 export function MessageList({ me, messages, ...actions }: { me: string; messages: ChatMessage[] } & Actions) {
   const end = useRef<HTMLLIElement>(null);
-  useEffect(() => end.current?.scrollIntoView({ block: 'end' }), [messages.length]);
+  useEffect(() => {
+    end.current?.scrollIntoView({ block: 'end' });
+  }, [messages.length]);
   return (
     <ol className="messages" aria-label="Messages" tabIndex={0}>
       {messages.length === 0 && (
