@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run test lint test-rust test-e2e soak jitter proxies fuzz deny clean help
+.PHONY: run react test lint test-rust test-e2e soak jitter proxies fuzz deny clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -20,6 +20,9 @@ help: ## Show this list
 run: src/dev/node_modules ## Run the development mode: no broker, page at http://localhost:3001/
 	cargo run --locked -- dev
 
+react: examples/react-chat/node_modules ## Run the React example at http://localhost:5173/, against a running `make run`
+	cd examples/react-chat && npm run dev
+
 test: lint test-rust test-e2e ## Run every check and test
 
 lint: ## Formatting and lints, warnings denied
@@ -30,7 +33,7 @@ lint: ## Formatting and lints, warnings denied
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
 	RUST_TEST_THREADS=2 cargo test --locked
 
-test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules ## End-to-end tests with the real socket.io-client and Chromium
+test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules examples/react-chat/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked
 	cd tests && node --test e2e/*.test.mjs
 
@@ -87,4 +90,4 @@ chromium:
 
 clean: ## Remove what was built and installed here
 	cargo clean
-	rm -rf src/dev/node_modules tests/node_modules
+	rm -rf src/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/react-chat/dist

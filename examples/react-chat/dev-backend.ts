@@ -39,18 +39,17 @@ export function devBackend(gateway = process.env.GATEWAY_URL ?? 'http://127.0.0.
       const now = new Date().toISOString();
       const id = newId();
       messages.set(id, { id, senderId: user, content, createdAt: now, reactions: new Map(), statuses: new Map() });
-      return publishMessage('message.create', id);
+      publishMessage('message.create', id);
     },
 
     edit: (_user, { id, content }) => {
       Object.assign(find(id), { content, isEdited: true });
-      return publishMessage('message.update', id, { isEdited: true });
+      publishMessage('message.update', id, { isEdited: true });
     },
 
     remove: (_user, { id }) => {
-      const published = publishMessage('message.delete', id, { isDeleted: true });
+      publishMessage('message.delete', id, { isDeleted: true });
       messages.delete(id);
-      return published;
     },
 
     /** One reaction for each user; the same again takes it back. */
@@ -61,7 +60,7 @@ export function devBackend(gateway = process.env.GATEWAY_URL ?? 'http://127.0.0.
       if (isTakenBack) reactions.delete(user);
       else reactions.set(user, reaction);
       const event = isTakenBack ? 'remove' : oldReaction ? 'update' : 'add';
-      return publishMessage(`message.reaction.${event}`, id, (member) => ({
+      publishMessage(`message.reaction.${event}`, id, (member) => ({
         reactionUpdate: {
           userId: user,
           reaction: isTakenBack ? null : reaction,
@@ -77,23 +76,22 @@ export function devBackend(gateway = process.env.GATEWAY_URL ?? 'http://127.0.0.
       if (oldStatus === status || oldStatus === 'read') return;
       statuses.set(user, status as MessageStatus);
       const statusUpdate = { userId: user, status: status as MessageStatus, oldStatus };
-      return publishMessage(`message.status.${oldStatus ? 'update' : 'create'}`, id, { statusUpdate });
+      publishMessage(`message.status.${oldStatus ? 'update' : 'create'}`, id, { statusUpdate });
     },
 
     typing: (user) => {
       const others = [...members].filter((member) => member !== user);
-      return publish('dialog.typing', others, () => dialogData({ typing: { userId: user, expiresInMs: 5000 } }));
+      publish('dialog.typing', others, () => dialogData({ typing: { userId: user, expiresInMs: 5000 } }));
     },
 
     addMember: (_user, { member }) => {
       members.add(member);
-      return publish('dialog.member.add', members, () => dialogData());
+      publish('dialog.member.add', members, () => dialogData());
     },
 
     removeMember: (_user, { member }) => {
-      const published = publish('dialog.member.remove', members, () => dialogData());
+      publish('dialog.member.remove', members, () => dialogData());
       members.delete(member);
-      return published;
     },
   };
 
@@ -111,22 +109,20 @@ export function devBackend(gateway = process.env.GATEWAY_URL ?? 'http://127.0.0.
     const { senderId, content, createdAt } = find(id);
     const data: Message = { _id: id, dialogId: dialog._id, senderId, type: 'text', content, createdAt, meta: {} };
     const extraFor = (member: string) => (typeof extra === 'function' ? extra(member) : extra);
-    return publish(eventType, members, (member) => ({ ...data, ...extraFor(member) }));
+    publish(eventType, members, (member) => ({ ...data, ...extraFor(member) }));
   }
 
   function dialogData(extra: Partial<Dialog> = {}): Dialog {
     return { ...dialog, dialogId: dialog._id, ...extra };
   }
 
-  /** Updates leave one after the other: their order is that of the changes. */
+  /** Updates leave one after the other, in the order of the changes; as with Chat3, nobody waits for them. */
   let last: Promise<unknown> = Promise.resolve();
   function publish(eventType: EventType, to: Iterable<string>, dataFor: (member: string) => Message | Dialog) {
-    const updates = [...to].map((userId) => ({ userId, tenantId: TENANT, eventType, data: dataFor(userId) }));
-    const mine = last.then(async () => {
-      for (const update of updates) await post('/dev/updates', update);
-    });
-    last = mine.catch(() => {});
-    return mine;
+    for (const userId of to) {
+      const update = { userId, tenantId: TENANT, eventType, data: dataFor(userId) };
+      last = last.then(() => post('/dev/updates', update)).catch((problem) => console.warn(problem.message));
+    }
   }
 
   async function post(path: string, body: unknown) {

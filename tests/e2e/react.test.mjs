@@ -293,6 +293,14 @@ test('a cut connection: what was published meanwhile is seen once, and the badge
     const texts = (await page.locator('.content').allTextContents()).slice(-3);
     assert.deepEqual(texts, ['Before the cut', 'While it was cut', 'After the cut']);
   }
+  // The same for one user alone, by the page's own button.
+  await bob.getByRole('button', { name: 'Cut' }).click();
+  await badge(bob, 'reconnecting');
+  await send(alice, 'While Bob was away');
+  await message(alice, 'While Bob was away').locator('.status[data-status=sent]').waitFor();
+  await message(alice, 'While Bob was away').locator('.status[data-status=read]').waitFor();
+  await badge(bob, 'recovered');
+  assert.equal(await countOf(bob, 'While Bob was away'), 1);
   assert.deepEqual(fetches, [], 'recovered by the gateway, not by a fetch');
   await close(alice, bob);
 });
@@ -351,6 +359,26 @@ test('the token is replaced before it expires, on the same connection', async ()
   await context.close();
 });
 
+test('a refused token is told, and another one makes another connection', async () => {
+  const guarded = await App.start({ env: { ADMIN_TOKEN: 'operator' } });
+  const alice = await guarded.open('usr_alice');
+  await guarded.gateway.metricIs('sockets', 1);
+  const order = { method: 'POST', headers: { authorization: 'Bearer operator' } };
+  const inAnHour = Math.floor(Date.now() / 1000) + 3600;
+  await guarded.gateway.json('/api/users/usr_alice/disconnect', { ...order, body: JSON.stringify({ until: inAnHour }) });
+  await badge(alice, 'refused');
+  assert.equal(await alice.locator('.badge').textContent(), 'Refused: token revoked');
+  // Tokens of the second of the order are refused as well.
+  await until('live again', async () => {
+    await alice.getByRole('button', { name: 'Sign in again' }).click({ timeout: 500 }).catch(() => {});
+    return alice.locator('.badge[data-status=live]').isVisible();
+  });
+  await send(alice, 'Here again');
+  await message(alice, 'Here again').waitFor();
+  await guarded.gateway.metricIs('sockets', 1);
+  await close(alice);
+});
+
 test('without a gateway, the page says how to start one', async () => {
   const lonely = await App.start();
   await lonely.gateway.kill();
@@ -363,7 +391,9 @@ test('without a gateway, the page says how to start one', async () => {
 
 test('it can be used with the keyboard, fits a phone, and is dark where the system is', async () => {
   const phone = { viewport: { width: 375, height: 700 }, hasTouch: true, isMobile: true };
-  const [alice, bob] = [await app.open('usr_alice'), await app.open('usr_bob', { ...phone, colorScheme: 'dark' })];
+  const [alice, bob] = [await app.open('usr_alice', { viewport: { width: 800, height: 560 } }), await app.open('usr_bob', { ...phone, colorScheme: 'dark' })];
+  await send(alice, 'Shall we go to the lake on Saturday?');
+  await message(bob, 'the lake').waitFor();
   await send(bob, 'The train at nine, or the one at ten? 🚆');
   await message(alice, 'The train at nine').waitFor();
   // From the message box backwards to the first reaction of the last message.

@@ -3,6 +3,7 @@ import type { Api, Session } from './api';
 import { chatReducer, EMPTY_CHAT, isAboutMembers } from './chat';
 import { Composer } from './Composer';
 import { ConnectionBadge } from './ConnectionBadge';
+import { CutButton } from './CutButton';
 import { Members } from './Members';
 import { MessageList } from './MessageList';
 import { nameOf } from './people';
@@ -24,14 +25,15 @@ export function Chat({ me, api, session, signIn }: Props) {
   const [wantedFetch, wantFetch] = useReducer((count: number) => count + 1, 0);
   const doneFetch = useRef(0);
 
-  const { connection, fetched, expiresAt, refresh } = useChatUpdates(session.token, (update) => {
+  const { connection, fetched, expiresAt, refresh, socket } = useChatUpdates(session.token, (update) => {
     dispatch({ type: 'update', update });
     if (isAboutMembers(update)) wantFetch();
   });
 
+  const isConnected = ['must-refetch', 'live', 'recovered'].includes(connection.status);
+
   // The state is fetched whenever the connection says so, and when an update asks for it.
   useEffect(() => {
-    const isConnected = ['must-refetch', 'live', 'recovered'].includes(connection.status);
     if (!isConnected || (connection.status !== 'must-refetch' && wantedFetch === doneFetch.current)) return;
     let isCurrent = true;
     dispatch({ type: 'fetching' });
@@ -46,7 +48,7 @@ export function Chat({ me, api, session, signIn }: Props) {
       (error: Error) => isCurrent && setProblem(error.message),
     );
     return () => void (isCurrent = false);
-  }, [api, connection, fetched, wantedFetch]);
+  }, [api, connection, isConnected, fetched, wantedFetch]);
 
   // The token is replaced in place. If that fails, the next reconnect brings the new one.
   useEffect(() => {
@@ -75,6 +77,7 @@ export function Chat({ me, api, session, signIn }: Props) {
       <header>
         <h1>{chat.title || 'Chat'}</h1>
         <ConnectionBadge connection={connection} signIn={signIn} />
+        {isConnected && <CutButton socket={socket} />}
         <Members
           me={me}
           members={chat.members}

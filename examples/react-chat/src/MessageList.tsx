@@ -44,7 +44,7 @@ function MessageItem({ me, message, isFollowUp, react, edit, remove }: ItemProps
   return (
     <li className="message" data-mine={isMine} data-follow-up={isFollowUp}>
       {!isMine && <Avatar user={senderId} />}
-      <div className="bubble">
+      <div className="bubble" tabIndex={0}>
         <p className={isMine || isFollowUp ? 'visually-hidden' : 'sender'}>{nameOf(senderId)}</p>
         {isEditing ? (
           <EditForm content={content} save={(text) => edit(id, text)} close={() => setIsEditing(false)} />

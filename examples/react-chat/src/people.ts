@@ -7,7 +7,7 @@ export function nameOf(user: string): string {
   return name.charAt(0).toUpperCase() + name.slice(1);
 }
 
-/** A colour for an avatar, as a hue. */
+/** A colour for an avatar, as a hue: by the golden angle, so that neighbours differ. */
 export function hueOf(user: string): number {
-  return [...user].reduce((sum, letter) => sum + letter.codePointAt(0)! * 47, 0) % 360;
+  return ([...user].reduce((sum, letter) => sum + letter.codePointAt(0)!, 0) * 137) % 360;
 }

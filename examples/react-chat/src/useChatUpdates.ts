@@ -18,7 +18,7 @@ export interface Connection {
   reason?: string;
 }
 
-type ChatSocket = Socket<ServerToClientEvents, ClientToServerEvents>;
+export type ChatSocket = Socket<ServerToClientEvents, ClientToServerEvents>;
 
 /** Calls `onUpdate` with every update of the token's user. A new token makes a new connection; null makes none. */
 export function useChatUpdates(token: string | null, onUpdate: (update: Chat3Update) => void) {
@@ -75,5 +75,5 @@ export function useChatUpdates(token: string | null, onUpdate: (update: Chat3Upd
     if (answer && !answer.ok) throw new Error(answer.error);
   }, []);
 
-  return { connection, fetched, expiresAt, refresh };
+  return { connection, fetched, expiresAt, refresh, socket };
 }
