@@ -20,6 +20,9 @@ help: ## Show this list
 run: src/dev/node_modules ## Run the development mode: no broker, page at http://localhost:3001/
 	cargo run --locked -- dev
 
+react: examples/react-chat/node_modules ## Run the React example at http://localhost:5173/, against a running `make run`
+	cd examples/react-chat && npm run dev
+
 test: lint test-rust test-e2e ## Run every check and test
 
 lint: ## Formatting and lints, warnings denied
@@ -102,4 +105,4 @@ chromium:
 
 clean: ## Remove what was built and installed here
 	cargo clean
-	rm -rf src/dev/node_modules tests/node_modules
+	rm -rf src/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/react-chat/dist

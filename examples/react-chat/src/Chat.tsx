@@ -1,0 +1,106 @@
+import { useEffect, useReducer, useRef, useState } from 'react';
+import type { Api, Session } from './api';
+import { chatReducer, EMPTY_CHAT, isAboutMembers } from './chat';
+import { Composer } from './Composer';
+import { ConnectionBadge } from './ConnectionBadge';
+import { CutButton } from './CutButton';
+import { Members } from './Members';
+import { MessageList } from './MessageList';
+import { nameOf } from './people';
+import { useChatUpdates } from './useChatUpdates';
+import { useReceipts } from './useReceipts';
+import { useTypers } from './useTypers';
+
+interface Props {
+  me: string;
+  api: Api;
+  session: Session;
+  /** Gets another session. */
+  signIn: () => void;
+}
+
+export function Chat({ me, api, session, signIn }: Props) {
+  const [chat, dispatch] = useReducer(chatReducer(me), EMPTY_CHAT);
+  const [problem, setProblem] = useState<string | null>(null);
+  const [wantedFetch, wantFetch] = useReducer((count: number) => count + 1, 0);
+  const doneFetch = useRef(0);
+
+  const { connection, fetched, expiresAt, refresh, socket } = useChatUpdates(session.token, (update) => {
+    dispatch({ type: 'update', update });
+    if (isAboutMembers(update)) wantFetch();
+  });
+
+  const isConnected = ['must-refetch', 'live', 'recovered'].includes(connection.status);
+
+  // The state is fetched whenever the connection says so, and when an update asks for it.
+  useEffect(() => {
+    if (!isConnected || (connection.status !== 'must-refetch' && wantedFetch === doneFetch.current)) return;
+    let isCurrent = true;
+    dispatch({ type: 'fetching' });
+    api.dialog().then(
+      (state) => {
+        if (!isCurrent) return;
+        dispatch({ type: 'fetched', state });
+        doneFetch.current = wantedFetch;
+        setProblem(null);
+        fetched();
+      },
+      (error: Error) => isCurrent && setProblem(error.message),
+    );
+    return () => void (isCurrent = false);
+  }, [api, connection, isConnected, fetched, wantedFetch]);
+
+  // The token is replaced in place. If that fails, the next reconnect brings the new one.
+  useEffect(() => {
+    if (expiresAt) api.session().then(({ token }) => refresh(token)).catch(console.warn);
+  }, [api, expiresAt, refresh]);
+
+  // A computer that has slept comes back with an old token. If it has not expired
+  // by our clock, the clocks disagree, and the next token would be refused as well.
+  useEffect(() => {
+    const isOver = Date.parse(session.expiresAt) <= Date.now();
+    if (connection.reason === 'token expired' && isOver) signIn();
+  }, [connection, session, signIn]);
+
+  useReceipts(me, api, chat.messages);
+  const typers = useTypers(chat.typing);
+
+  /** What changes on the screen comes by the gateway, as for everyone else; only failures are told here. */
+  const attempt = (call: Promise<void>) =>
+    call.then(
+      () => true,
+      (error: Error) => (setProblem(error.message), false),
+    );
+
+  return (
+    <main className="chat">
+      <header>
+        <h1>{chat.title || 'Chat'}</h1>
+        <ConnectionBadge connection={connection} signIn={signIn} />
+        {isConnected && <CutButton socket={socket} />}
+        <Members
+          me={me}
+          members={chat.members}
+          add={(member) => attempt(api.addMember(member))}
+          remove={(member) => attempt(api.removeMember(member))}
+        />
+      </header>
+      {problem && (
+        <p className="problem" role="alert">
+          {problem} <button onClick={() => (setProblem(null), wantFetch())}>Try again</button>
+        </p>
+      )}
+      <MessageList
+        me={me}
+        messages={chat.messages}
+        react={(id, reaction) => attempt(api.react(id, reaction))}
+        edit={(id, content) => attempt(api.edit(id, content))}
+        remove={(id) => attempt(api.remove(id))}
+      />
+      <p className="typing" aria-live="polite">
+        {typers.length > 0 && `${typers.map(nameOf).join(' and ')} ${typers.length > 1 ? 'are' : 'is'} typing…`}
+      </p>
+      <Composer send={(content) => attempt(api.send(content))} typing={() => api.typing().catch(() => {})} />
+    </main>
+  );
+}

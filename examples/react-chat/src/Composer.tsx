@@ -1,0 +1,45 @@
+import { useRef, useState, type FormEvent } from 'react';
+
+/** How often others are told that somebody types; they believe it for 5 s. */
+const TYPING_INTERVAL_MS = 3000;
+
+interface Props {
+  /** Resolves with whether the message was taken. */
+  send: (content: string) => Promise<boolean>;
+  typing: () => void;
+}
+
+export function Composer({ send, typing }: Props) {
+  const [text, setText] = useState('');
+  const toldAt = useRef(0);
+
+  const change = (text: string) => {
+    setText(text);
+    if (!text.trim() || Date.now() - toldAt.current < TYPING_INTERVAL_MS) return;
+    toldAt.current = Date.now();
+    typing();
+  };
+
+  const submit = async (event: FormEvent) => {
+    event.preventDefault();
+    const content = text.trim();
+    if (!content) return;
+    setText('');
+    toldAt.current = 0;
+    if (!(await send(content))) setText((now) => now || content);
+  };
+
+  return (
+    <form className="composer" onSubmit={submit}>
+      <input
+        autoFocus
+        aria-label="Message"
+        placeholder="Message"
+        autoComplete="off"
+        value={text}
+        onChange={(event) => change(event.target.value)}
+      />
+      <button disabled={!text.trim()}>Send</button>
+    </form>
+  );
+}

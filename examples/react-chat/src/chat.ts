@@ -1,0 +1,121 @@
+// What is on the screen, as a function of the fetched state and the updates
+// after it. Applying an update twice changes nothing, so that it does not matter
+// whether a fetch already contains it.
+
+import { dateOf, dialogIn, eventTypeOf, messageIn, type Chat3Update, type Message, type MessageStatus, type Reaction } from './chat3-events';
+import type { DialogState } from './api';
+
+export interface ChatMessage {
+  id: string;
+  senderId: string;
+  content: string;
+  at: Date;
+  isEdited: boolean;
+  reactions: Reaction[];
+  /** By reader. */
+  statuses: Record<string, MessageStatus>;
+}
+
+export interface Chat {
+  title: string;
+  members: string[];
+  messages: ChatMessage[];
+  /** Who types, and until when that holds, in ms since 1970. */
+  typing: Record<string, number>;
+  /** While the state is being fetched: the updates since, which may be newer than what will be fetched. */
+  sinceFetch: Chat3Update[] | null;
+}
+
+export const EMPTY_CHAT: Chat = { title: '', members: [], messages: [], typing: {}, sinceFetch: null };
+
+export type ChatAction =
+  | { type: 'fetching' }
+  | { type: 'fetched'; state: DialogState }
+  | { type: 'update'; update: Chat3Update };
+
+/** `me` is whose screen it is. */
+export function chatReducer(me: string) {
+  return (chat: Chat, action: ChatAction): Chat => {
+    switch (action.type) {
+      case 'fetching':
+        return { ...chat, sinceFetch: [] };
+      case 'fetched':
+        return (chat.sinceFetch ?? []).reduce((chat, update) => updated(chat, update, me), stored(chat, action.state));
+      case 'update': {
+        const sinceFetch = chat.sinceFetch && [...chat.sinceFetch, action.update];
+        return { ...updated(chat, action.update, me), sinceFetch };
+      }
+    }
+  };
+}
+
+/** Whether an update says that the members changed. It does not say how: they have to be fetched. */
+export function isAboutMembers(update: Chat3Update): boolean {
+  return ['dialog.member.add', 'dialog.member.remove'].includes(eventTypeOf(update) ?? '');
+}
+
+function stored(chat: Chat, { dialog, members, messages }: DialogState): Chat {
+  return {
+    title: dialog.name ?? '',
+    members,
+    messages: messages.map(({ createdAt, isEdited = false, ...message }) => ({ ...message, at: dateOf(createdAt), isEdited })),
+    typing: chat.typing,
+    sinceFetch: null,
+  };
+}
+
+function updated(chat: Chat, update: Chat3Update, me: string): Chat {
+  const message = messageIn(update);
+  if (message) return withMessage(chat, eventTypeOf(update) ?? '', message, me);
+  const dialog = dialogIn(update);
+  if (!dialog) return chat;
+  const typing = dialog.typing
+    ? { ...chat.typing, [dialog.typing.userId]: Date.now() + dialog.typing.expiresInMs }
+    : chat.typing;
+  return { ...chat, title: dialog.name ?? chat.title, typing };
+}
+
+function withMessage(chat: Chat, eventType: string, message: Message, me: string): Chat {
+  const id = message._id ?? message.messageId;
+  if (!id) return chat;
+  if (eventType === 'message.delete' || message.isDeleted) {
+    return { ...chat, messages: chat.messages.filter((known) => known.id !== id) };
+  }
+  const known = chat.messages.find((known) => known.id === id);
+  // A change of a message that is not on the screen.
+  if (!known && eventType !== 'message.create') return chat;
+  const next: ChatMessage = {
+    id,
+    senderId: message.senderId,
+    content: message.content ?? known?.content ?? '',
+    at: message.createdAt ? dateOf(message.createdAt) : (known?.at ?? new Date()),
+    isEdited: message.isEdited ?? known?.isEdited ?? false,
+    reactions: reactionsOf(eventType, message, known?.reactions ?? [], me),
+    statuses: statusesOf(message, known?.statuses ?? {}),
+  };
+  const typing = { ...chat.typing };
+  if (!known) delete typing[message.senderId];
+  const messages = known ? chat.messages.map((other) => (other === known ? next : other)) : [...chat.messages, next];
+  return { ...chat, messages, typing };
+}
+
+function reactionsOf(eventType: string, message: Message, known: Reaction[], me: string): Reaction[] {
+  const { reactionUpdate, reactionCounts } = message;
+  if (reactionUpdate?.reactionSet) return reactionUpdate.reactionSet;
+  // Where a reaction is the news, no counts means that the last one was taken back.
+  const none = eventType.startsWith('message.reaction.') ? {} : null;
+  const counts: Record<string, number> | null = reactionUpdate?.counts ?? reactionCounts ?? none;
+  if (!counts) return known;
+  const isMine = (reaction: string) =>
+    reactionUpdate?.userId === me
+      ? reactionUpdate.reaction === reaction
+      : known.some((entry) => entry.reaction === reaction && entry.me);
+  return Object.entries(counts).map(([reaction, count]) => ({ reaction, count, me: isMine(reaction) }));
+}
+
+function statusesOf({ statuses, statusUpdate }: Message, known: Record<string, MessageStatus>) {
+  const next = { ...known };
+  for (const { userId, status } of statuses ?? []) next[userId] = status;
+  if (statusUpdate) next[statusUpdate.userId] = statusUpdate.status;
+  return next;
+}

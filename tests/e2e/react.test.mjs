@@ -1,0 +1,417 @@
+// The React example: its types against the fixtures, its reducer with every
+// generation's updates, and the app itself: two users, each in a browser of
+// their own, with the development mode behind it.
+
+import assert from 'node:assert/strict';
+import { execFile, spawn } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { after, before, test } from 'node:test';
+import { pathToFileURL } from 'node:url';
+import { promisify } from 'node:util';
+
+import { chromium } from 'playwright-core';
+
+import { freePort, Gateway, generations, Network, Tab, temporaryFolder, testsFolder, until } from './harness.mjs';
+
+const run = promisify(execFile);
+const example = path.join(testsFolder, '..', 'examples', 'react-chat');
+const tool = (file) => path.join(example, 'node_modules', file);
+const folder = temporaryFolder();
+
+/** Where the screenshots go; SCREENSHOTS=folder keeps them. */
+const screenshots = process.env.SCREENSHOTS ?? folder;
+
+// ---- Types --------------------------------------------------------------------
+
+/** What the compiler has to say about `lines` after the import of all types; empty if nothing. */
+async function compile(lines) {
+  const file = path.join(folder, 'check.ts');
+  const types = path.join(example, 'src', 'chat3-events');
+  const head = [
+    `import type { EventType, ServerToClientEvents } from ${JSON.stringify(types)};`,
+    'declare const receive: ServerToClientEvents;',
+  ];
+  writeFileSync(file, [...head, ...lines].join('\n'));
+  const options = ['--noEmit', '--strict', '--target', 'es2022', '--module', 'esnext', '--moduleResolution', 'bundler'];
+  const compiler = run(process.execPath, [tool('typescript/bin/tsc'), ...options, file]);
+  return compiler.then(() => '', (error) => error.stdout || error.message);
+}
+
+/** An update as the gateway's events, each a call that has to compile. */
+function received(body, events) {
+  return events.map((event) => `receive['${event}'](${JSON.stringify(event === 'message:new' ? body.data : body)}, 'offset');`);
+}
+
+test('the types describe what each generation of Chat3 publishes, field by field', async () => {
+  const lines = [];
+  const seen = new Set();
+  for (const { since, updates } of generations()) {
+    for (const { name, body, emits } of updates) {
+      lines.push(`// ${since} ${name}`, ...received(body, emits));
+      seen.add(body.eventType ?? body.sourceEventType);
+    }
+  }
+  const names = [...seen].map((name) => JSON.stringify(name)).join(' | ');
+  lines.push('// None is made up:', `declare const unseen: Exclude<EventType, ${names}>;`, 'export const none: never = unseen;');
+  assert.equal(await compile(lines), '');
+});
+
+test('the types describe what the development mode publishes', async () => {
+  const gateway = await Gateway.start(null, { args: ['dev'] });
+  const { token } = await gateway.json('/dev/tokens', json({ userId: 'usr_types' }));
+  const tab = new Tab(gateway, token);
+  await tab.when('connected', () => tab.connects === 1);
+  // Without `user.update`, whose sample is older than Chat3's own.
+  const types = Object.keys(await gateway.json('/dev/samples')).filter((type) => /^(message|dialog)\./.test(type));
+  assert.ok(types.length >= 13);
+  for (const eventType of types) await gateway.get('/dev/updates', json({ userId: 'usr_types', eventType }));
+  await tab.when('all of them, twice', () => tab.events.length === 2 * types.length);
+  const lines = tab.events.map(({ event, args }) => `receive['${event}'](${JSON.stringify(args[0])});`);
+  assert.equal(await compile(lines), '');
+});
+
+test('the types refuse what is not so', async () => {
+  const [{ updates: original }] = generations();
+  const { updates: current } = generations().at(-1);
+  const [message, dialog] = ['message.create', 'dialog.create'].map((name) => original.find((update) => update.name === name).body);
+  const today = current.find(({ name }) => name === 'message.create/update.message').body;
+  const { senderId, ...anonymous } = message.data;
+  const { sourceEventType, ...nameless } = today;
+  const wrong = [
+    ...received({ ...message, data: anonymous }, ['chat3:update', 'message:new']),
+    ...received({ ...message, data: { ...message.data, unheardOf: 1 } }, ['chat3:update', 'message:new']),
+    ...received({ ...message, eventType: 'message.created' }, ['chat3:update', 'message:update']),
+    ...received({ ...message, published: 'yes' }, ['chat3:update', 'message:update']),
+    ...received(dialog, ['message:update']),
+    ...received(message, ['dialog:update']),
+    ...received({ ...today, updateType: 'update.user' }, ['message:update']),
+    ...received(nameless, ['chat3:update', 'message:update']),
+  ];
+  assert.equal(await compile(wrong.flatMap((line) => ['// @ts-expect-error', line])), '');
+});
+
+// ---- State --------------------------------------------------------------------
+
+test('the chat is the same, whichever generation publishes', async () => {
+  const outfile = path.join(folder, 'chat.mjs');
+  const { build } = await import(pathToFileURL(tool('esbuild/lib/main.js')));
+  await build({ entryPoints: [path.join(example, 'src', 'chat.ts')], bundle: true, format: 'esm', outfile });
+  const { chatReducer, EMPTY_CHAT } = await import(pathToFileURL(outfile));
+  const me = 'usr_a3f9k2p1';
+  for (const { since, updates } of generations()) {
+    const receive = (chat, body) => chatReducer(me)(chat, { type: 'update', update: body });
+    const named = (pattern) => updates.find(({ name }) => pattern.test(name))?.body;
+    const created = named(/^message\.create($|\/update\.message)/);
+    const message = created.data.message ?? created.data;
+
+    const chat = receive(EMPTY_CHAT, created);
+    assert.deepEqual(chat.messages.map(({ content, senderId }) => [content, senderId]), [[message.content, message.senderId]], since);
+    assert.ok(chat.messages[0].at > new Date('2025-01-01') && chat.messages[0].at < new Date('2027-01-01'), since);
+    assert.deepEqual(receive(chat, created).messages, chat.messages, `${since}: twice is once`);
+
+    // The others tell of this message too, whichever they were recorded with.
+    const ofThis = (body) => {
+      const text = JSON.stringify(body);
+      const other = body.data.message ?? body.data;
+      return JSON.parse(text.replaceAll(other._id ?? other.messageId, message._id ?? message.messageId));
+    };
+    const edited = ofThis(named(/^message\.(update|changed)($|\/update\.message)/));
+    assert.equal(receive(chat, edited).messages[0].content, (edited.data.message ?? edited.data).content, since);
+
+    const reacted = ofThis(named(/^message\.reaction\.(add|update|changed)($|\/update\.message)/));
+    const reactions = receive(chat, reacted).messages[0].reactions;
+    assert.deepEqual(reactions.map(({ count }) => count), [1], since);
+    assert.ok(JSON.stringify(reacted).includes(reactions[0].reaction), since);
+
+    const read = named(/^message\.status\.(update|changed)($|\/update\.message)/);
+    // The first generation said that a status has changed, not which.
+    if (since !== '2025-10-31') {
+      assert.ok(Object.values(receive(chat, ofThis(read)).messages[0].statuses).includes('read'), since);
+    }
+    const typing = named(/^dialog\.typing/);
+    assert.deepEqual(Object.keys(receive(chat, typing).typing), ['usr_x7m2n4k9'], since);
+    const gone = named(/^message\.delete/);
+    if (gone) assert.deepEqual(receive(chat, ofThis(gone)).messages, [], since);
+  }
+});
+
+// ---- The app ------------------------------------------------------------------
+
+const json = (body) => ({ method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
+
+/** A gateway in development mode, a network to it that can be cut, and the app served by Vite. */
+class App {
+  /** `isBuilt`: from `vite build`, else from the development server with React's strict mode. */
+  static async start({ isBuilt = false, env = {} } = {}) {
+    const app = new App();
+    app.gateway = await Gateway.start(null, { args: ['dev'], env: { JWT_SECRET: '', ...env } });
+    app.network = await Network.to(app.gateway);
+    const viteEnv = { ...process.env, GATEWAY_URL: app.gateway.url, VITE_GATEWAY_URL: app.network.url };
+    const vite = [tool('vite/bin/vite.js')];
+    if (isBuilt) {
+      vite.push('preview', '--outDir', path.join(folder, 'dist'));
+      await run(process.execPath, [tool('typescript/bin/tsc'), '--noEmit'], { cwd: example });
+      await run(process.execPath, [tool('vite/bin/vite.js'), 'build', '--outDir', path.join(folder, 'dist')], { cwd: example, env: viteEnv });
+    }
+    const port = await freePort();
+    app.url = `http://127.0.0.1:${port}`;
+    const vited = spawn(process.execPath, [...vite, '--host', '127.0.0.1', '--port', String(port), '--strictPort'], { cwd: example, env: viteEnv });
+    let output = '';
+    for (const stream of [vited.stdout, vited.stderr]) stream.on('data', (data) => (output += data));
+    servers.push(vited);
+    await until('Vite serves', async () => {
+      if (vited.exitCode !== null) throw new Error(`Vite did not start: ${output}`);
+      return fetch(app.url).then(({ ok }) => ok, () => false);
+    });
+    return app;
+  }
+
+  /** The app in a browser of `user`'s own, as soon as its badge says `status`. */
+  async open(user, { status = 'live', ...options } = {}) {
+    const context = await browser.newContext(options);
+    const page = await context.newPage();
+    page.problems = [];
+    page.on('pageerror', (error) => page.problems.push(error.message));
+    // A cut network is no mistake of the page.
+    page.on('console', (message) => {
+      if (message.type() === 'error' && !/WebSocket|ERR_/.test(message.text())) page.problems.push(message.text());
+    });
+    await page.goto(`${this.url}/?user=${user}`);
+    await badge(page, status).catch((error) => {
+      throw new Error(`${error.message}\n${page.problems.join('\n')}`);
+    });
+    return page;
+  }
+}
+
+const badge = (page, status) => page.locator(`.badge[data-status=${status}]`).waitFor();
+const message = (page, text) => page.locator('.message', { hasText: text });
+const countOf = (page, text) => message(page, text).count();
+
+async function send(page, text) {
+  await page.getByRole('textbox', { name: 'Message' }).fill(text);
+  await page.keyboard.press('Enter');
+}
+
+async function close(...pages) {
+  for (const page of pages) {
+    assert.deepEqual(page.problems, []);
+    await page.context().close();
+  }
+}
+
+let browser;
+let app;
+const servers = [];
+before(async () => {
+  browser = await chromium.launch({
+    executablePath: '/usr/bin/chromium',
+    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+  });
+  app = await App.start();
+});
+after(async () => {
+  await browser?.close();
+  for (const server of servers) server.kill('SIGKILL');
+});
+
+test('two users talk: messages, reactions, statuses, typing, edits and deletions are seen by the other', async () => {
+  const [alice, bob] = [await app.open('usr_alice'), await app.open('usr_bob')];
+  await send(alice, 'Hello Bob');
+  await message(alice, 'Hello Bob').waitFor();
+  await message(bob, 'Hello Bob').waitFor();
+  await message(alice, 'Hello Bob').locator('.status[data-status=read]').waitFor();
+
+  await message(bob, 'Hello Bob').getByRole('button', { name: 'React with 👍' }).click();
+  await message(alice, 'Hello Bob').locator('.reactions button[aria-pressed=false]', { hasText: '👍 1' }).waitFor();
+  await message(alice, 'Hello Bob').locator('.reactions button').click();
+  await message(bob, 'Hello Bob').locator('.reactions button[aria-pressed=true]', { hasText: '👍 2' }).waitFor();
+  await message(bob, 'Hello Bob').locator('.reactions button').click();
+  await message(alice, 'Hello Bob').locator('.reactions button[aria-pressed=true]', { hasText: '👍 1' }).waitFor();
+
+  // Bob looks elsewhere, then returns.
+  await bob.evaluate(() => {
+    document.hasFocus = () => false;
+    window.dispatchEvent(new Event('blur'));
+  });
+  await send(alice, 'Are you there?');
+  await message(alice, 'Are you there?').locator('.status[data-status=delivered]').waitFor();
+  await bob.evaluate(() => {
+    delete document.hasFocus;
+    window.dispatchEvent(new Event('focus'));
+  });
+  await message(alice, 'Are you there?').locator('.status[data-status=read]').waitFor();
+
+  await bob.getByRole('textbox', { name: 'Message' }).pressSequentially('Yes');
+  await alice.getByText('Bob is typing…').waitFor();
+  await bob.keyboard.press('Enter');
+  await message(alice, 'Yes').waitFor();
+  await alice.getByText('Bob is typing…').waitFor({ state: 'detached' });
+
+  await message(alice, 'Are you there?').getByRole('button', { name: 'Edit' }).click();
+  await alice.getByRole('textbox', { name: 'Edit message' }).fill('Still there?');
+  await alice.keyboard.press('Enter');
+  await message(bob, 'Still there?').getByText('edited').waitFor();
+  await message(alice, 'Still there?').getByRole('button', { name: 'Delete' }).click();
+  await message(bob, 'Still there?').waitFor({ state: 'detached' });
+  assert.deepEqual([await countOf(alice, 'Hello Bob'), await countOf(bob, 'Hello Bob')], [1, 1]);
+
+  // A third one, who comes late, fetches the same state.
+  await alice.getByRole('button', { name: 'Add Carol' }).click();
+  await bob.locator('.members').getByText('Carol').waitFor();
+  const carol = await app.open('usr_carol');
+  await message(carol, 'Hello Bob').locator('.reactions button', { hasText: '👍 1' }).waitFor();
+  await message(carol, 'Yes').waitFor();
+  await bob.getByRole('button', { name: 'Remove Carol' }).click();
+  await alice.getByRole('button', { name: 'Add Carol' }).waitFor();
+  await carol.getByText('You are not a member of this dialog.').waitFor();
+  await close(alice, bob);
+});
+
+test('a cut connection: what was published meanwhile is seen once, and the badge says recovered', async () => {
+  const [alice, bob] = [await app.open('usr_alice'), await app.open('usr_bob')];
+  await send(alice, 'Before the cut');
+  await message(bob, 'Before the cut').waitFor();
+  app.network.cut();
+  await Promise.all([badge(alice, 'reconnecting'), badge(bob, 'reconnecting')]);
+  // The page's own API is still there; the gateway is not.
+  const sent = alice.waitForResponse(/\/api\/send/);
+  await send(alice, 'While it was cut');
+  assert.ok((await sent).ok());
+  assert.equal(await countOf(bob, 'While it was cut'), 0);
+  const fetches = [];
+  bob.on('request', (request) => /\/api\/dialog/.test(request.url()) && fetches.push(request));
+  app.network.restore();
+  await Promise.all([badge(alice, 'recovered'), badge(bob, 'recovered')]);
+  await message(bob, 'While it was cut').waitFor();
+  await message(alice, 'While it was cut').waitFor();
+  await bob.screenshot({ path: path.join(screenshots, 'react-recovered.png') });
+  await send(bob, 'After the cut');
+  await message(alice, 'After the cut').waitFor();
+  for (const page of [alice, bob]) {
+    const texts = (await page.locator('.content').allTextContents()).slice(-3);
+    assert.deepEqual(texts, ['Before the cut', 'While it was cut', 'After the cut']);
+  }
+  // The same for one user alone, by the page's own button.
+  await bob.getByRole('button', { name: 'Cut' }).click();
+  await badge(bob, 'reconnecting');
+  await send(alice, 'While Bob was away');
+  await message(alice, 'While Bob was away').locator('.status[data-status=read]').waitFor();
+  await badge(bob, 'recovered');
+  assert.equal(await countOf(bob, 'While Bob was away'), 1);
+  assert.deepEqual(fetches, [], 'recovered by the gateway, not by a fetch');
+  await close(alice, bob);
+});
+
+test('built: after a cut beyond the recovery window the badge says must refetch, and the fetch shows what was missed once', async () => {
+  const short = await App.start({ isBuilt: true, env: { RECOVERY_WINDOW: '500ms' } });
+  const [alice, bob] = [await short.open('usr_alice'), await short.open('usr_bob')];
+  await send(alice, 'Before');
+  await message(bob, 'Before').waitFor();
+  short.network.cut();
+  await badge(bob, 'reconnecting');
+  for (const user of ['usr_alice', 'usr_bob']) await short.gateway.logged(new RegExp(`unsubscribed from updates user_id=${user}`));
+  const sent = alice.waitForResponse(/\/api\/send/);
+  await send(alice, 'While it was cut');
+  await sent;
+  // The answer to Bob's fetch is held, to look at the page meanwhile.
+  let answer;
+  await bob.route(/\/api\/dialog/, async (route) => {
+    const response = await route.fetch();
+    answer = () => route.fulfill({ response });
+  });
+  short.network.restore();
+  await badge(bob, 'must-refetch');
+  assert.equal(await bob.locator('.badge').textContent(), 'Must refetch');
+  assert.equal(await countOf(bob, 'While it was cut'), 0);
+  await until('the answer, which knows nothing of what comes now', () => answer);
+  await badge(alice, 'live');
+  await send(alice, 'During the fetch');
+  await message(bob, 'During the fetch').waitFor();
+  await answer();
+  await badge(bob, 'live');
+  assert.deepEqual(await bob.locator('.content').allTextContents(), ['Before', 'While it was cut', 'During the fetch']);
+  await close(alice, bob);
+});
+
+test('the token is replaced before it expires, on the same connection', async () => {
+  // Tokens of the development mode live for 12 hours.
+  const impatient = await App.start({ env: { JWT_EXPIRY_NOTICE: '11h 59m 58s' } });
+  const context = await browser.newContext();
+  const page = await context.newPage();
+  const accepted = [];
+  let sockets = 0;
+  page.on('websocket', (socket) => {
+    if (!socket.url().includes('/socket.io/')) return;
+    socket.on('framereceived', ({ payload }) => {
+      if (String(payload).startsWith('40{')) sockets += 1;
+      if (/^43\d+\[\{"ok":true/.test(payload)) accepted.push(payload);
+    });
+  });
+  await page.goto(`${impatient.url}/?user=usr_alice`);
+  await badge(page, 'live');
+  await until('two refreshes', () => accepted.length >= 2);
+  assert.equal(await page.locator('.badge').getAttribute('data-status'), 'live');
+  assert.ok(sockets <= 1);
+  await context.close();
+});
+
+test('a refused token is told, and another one makes another connection', async () => {
+  const guarded = await App.start({ env: { ADMIN_TOKEN: 'operator' } });
+  const alice = await guarded.open('usr_alice');
+  await guarded.gateway.metricIs('sockets', 1);
+  const order = { method: 'POST', headers: { authorization: 'Bearer operator' } };
+  const inAnHour = Math.floor(Date.now() / 1000) + 3600;
+  await guarded.gateway.json('/api/users/usr_alice/disconnect', { ...order, body: JSON.stringify({ until: inAnHour }) });
+  await badge(alice, 'refused');
+  assert.equal(await alice.locator('.badge').textContent(), 'Refused: token revoked');
+  // Tokens of the second of the order are refused as well.
+  await until('live again', async () => {
+    await alice.getByRole('button', { name: 'Sign in again' }).click({ timeout: 500 }).catch(() => {});
+    return alice.locator('.badge[data-status=live]').isVisible();
+  });
+  await send(alice, 'Here again');
+  await message(alice, 'Here again').waitFor();
+  await guarded.gateway.metricIs('sockets', 1);
+  await close(alice);
+});
+
+test('without a gateway, the page says how to start one', async () => {
+  const lonely = await App.start();
+  await lonely.gateway.kill();
+  const context = await browser.newContext();
+  const page = await context.newPage();
+  await page.goto(lonely.url);
+  await page.getByRole('alert').getByText('make run').waitFor();
+  await context.close();
+});
+
+test('it can be used with the keyboard, fits a phone, and is dark where the system is', async () => {
+  const phone = { viewport: { width: 375, height: 700 }, hasTouch: true, isMobile: true };
+  const [alice, bob] = [await app.open('usr_alice', { viewport: { width: 800, height: 560 } }), await app.open('usr_bob', { ...phone, colorScheme: 'dark' })];
+  await send(alice, 'Shall we go to the lake on Saturday?');
+  await message(bob, 'the lake').waitFor();
+  await send(bob, 'The train at nine, or the one at ten? 🚆');
+  await message(alice, 'The train at nine').waitFor();
+  // From the message box backwards to the first reaction of the last message.
+  await alice.getByRole('textbox', { name: 'Message' }).focus();
+  for (let i = 0; i < 3; i += 1) await alice.keyboard.press('Shift+Tab');
+  await alice.keyboard.press('Enter');
+  await message(bob, 'The train at nine').locator('.reactions').waitFor();
+  await send(alice, 'Nine. I bring the map, you bring the coffee.');
+  await message(bob, 'Nine.').waitFor();
+  await bob.getByRole('textbox', { name: 'Message' }).pressSequentially('Deal');
+  await alice.getByText('Bob is typing…').waitFor();
+  // On a phone, a tap shows what can be done with a message.
+  await message(bob, 'Shall we').locator('.bubble').tap();
+  await message(bob, 'Shall we').getByRole('button', { name: 'React with ❤️' }).tap();
+  await message(alice, 'Shall we').locator('.reactions').waitFor();
+  const overflow = await bob.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  assert.equal(overflow, 0);
+  const background = (page) => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+  assert.notEqual(await background(alice), await background(bob));
+  await alice.screenshot({ path: path.join(screenshots, 'react-light.png') });
+  await bob.screenshot({ path: path.join(screenshots, 'react-dark-phone.png') });
+  await close(alice, bob);
+});
