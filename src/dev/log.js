@@ -100,7 +100,10 @@ export function addRow(pane, name, type, payload, update) {
   const replayed = Boolean(update) && pane.recoveredAt > 0 && publishedAt(update) < pane.recoveredAt;
   if (replayed) {
     row.dataset.replayed = '';
-    label.append(' ', element('span', 'mark', 'replayed'));
+    const mark = element('span', 'mark', '↻');
+    mark.append(element('span', '', ' replayed'));
+    mark.title = 'Missed while away, delivered on return';
+    label.append(' ', mark);
   } else if (name === 'chat3:update') latency.dataset.counts = 'yes';
   showLatency(pane, latency, update);
   summary.append(time, tagOf(name), label, latency);
