@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run test docs lint test-rust test-e2e soak jitter proxies deploy otlp fuzz deny clean help
+.PHONY: run react test docs lint test-rust test-e2e soak jitter proxies deploy otlp fuzz deny clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -34,7 +34,7 @@ lint: ## Formatting and lints, warnings denied
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
 	RUST_TEST_THREADS=2 cargo test --locked
 
-test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules ## End-to-end tests with the real socket.io-client and Chromium
+test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules examples/react-chat/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked --bins --examples
 	cd tests && node --test e2e/*.test.mjs
 

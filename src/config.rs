@@ -164,7 +164,7 @@ pub struct DevArgs {
     pub host: String,
     /// Binding key templates of the in-process exchange
     #[arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS", value_name = "TEMPLATES",
-        default_value = DEFAULT_BINDING_KEYS, help_heading = RABBITMQ)]
+        default_value = DEV_BINDING_KEYS, help_heading = RABBITMQ)]
     pub binding_keys: BindingKeys,
     #[command(flatten)]
     pub http: HttpConfig,
@@ -294,6 +294,9 @@ const DOCTOR: &str = "Examination";
 const DEFAULT_URL: &str = "amqp://rmuser:rmpassword@localhost:5672/";
 const DEFAULT_EXCHANGE: &str = "chat3_updates";
 const DEFAULT_BINDING_KEYS: &str = "user.{userId}.*";
+
+/// The first generation's and today's: the development page publishes both.
+const DEV_BINDING_KEYS: &str = "user.{userId}.*,update.*.*.{userId}.*";
 
 /// How to reach RabbitMQ and what to bind there.
 #[allow(missing_docs)] // Its parts have their names from the settings.

@@ -10,7 +10,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     extract::{Request, State, rejection::JsonRejection},
-    http::{HeaderMap, StatusCode, header, uri::Authority},
+    http::{HeaderMap, HeaderName, StatusCode, header, uri::Authority},
     middleware::{self, Next},
     response::{Html, IntoResponse, Response},
     routing::{get, post},
@@ -22,17 +22,37 @@ use crate::{
     auth::Signer,
     embedded::EmbeddedExchange,
     http::error,
-    publisher::{self, DOCUMENTED_TYPES, OTHER_TYPES},
+    publisher::{self, DOCUMENTED_TYPES, OTHER_TYPES, current},
     user::{TenantId, User, UserId},
 };
 
 /// How long the page's tokens live: a working day.
 pub const TOKEN_LIFETIME: Duration = Duration::from_hours(12);
 
+/// Shorter ones round to tokens that have expired when they arrive.
+const MIN_LIFETIME: Duration = Duration::from_secs(1);
+
 /// The tenant of updates and tokens that name none.
 pub const DEFAULT_TENANT: &str = "tnt_default";
 
 const PAGE: &str = include_str!("dev/page.html");
+const STYLE: &str = include_str!("dev/page.css");
+const SCRIPTS: [(&str, &str); 5] = [
+    ("/dev/page.js", include_str!("dev/page.js")),
+    ("/dev/dom.js", include_str!("dev/dom.js")),
+    ("/dev/log.js", include_str!("dev/log.js")),
+    ("/dev/users.js", include_str!("dev/users.js")),
+    ("/dev/publish.js", include_str!("dev/publish.js")),
+];
+
+/// Nothing inline, nothing from elsewhere. `connect-src` names what older
+/// browsers do not count as `'self'`: the websocket.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; \
+    style-src 'self'; connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; \
+    form-action 'none'; frame-ancestors 'none'";
+
+const JAVASCRIPT: [(HeaderName, &str); 1] =
+    [(header::CONTENT_TYPE, "text/javascript; charset=utf-8")];
 
 /// The official client; empty when npm had not installed it before the build.
 const SOCKET_IO_CLIENT: &str = include_str!(concat!(env!("OUT_DIR"), "/socket.io.js"));
@@ -47,8 +67,14 @@ struct Dev {
 /// or `own_host`.
 pub fn router(exchange: Arc<EmbeddedExchange>, signer: Signer, own_host: &str) -> Router {
     let own_host = own_host.to_owned();
-    Router::new()
-        .route("/", get(|| async { Html(PAGE) }))
+    let page = SCRIPTS
+        .into_iter()
+        .fold(Router::new(), |page, (path, script)| {
+            page.route(path, get(move || async move { (JAVASCRIPT, script) }))
+        });
+    page.route("/", get(page_with_policy))
+        .route("/dev/page.css", get(style))
+        .route("/dev/templates", get(templates))
         .route("/dev/socket.io.js", get(client))
         .route("/dev/samples", get(samples))
         .route("/dev/tokens", post(token))
@@ -83,13 +109,21 @@ fn is_own_host(headers: &HeaderMap, own_host: &str) -> bool {
     is_local || name == own_host || name.parse::<IpAddr>().is_ok()
 }
 
+async fn page_with_policy() -> impl IntoResponse {
+    let policy = [(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)];
+    (policy, Html(PAGE))
+}
+
+async fn style() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)
+}
+
 async fn client() -> Response {
     if SOCKET_IO_CLIENT.is_empty() {
         let message = "built without socket.io-client: run `npm ci` in src/dev and build again";
         return error(StatusCode::NOT_FOUND, message);
     }
-    let javascript = [(header::CONTENT_TYPE, "text/javascript; charset=utf-8")];
-    (javascript, SOCKET_IO_CLIENT).into_response()
+    (JAVASCRIPT, SOCKET_IO_CLIENT).into_response()
 }
 
 async fn samples() -> Json<Map<String, Value>> {
@@ -98,11 +132,28 @@ async fn samples() -> Json<Map<String, Value>> {
     Json(types.map(sample).collect())
 }
 
+/// Every event type with sample data, by generation.
+async fn templates() -> Json<Value> {
+    let of = |types: &[&str], sample: fn(&str) -> Value| -> Vec<Value> {
+        let template = |name: &&str| json!({"eventType": name, "data": sample(name)});
+        types.iter().map(template).collect()
+    };
+    let mut original = of(&DOCUMENTED_TYPES, publisher::sample_data);
+    original.extend(of(&OTHER_TYPES, publisher::sample_data));
+    Json(json!({
+        "documented": DOCUMENTED_TYPES,
+        "original": original,
+        "current": of(&current::TYPES, current::sample_data),
+    }))
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct TokenRequest {
     user_id: String,
     tenant_id: Option<String>,
+    /// Such as `40s`: to see a token expire.
+    expires_in: Option<String>,
 }
 
 async fn token(
@@ -114,7 +165,8 @@ async fn token(
         id: user_id(&request.user_id)?,
         tenant: request.tenant_id.as_deref().map(tenant_id).transpose()?,
     };
-    let signed = dev.signer.sign(&user, TOKEN_LIFETIME);
+    let lifetime = request.expires_in.as_deref().map(lifetime).transpose()?;
+    let signed = dev.signer.sign(&user, lifetime.unwrap_or(TOKEN_LIFETIME));
     let (token, expires_at) =
         signed.map_err(|problem| BadRequest(format!("cannot sign: {problem}")))?;
     let expires_at = humantime::format_rfc3339_seconds(expires_at).to_string();
@@ -128,8 +180,44 @@ struct PublishRequest {
     event_type: String,
     tenant_id: Option<String>,
     data: Option<Value>,
-    /// For binding keys of another generation than the original's.
+    #[serde(default)]
+    generation: Generation,
+    /// The whole body instead of `data`; published as it is.
+    update: Option<Value>,
+    /// For binding keys of another generation.
     routing_key: Option<String>,
+}
+
+/// Whose keys and bodies to publish.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Generation {
+    #[default]
+    Original,
+    Current,
+}
+
+impl Generation {
+    fn sample_data(self, event_type: &str) -> Value {
+        match self {
+            Self::Original => publisher::sample_data(event_type),
+            Self::Current => current::sample_data(event_type),
+        }
+    }
+
+    fn update(self, user: &UserId, tenant: &TenantId, event_type: &str, data: Value) -> Value {
+        match self {
+            Self::Original => publisher::update(user, tenant, event_type, data),
+            Self::Current => current::update(user, tenant, event_type, data),
+        }
+    }
+
+    fn routing_key(self, user: &UserId, event_type: &str) -> String {
+        match self {
+            Self::Original => publisher::routing_key(user, event_type),
+            Self::Current => current::routing_key(user, event_type),
+        }
+    }
 }
 
 async fn publish(
@@ -140,11 +228,17 @@ async fn publish(
     let user = user_id(&request.user_id)?;
     let tenant = tenant_id(request.tenant_id.as_deref().unwrap_or(DEFAULT_TENANT))?;
     let event_type = request.event_type.as_str();
-    let data = request.data;
-    let data = data.unwrap_or_else(|| publisher::sample_data(event_type));
-    let update = publisher::update(&user, &tenant, event_type, data);
+    let generation = request.generation;
+    let update = match (request.update, request.data) {
+        (Some(_), Some(_)) => return Err(BadRequest("either update or data, not both".into())),
+        (Some(update), None) => update,
+        (None, data) => {
+            let data = data.unwrap_or_else(|| generation.sample_data(event_type));
+            generation.update(&user, &tenant, event_type, data)
+        }
+    };
     let routing_key = request.routing_key;
-    let routing_key = routing_key.unwrap_or_else(|| publisher::routing_key(&user, event_type));
+    let routing_key = routing_key.unwrap_or_else(|| generation.routing_key(&user, event_type));
     let body = update.to_string().into();
     let queues = dev.exchange.publish(&routing_key, body).await;
     let answer = json!({"routingKey": routing_key, "queues": queues, "update": update});
@@ -172,4 +266,12 @@ fn user_id(text: &str) -> Result<UserId, BadRequest> {
 
 fn tenant_id(text: &str) -> Result<TenantId, BadRequest> {
     TenantId::parse(text).map_err(|why| BadRequest(format!("tenantId {why}")))
+}
+
+fn lifetime(text: &str) -> Result<Duration, BadRequest> {
+    match humantime::parse_duration(text) {
+        Ok(lifetime) if (MIN_LIFETIME..=TOKEN_LIFETIME).contains(&lifetime) => Ok(lifetime),
+        Ok(_) => Err(BadRequest("expiresIn is not within 1s and 12h".into())),
+        Err(why) => Err(BadRequest(format!("expiresIn: {why}"))),
+    }
 }

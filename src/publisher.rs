@@ -1,7 +1,10 @@
 //! Updates as Chat3 publishes them: for the `publish` command and the
 //! development mode. Nothing here runs while the gateway serves production.
 //!
-//! Bodies have the documented original shape (keys `user.{userId}.{slug}`).
+//! Bodies have the documented original shape (keys `user.{userId}.{slug}`);
+//! [`current`] has today's.
+
+pub mod current;
 
 use std::time::{Duration, SystemTime};
 

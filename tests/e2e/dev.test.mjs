@@ -66,6 +66,8 @@ test('requests that make no sense are told why', async () => {
     ['/dev/tokens', { userId: '*' }, /userId contains a character/],
     ['/dev/tokens', {}, /userId/],
     ['/dev/tokens', { userId: 'a', tenantId: 'b c' }, /tenantId contains a character/],
+    ['/dev/tokens', { userId: 'a', expiresIn: '13h' }, /expiresIn is not within/],
+    ['/dev/updates', { userId: 'a', eventType: 'x', generation: 'third' }, /unknown variant `third`/],
     ['/dev/updates', { userId: '', eventType: 'x' }, /userId is empty/],
     ['/dev/updates', { userId: 'a', event: 'x' }, /unknown field `event`/],
   ]) {
@@ -105,7 +107,7 @@ test('a configured key is used, so that a team\'s own tokens work', async () => 
 
 test('none of this exists in production', async () => {
   const production = await Gateway.start(null, { env: { RABBITMQ_URL: 'amqp://127.0.0.1:1/' } });
-  for (const path of ['/', '/dev/samples', '/dev/socket.io.js']) {
+  for (const path of ['/', '/dev/page.js', '/dev/page.css', '/dev/samples', '/dev/templates', '/dev/socket.io.js']) {
     assert.equal((await production.get(path)).status, 404);
   }
   assert.equal((await production.get('/dev/tokens', json({ userId: 'a' }))).status, 404);
@@ -128,12 +130,12 @@ before(async () => {
 after(() => browser?.close());
 
 /** The page with both users live; its errors fail the test. */
-async function openPage(options = {}) {
+async function openPage(options = {}, server = gateway) {
   const page = await browser.newPage(options);
   page.problems = [];
   page.on('pageerror', (error) => page.problems.push(error.message));
   page.on('console', (message) => message.type() === 'error' && page.problems.push(message.text()));
-  await page.goto(gateway.url);
+  await page.goto(server.url);
   for (const pane of ['a', 'b']) await page.waitForSelector(`[data-user-pane=${pane}] [data-role=status][data-state=live]`);
   return page;
 }
@@ -174,20 +176,210 @@ test('page: one of each of the 13 documented types arrives', async () => {
   await page.close();
 });
 
-test('page: a cut connection comes back by itself and receives again', async () => {
+const state = (page, pane, name) => page.waitForSelector(`[data-user-pane=${pane}] [data-role=status][data-state=${name}]`);
+const inPane = (page, pane, role) => page.locator(`[data-user-pane=${pane}] [data-role="${role}"]`);
+
+test('page: each documented type and each of today\'s shows the documented events, to both users', async () => {
   const page = await openPage();
-  await page.click('[data-user-pane=a] [data-role=cut]');
-  await rows(page, 'a', 'disconnect').first().waitFor();
-  await page.waitForSelector('[data-user-pane=a] [data-role=status][data-state=live]');
-  await page.click('#publish-button');
-  await rows(page, 'a', 'message:new').first().waitFor();
+  const templates = await gateway.json('/dev/templates');
+  assert.equal(templates.documented.length, 13);
+  await page.selectOption('#publish-to', 'both');
+  for (const generation of ['original', 'current']) {
+    await page.selectOption('#publish-generation', generation);
+    for (const { eventType } of templates[generation]) {
+      for (const pane of ['a', 'b']) await inPane(page, pane, 'clear').click();
+      await page.selectOption('#publish-type', eventType);
+      await page.click('#publish-button');
+      const family = eventType.split('.')[0];
+      const specialised = eventType === 'message.create' ? 'message:new' : `${family}:update`;
+      const expected = family === 'user' ? ['chat3:update'] : [specialised, 'chat3:update']; // newest first
+      for (const pane of ['a', 'b']) {
+        const shown = page.locator(`[data-user-pane=${pane}] [data-role=log] li`);
+        await shown.nth(expected.length - 1).waitFor();
+        assert.deepEqual(await shown.evaluateAll((rows) => rows.map((row) => row.dataset.event)), expected, `${generation} ${eventType}`);
+        assert.equal(await shown.first().getAttribute('data-type'), eventType);
+      }
+    }
+  }
   assert.deepEqual(page.problems, []);
   await page.close();
 });
 
+test('page: invalid JSON is explained and not published', async () => {
+  const page = await openPage();
+  await page.fill('#publish-data', '{"content": ');
+  await page.click('#publish-button');
+  assert.match(await page.textContent('#publish-data-error'), /^Not valid JSON\. /);
+  assert.equal(await page.getAttribute('#publish-data', 'aria-invalid'), 'true');
+  await page.fill('#publish-data', '[1]');
+  assert.match(await page.textContent('#publish-data-error'), /must be a JSON object/);
+  await page.fill('#publish-data', '{"content": "<img src=x onerror=alert(1)>"}');
+  await page.click('#publish-button');
+  await rows(page, 'a', 'message:new').first().locator('summary').click();
+  assert.match(await rows(page, 'a', 'message:new').first().locator('pre').textContent(), /"<img src=x/);
+  assert.equal(await rows(page, 'a', 'chat3:update').count(), 1); // the valid one only
+  assert.equal(await page.locator('[data-role=log] img').count(), 0);
+  assert.deepEqual(page.problems, []);
+  await page.close();
+});
+
+test('page: what is published while a connection is cut comes once, marked as replayed', async () => {
+  const page = await openPage();
+  await page.selectOption('#publish-to', 'both');
+  await inPane(page, 'a', 'cut').click();
+  await state(page, 'a', 'cut');
+  await rows(page, 'a', 'disconnect').first().waitFor();
+  for (const type of ['message.create', 'dialog.update']) {
+    await page.selectOption('#publish-type', type);
+    await page.click('#publish-button');
+    await rows(page, 'b', 'chat3:update').and(page.locator(`[data-type="${type}"]`)).waitFor();
+  }
+  assert.equal(await rows(page, 'a', 'chat3:update').count(), 0);
+  await inPane(page, 'a', 'cut').click();
+  await state(page, 'a', 'recovered');
+  await rows(page, 'a', 'dialog:update').waitFor();
+  await page.waitForFunction(() => document.querySelector('[data-user-pane=a] [data-role=recovered]').textContent === '2 replayed');
+  assert.equal(await page.locator('[data-user-pane=a] [data-replayed]').count(), 4);
+  await page.selectOption('#publish-type', 'message.update'); // the sentinel
+  await page.click('#publish-button');
+  await rows(page, 'a', 'message:update').waitFor();
+  const types = await rows(page, 'a', 'chat3:update').evaluateAll((all) => all.map((row) => [row.dataset.type, 'replayed' in row.dataset]));
+  assert.deepEqual(types, [['message.update', false], ['dialog.update', true], ['message.create', true]]);
+  assert.equal(await page.locator('[data-user-pane=b] [data-replayed]').count(), 0);
+  assert.deepEqual(page.problems, []);
+  await page.close();
+});
+
+test('page: a connection that missed more than is kept says so', async () => {
+  const own = await Gateway.start(null, { args: ['dev'], env: { RECOVERY_MAX_UPDATES: '1' } });
+  const page = await openPage({}, own);
+  await inPane(page, 'a', 'cut').click();
+  await state(page, 'a', 'cut');
+  await page.fill('#publish-burst-count', '3');
+  await page.click('#publish-burst');
+  await page.waitForSelector('#publish-result[data-state=ok]');
+  await inPane(page, 'a', 'cut').click();
+  await state(page, 'a', 'refetch');
+  assert.equal(await inPane(page, 'a', 'status').textContent(), 'must refetch');
+  assert.equal(await page.locator('[data-replayed]').count(), 0);
+  await page.close();
+});
+
+test('page: a token about to expire is announced and can be renewed', async () => {
+  const own = await Gateway.start(null, { args: ['dev'], env: { JWT_EXPIRY_NOTICE: '30s' } });
+  const page = await openPage({}, own);
+  await inPane(page, 'a', 'sign').click();
+  await state(page, 'a', 'offline');
+  await inPane(page, 'a', 'lifetime').selectOption('32s');
+  await inPane(page, 'a', 'sign').click();
+  await rows(page, 'a', 'auth:expiring').waitFor();
+  await inPane(page, 'a', 'renew').click();
+  await rows(page, 'a', 'auth:refresh').waitFor();
+  await page.close();
+});
+
+test('page: latency is shown for each update and each user', async () => {
+  const page = await openPage();
+  await page.click('#publish-button');
+  await page.waitForFunction(() => /^[\d.]+ m?s last · [\d.]+ m?s median/.test(document.querySelector('[data-user-pane=a] [data-role=latency]').textContent));
+  assert.match(await rows(page, 'a', 'message:new').first().locator('.latency').textContent(), /^[\d.]+ m?s$/);
+  await page.close();
+});
+
+test('page: the log is filtered by event and by text, and copied', async () => {
+  const page = await openPage();
+  await page.fill('#publish-data', '{"content": "needle"}');
+  await page.click('#publish-button');
+  await rows(page, 'a', 'message:new').waitFor();
+  await page.selectOption('#publish-type', 'dialog.update');
+  await page.click('#publish-button');
+  await rows(page, 'a', 'dialog:update').waitFor();
+  await page.click('[data-user-pane=a] [data-filter="chat3:update"]');
+  assert.equal(await rows(page, 'a', 'chat3:update').and(page.locator(':visible')).count(), 0);
+  await inPane(page, 'a', 'filter').fill('needle');
+  const visible = page.locator('[data-user-pane=a] [data-role=log] li:visible');
+  assert.deepEqual(await visible.evaluateAll((all) => all.map((row) => row.dataset.event)), ['message:new']);
+  await page.evaluate(() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; });
+  await inPane(page, 'a', 'copy-log').click();
+  const copied = JSON.parse(await page.evaluate(() => window.copied));
+  assert.deepEqual(copied.map(({ event, payload }) => [event, payload]), [['message:new', { content: 'needle' }]]);
+  await inPane(page, 'a', 'clear').click();
+  assert.equal(await page.locator('[data-user-pane=a] [data-role=log] li').count(), 0);
+  await page.close();
+});
+
+test('page: the keyboard is enough', async () => {
+  const page = await openPage();
+  const tabTo = async (selector) => {
+    for (let i = 0; i < 60; i += 1) {
+      await page.keyboard.press('Tab');
+      if (await page.evaluate((wanted) => document.activeElement.matches(wanted), selector)) return;
+    }
+    throw new Error(`Tab never reaches ${selector}`);
+  };
+  await tabTo('[data-user-pane=a] [data-role=cut]');
+  const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
+  assert.equal(outline, 'solid');
+  await page.keyboard.press('Space');
+  await state(page, 'a', 'cut');
+  await page.keyboard.press('Space');
+  await state(page, 'a', 'recovered');
+  await tabTo('#publish-to');
+  await page.keyboard.press('ArrowDown'); // user B
+  await tabTo('#publish-data');
+  await page.keyboard.press('Control+Enter');
+  await rows(page, 'b', 'message:new').waitFor();
+  await tabTo('#publish-button');
+  await page.keyboard.press('Enter');
+  await rows(page, 'b', 'message:new').nth(1).waitFor();
+  assert.equal(await rows(page, 'a', 'message:new').count(), 0);
+  assert.deepEqual(page.problems, []);
+  await page.close();
+});
+
+test('page: dark and light follow the system and the button', async () => {
+  const page = await openPage({ colorScheme: 'dark' });
+  const brightness = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number)[0]);
+  assert.ok(await brightness() < 40);
+  await page.click('#theme'); // auto → light
+  assert.ok(await brightness() > 200);
+  await page.reload();
+  assert.ok(await brightness() > 200);
+  await page.click('#theme');
+  await page.emulateMedia({ colorScheme: 'light' });
+  assert.ok(await brightness() < 40);
+  await page.close();
+});
+
 test('page: it fits a phone', async () => {
-  const page = await openPage({ viewport: { width: 375, height: 700 } });
+  const page = await openPage({ viewport: { width: 360, height: 700 } });
+  await page.click('#publish-all');
+  await rows(page, 'a', 'chat3:update').nth(12).waitFor();
+  await page.locator('[data-user-pane=a] [data-role=connect] summary').click();
+  await rows(page, 'a', 'message:new').locator('summary').click();
   const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
   assert.equal(overflow, 0);
   await page.close();
+});
+
+test('page: nothing inline, nothing from elsewhere', async () => {
+  const policy = (await gateway.get('/')).headers.get('content-security-policy');
+  assert.match(policy, /default-src 'none'; script-src 'self'; style-src 'self';/);
+  assert.doesNotMatch(policy, /unsafe/);
+});
+
+test('a body may be given whole, or in today\'s shape', async () => {
+  const tab = await signIn('usr_whole', 'tnt_default');
+  const update = { userId: 'usr_whole', tenantId: 'tnt_default', eventType: 'message.create', data: { content: 'as it is' } };
+  const answer = await gateway.json('/dev/updates', json({ userId: 'usr_whole', eventType: 'message.create', update }));
+  assert.deepEqual(answer.update, update);
+  await tab.when('both events', () => tab.events.length === 2);
+  assert.deepEqual(tab.events[0].args, [update]);
+  const current = await gateway.json('/dev/updates', json({ userId: 'usr_whole', eventType: 'message.changed', generation: 'current' }));
+  assert.equal(current.routingKey, 'update.dialog.user.usr_whole.message');
+  assert.equal(current.update.sourceEventType, 'message.changed');
+  await tab.when('two more', () => tab.events.length === 4);
+  assert.deepEqual(tab.named('message:update'), [current.update]);
+  const both = await gateway.get('/dev/updates', json({ userId: 'a', eventType: 'x', update, data: {} }));
+  assert.equal(both.status, 400);
 });
