@@ -12,10 +12,12 @@
 //! This module never sees a socket.
 
 mod acks;
+mod channels;
 mod connection;
 mod consumer;
 mod control;
 mod link;
+mod topology;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -35,6 +37,7 @@ use tracing::{info, warn};
 
 pub(crate) use self::connection::open_connection;
 use self::{
+    channels::Channels,
     connection::LinkError,
     link::{Ended, Link},
 };
@@ -397,7 +400,7 @@ async fn run(shared: &Shared, mut link: Link) -> Ended {
     match ended {
         Ended::Stopped => {
             link.stop_consuming().await;
-            Link::handed_off(&handing_off).await;
+            Channels::handed_off(&handing_off).await;
             shared.consuming.send_replace(false);
             shared.close.cancelled().await;
             link.close().await;
@@ -405,7 +408,7 @@ async fn run(shared: &Shared, mut link: Link) -> Ended {
         // Old consumers end before new ones start: a user's order holds over a reconnect.
         Ended::Lost(_) => {
             link.close().await;
-            Link::handed_off(&handing_off).await;
+            Channels::handed_off(&handing_off).await;
         }
     }
     ended
