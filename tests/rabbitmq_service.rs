@@ -11,10 +11,11 @@ use std::{
 use chat3_gateway::{
     RabbitMqService,
     broker::{Delivery, Handler},
-    config::RabbitMqConfig,
+    config::{RabbitMqConfig, Topology},
     metrics::Metrics,
     user::{User, UserId},
 };
+use clap::ValueEnum;
 use common::{Broker, DEADLINE, Link, Publisher, until, until_within};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio::{
@@ -23,8 +24,38 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Of one connection: one for consumers, and those for declares.
-const CHANNELS: usize = 1 + 16;
+/// All tests run over the topology that `RABBITMQ_TOPOLOGY` names.
+fn topology() -> Topology {
+    let name = std::env::var("RABBITMQ_TOPOLOGY").unwrap_or_else(|_| "per-user".to_owned());
+    Topology::from_str(&name, false).unwrap()
+}
+
+fn config(url: &str) -> RabbitMqConfig {
+    RabbitMqConfig {
+        url: url.parse().unwrap(),
+        topology: topology(),
+        reconnect_delay: Duration::from_millis(100),
+        ..RabbitMqConfig::default()
+    }
+}
+
+/// The queues of a connected service with so many users.
+fn queues(users: usize) -> usize {
+    match topology() {
+        Topology::PerUser => users,
+        Topology::Shared => config("amqp://localhost").shared_queues.into(),
+        Topology::Firehose => 1,
+    }
+}
+
+/// The channels of one connection: those of consumers, and those for declares.
+fn channels() -> usize {
+    let consumers = match topology() {
+        Topology::PerUser => 1,
+        Topology::Shared | Topology::Firehose => queues(0),
+    };
+    consumers + 16
+}
 
 fn user(id: &str) -> User {
     User {
@@ -34,12 +65,7 @@ fn user(id: &str) -> User {
 }
 
 fn connect(broker: &Broker) -> RabbitMqService {
-    let config = RabbitMqConfig {
-        url: broker.url().parse().unwrap(),
-        reconnect_delay: Duration::from_millis(100),
-        ..RabbitMqConfig::default()
-    };
-    RabbitMqService::connect(config, Metrics::new())
+    RabbitMqService::connect(config(&broker.url()), Metrics::new())
 }
 
 /// A handler that passes on bodies, and where they arrive.
@@ -72,7 +98,7 @@ async fn a_subscribed_user_receives_their_updates_in_order_until_unsubscribed() 
     assert!(service.is_connected());
     assert!(service.is_user_subscribed(&carl));
     assert_eq!(service.subscribers_count(), 1);
-    assert_eq!(broker.queues().len(), 1);
+    assert_eq!(broker.queues().len(), queues(1));
 
     publisher
         .publish("user.bob.messageupdate", "not carl's")
@@ -88,7 +114,8 @@ async fn a_subscribed_user_receives_their_updates_in_order_until_unsubscribed() 
 
     service.unsubscribe_user(&carl);
     assert!(!service.is_user_subscribed(&carl));
-    until("the queue is gone", || broker.queues().is_empty()).await;
+    let gone = || broker.queues().len() == queues(0);
+    until("the queue is gone", gone).await;
     // The handler went with the subscription, and with it the inbox's sender.
     let end = timeout(DEADLINE, inbox.recv()).await.unwrap();
     assert_eq!(end, None);
@@ -107,7 +134,7 @@ async fn a_second_subscription_of_a_user_replaces_the_first() {
     let carl = user("carl");
     service.subscribe_user(&carl, first).ready().await;
     service.subscribe_user(&carl, second).ready().await;
-    assert_eq!(broker.queues().len(), 1);
+    assert_eq!(broker.queues().len(), queues(1));
     publisher.publish("user.carl.messageupdate", "x").await;
     assert_eq!(next(&mut inbox).await, "x");
     assert_eq!(timeout(DEADLINE, old_inbox.recv()).await.unwrap(), None);
@@ -159,10 +186,9 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
     drop(Publisher::connect(&broker).await);
     let link = Link::to(&broker).await;
     let config = RabbitMqConfig {
-        url: link.url().parse().unwrap(),
         // Doubles with each loss, and there are many.
         reconnect_delay: Duration::from_millis(2),
-        ..RabbitMqConfig::default()
+        ..config(&link.url())
     };
     let service = Arc::new(RabbitMqService::connect(config, Metrics::new()));
     let (sender, mut updates) = unbounded_channel();
@@ -219,10 +245,10 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
         let (mut queues, mut consumed) = (broker.queues(), broker.consumed_queues());
         queues.sort();
         consumed.sort();
-        queues.len() == wished.len() && queues == consumed
+        queues.len() == self::queues(wished.len()) && queues == consumed
     };
     until("a consumed queue for each user", queues_are_consumed).await;
-    let open = || (broker.connections(), broker.channels()) == (1, CHANNELS);
+    let open = || (broker.connections(), broker.channels()) == (1, channels());
     until("one connection with its channels", open).await;
 
     // Each is bound, and to nobody else's updates.
@@ -353,7 +379,7 @@ async fn ten_thousand_users_are_resubscribed_after_a_broker_restart() {
         back.elapsed(),
         linked.elapsed()
     );
-    assert_eq!(broker.queues().len(), 10_000);
+    assert_eq!(broker.queues().len(), queues(10_000));
 
     let (handler, mut inbox) = inbox();
     let last = user("usr_9999");
@@ -385,9 +411,10 @@ async fn a_hundred_refusals_and_deletions_leave_no_queue_and_no_channel_behind()
         service.unsubscribe_user(&carl);
     }
     service.unsubscribe_user(&user("usr_refused"));
-    until("no queues", || broker.queues().is_empty()).await;
-    let channels = || broker.channels() == CHANNELS + 1;
-    until("the service's channels and the publisher's", channels).await;
+    let gone = || broker.queues().len() == queues(0);
+    until("no queues of users", gone).await;
+    let open = || broker.channels() == channels() + 1;
+    until("the service's channels and the publisher's", open).await;
     service.close().await;
 }
 
@@ -414,6 +441,7 @@ async fn newcomers_do_not_wait_for_a_crowd_that_leaves() {
         .unwrap();
     publisher.publish("user.newcomer.messageupdate", "x").await;
     assert_eq!(next(&mut inbox).await, "x");
-    until_within(deadline, "one queue", || broker.queues().len() == 1).await;
+    let one_left = || broker.queues().len() == queues(1);
+    until_within(deadline, "one user's queues", one_left).await;
     service.close().await;
 }

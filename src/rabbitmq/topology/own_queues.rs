@@ -105,6 +105,51 @@ impl OwnQueues {
         }
     }
 
+    /// Subscribes the users in batches, one on each admin channel.
+    async fn subscribe_batches(
+        &mut self,
+        channels: &mut Channels,
+        mut wishes: Vec<(User, Wish)>,
+    ) -> Result<Vec<Refused>, LinkError> {
+        let mut batches = Vec::new();
+        while !wishes.is_empty() {
+            let rest = wishes.split_off(wishes.len().min(BATCH));
+            batches.push(self.name_queues(std::mem::replace(&mut wishes, rest)));
+        }
+        let results = {
+            let (this, channels) = (&*self, &*channels);
+            // The channel of the consumers has one RPC in flight, as every channel.
+            let consuming = Mutex::new(());
+            let consuming = &consuming;
+            let each = channels.admins.iter().zip(&batches);
+            join_all(each.map(|(admin, queues)| async move {
+                this.declare(channels, admin, queues).await?;
+                let _turn = consuming.lock().await;
+                Self::consume(channels, queues).await
+            }))
+            .await
+        };
+        let mut refused = Vec::new();
+        for (on, (batch, result)) in batches.into_iter().zip(results).enumerate() {
+            match result {
+                Ok(()) => self.activate(batch),
+                Err(LinkError::Closed(close)) if !channels.lost.is_cancelled() => {
+                    channels.reopen_admin(on).await?;
+                    // A single user whose declare is refused has left nothing.
+                    if batch.len() > 1 || !close.is_of_declare() {
+                        let names = batch.iter().map(|queue| queue.name.clone());
+                        self.leftovers.extend(names);
+                        self.clean_up(channels, on).await?;
+                    }
+                    let wishes = batch.into_iter().map(|queue| (queue.user, queue.wish));
+                    refused.push((wishes.collect(), close));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(refused)
+    }
+
     /// Declares and binds queues.
     async fn declare(
         &self,
@@ -151,7 +196,33 @@ impl OwnQueues {
         channels.consume(&channels.consumers[0], queues).await
     }
 
-    /// Deletes queues.
+    /// Deletes queues in batches, one on each admin channel.
+    async fn delete_batches(
+        &self,
+        channels: &mut Channels,
+        names: &[String],
+    ) -> Result<(), LinkError> {
+        let batches = || names.chunks(BATCH);
+        let results = {
+            let channels = &*channels;
+            let each = channels.admins.iter().zip(batches());
+            join_all(each.map(|(admin, names)| Self::delete(channels, admin, names))).await
+        };
+        for (on, (names, result)) in batches().zip(results).enumerate() {
+            match result {
+                Ok(()) => {}
+                // A permission was withdrawn. To end a consumer needs none, and with
+                // it goes its queue: slower, one wait for the broker each.
+                Err(LinkError::Closed(_)) if !channels.lost.is_cancelled() => {
+                    channels.reopen_admin(on).await?;
+                    Self::cancel(channels, names).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     async fn delete(
         channels: &Channels,
         admin: &OpenChannel,
@@ -204,47 +275,16 @@ impl Topology for OwnQueues {
         Ok(())
     }
 
-    /// Subscribes the users in batches, one on each admin channel.
     async fn subscribe(
         &mut self,
         channels: &mut Channels,
         mut wishes: Vec<(User, Wish)>,
     ) -> Result<Vec<Refused>, LinkError> {
-        let mut batches = Vec::new();
-        while !wishes.is_empty() {
-            let rest = wishes.split_off(wishes.len().min(BATCH));
-            batches.push(self.name_queues(std::mem::replace(&mut wishes, rest)));
-        }
-        let results = {
-            let (this, channels) = (&*self, &*channels);
-            // The channel of the consumers has one RPC in flight, as every channel.
-            let consuming = Mutex::new(());
-            let consuming = &consuming;
-            let each = channels.admins.iter().zip(&batches);
-            join_all(each.map(|(admin, queues)| async move {
-                this.declare(channels, admin, queues).await?;
-                let _turn = consuming.lock().await;
-                Self::consume(channels, queues).await
-            }))
-            .await
-        };
         let mut refused = Vec::new();
-        for (on, (batch, result)) in batches.into_iter().zip(results).enumerate() {
-            match result {
-                Ok(()) => self.activate(batch),
-                Err(LinkError::Closed(close)) if !channels.lost.is_cancelled() => {
-                    channels.reopen_admin(on).await?;
-                    // A single user whose declare is refused has left nothing.
-                    if batch.len() > 1 || !close.is_of_declare() {
-                        let names = batch.iter().map(|queue| queue.name.clone());
-                        self.leftovers.extend(names);
-                        self.clean_up(channels, on).await?;
-                    }
-                    let wishes = batch.into_iter().map(|queue| (queue.user, queue.wish));
-                    refused.push((wishes.collect(), close));
-                }
-                Err(error) => return Err(error),
-            }
+        while !wishes.is_empty() {
+            let rest = wishes.split_off(wishes.len().min(self.round()));
+            let round = std::mem::replace(&mut wishes, rest);
+            refused.extend(self.subscribe_batches(channels, round).await?);
         }
         Ok(refused)
     }
@@ -264,22 +304,9 @@ impl Topology for OwnQueues {
                 names.push(active.queue);
             }
         }
-        let results = {
-            let channels = &*channels;
-            let each = channels.admins.iter().zip(names.chunks(BATCH));
-            join_all(each.map(|(admin, names)| Self::delete(channels, admin, names))).await
-        };
-        for (on, (names, result)) in names.chunks(BATCH).zip(results).enumerate() {
-            match result {
-                Ok(()) => {}
-                // A permission was withdrawn. To end a consumer needs none, and with
-                // it goes its queue: slower, one wait for the broker each.
-                Err(LinkError::Closed(_)) if !channels.lost.is_cancelled() => {
-                    channels.reopen_admin(on).await?;
-                    Self::cancel(channels, names).await?;
-                }
-                Err(error) => return Err(error),
-            }
+        // Besides those who have left, some may be subscribed anew: more than a round.
+        for names in names.chunks(BATCH * ADMIN_CHANNELS) {
+            self.delete_batches(channels, names).await?;
         }
         for user in users {
             info!(user_id = %user.id, "User unsubscribed from updates");
