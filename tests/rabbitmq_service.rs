@@ -531,7 +531,7 @@ async fn users_of_one_id_in_two_tenants_share_a_key_until_the_last_has_left() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn bindings_of_a_crowd_that_leaves_a_shared_queue_go_bit_by_bit() {
     let broker = Broker::start().await;
     let publisher = Publisher::connect(&broker).await;
