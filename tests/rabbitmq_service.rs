@@ -3,7 +3,7 @@
 mod common;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -483,7 +483,7 @@ async fn who_stays_on_shared_queues_misses_nothing_while_others_come_and_go() {
             }
             tokio::task::yield_now().await;
         }
-        let mut rounds: std::collections::HashMap<String, Vec<usize>> = Default::default();
+        let mut rounds = HashMap::<String, Vec<usize>>::new();
         while stay
             .iter()
             .any(|id| rounds.get(id).is_none_or(|seen| seen.len() < 50))

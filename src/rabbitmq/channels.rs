@@ -74,7 +74,7 @@ pub(super) struct Channels {
     /// Consumers that have not handed off all they received.
     handing_off: TaskTracker,
     /// The way to the other instances.
-    _control: Option<Control>,
+    control: Option<Control>,
     reopened: usize,
 }
 
@@ -115,7 +115,7 @@ impl Channels {
             cancelled,
             cancelled_sender,
             handing_off: TaskTracker::new(),
-            _control: None,
+            control: None,
             reopened: 0,
         };
         for _ in 0..ADMIN_CHANNELS {
@@ -133,7 +133,7 @@ impl Channels {
             let opened = opened.inspect_err(|error| {
                 warn!(%error, "RabbitMQ control exchange not usable: orders do not reach other instances");
             });
-            channels._control = opened.ok();
+            channels.control = opened.ok();
         }
         Ok(channels)
     }
