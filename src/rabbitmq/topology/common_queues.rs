@@ -39,7 +39,11 @@ use crate::{
 };
 
 /// Users who are bound on one channel between two waits for the broker.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
+
+/// Channels for binding, fewer than there are: RabbitMQ's transactions on bindings
+/// get in each other's way. One always has work while the other is waited for.
+const BIND_CHANNELS: usize = 2;
 
 /// How long one who has left keeps the bindings: about as long as a page takes to load.
 const LINGER: Duration = Duration::from_secs(10);
@@ -184,7 +188,7 @@ impl CommonQueues {
         self.for_all && self.shared.config.binding_keys.cover(user)
     }
 
-    /// Binds newcomers, in batches, one on each admin channel.
+    /// Binds newcomers, in batches, each on an admin channel.
     async fn bind_batches(
         &mut self,
         channels: &mut Channels,
@@ -196,7 +200,7 @@ impl CommonQueues {
             batches.push(std::mem::replace(&mut newcomers, rest));
         }
         let mut refused = Vec::new();
-        for batches in batches.chunks_mut(ADMIN_CHANNELS) {
+        for batches in batches.chunks_mut(BIND_CHANNELS) {
             let binds = batches.iter_mut().enumerate().map(|(admin, batch)| {
                 let binds = batch
                     .iter_mut()
@@ -415,7 +419,7 @@ impl Topology for CommonQueues {
     }
 
     fn round(&self) -> usize {
-        BATCH * ADMIN_CHANNELS
+        BATCH * BIND_CHANNELS
     }
 }
 
