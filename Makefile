@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run react test docs lint test-rust test-e2e soak jitter proxies deploy otlp fuzz deny clean help
+.PHONY: run react test docs lint test-rust test-e2e test-topologies-lean test-topologies soak jitter proxies deploy otlp fuzz deny clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -23,7 +23,7 @@ run: src/dev/node_modules ## Run the development mode: no broker, page at http:/
 react: examples/react-chat/node_modules ## Run the React example at http://localhost:5173/, against a running `make run`
 	cd examples/react-chat && npm run dev
 
-test: lint test-rust test-e2e ## Run every check and test
+test: lint test-rust test-e2e test-topologies-lean ## Run every check and test
 
 lint: ## Formatting and lints, warnings denied
 	cargo fmt --check
@@ -37,6 +37,24 @@ test-rust: rabbitmq ## Unit tests, and integration tests against a private Rabbi
 test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules examples/react-chat/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked --bins --examples
 	cd tests && node --test e2e/*.test.mjs
+
+# Of the topologies that are not the default. What differs most between them runs
+# with every `make test`; test-topologies runs all that concerns the broker.
+test-topologies-lean: rabbitmq tests/node_modules
+	cargo build --locked
+	set -e; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; \
+		(cd tests && node --test --test-name-pattern='killing the broker|operator deletes|two tenants|leaves and returns|acknowledged' \
+			e2e/broker.test.mjs e2e/delivery.test.mjs); \
+		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens; \
+	done
+
+test-topologies: rabbitmq openssl src/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues and a firehose
+	cargo build --locked
+	set -e; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; \
+		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service; \
+		(cd tests && node --test e2e/broker.test.mjs e2e/delivery.test.mjs e2e/faults.test.mjs e2e/lifecycle.test.mjs \
+			e2e/recovery.test.mjs e2e/shutdown.test.mjs e2e/rabbitmq_security.test.mjs); \
+	done
 
 docs: ## Write the tables of docs/CONFIGURATION.md anew, from the code
 	UPDATE_DOCS=1 cargo test --locked --quiet --test configuration_docs

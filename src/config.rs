@@ -316,12 +316,21 @@ pub struct RabbitMqConfig {
     #[arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS", value_name = "TEMPLATES",
         default_value = DEFAULT_BINDING_KEYS, help_heading = RABBITMQ)]
     pub binding_keys: BindingKeys,
+    /// How users share queues: one each, a few for all, or one that gets all updates
+    #[arg(long = "rabbitmq-topology", env = "RABBITMQ_TOPOLOGY", value_name = "TOPOLOGY",
+        default_value = "per-user", help_heading = RABBITMQ)]
+    pub topology: Topology,
+    /// Queues of an instance in the shared topology
+    #[arg(long = "rabbitmq-shared-queues", env = "RABBITMQ_SHARED_QUEUES", value_name = "N",
+        default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64),
+        help_heading = RABBITMQ)]
+    pub shared_queues: u16,
     /// Wait before the first reconnect; doubles with jitter up to 30s
     #[arg(long = "rabbitmq-reconnect-delay", env = "RABBITMQ_RECONNECT_DELAY",
         value_name = "DURATION", default_value = "5s", value_parser = parse_delay,
         help_heading = RABBITMQ)]
     pub reconnect_delay: Duration,
-    /// Updates per user that the broker sends ahead of their acknowledgement
+    /// Updates per queue that the broker sends ahead of their acknowledgement
     #[arg(long = "rabbitmq-prefetch", env = "RABBITMQ_PREFETCH", value_name = "N",
         default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..),
         help_heading = RABBITMQ)]
@@ -347,6 +356,17 @@ pub struct RabbitMqConfig {
     pub instance_name: String,
     #[command(flatten)]
     pub tls: RabbitMqTls,
+}
+
+/// How users share an instance's queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Topology {
+    /// A queue for each user.
+    PerUser,
+    /// A few queues, each bound for some of the users.
+    Shared,
+    /// One queue that gets the updates of all users, online or not.
+    Firehose,
 }
 
 /// The certificates of `amqps://` connections, read at each connect.
@@ -392,6 +412,8 @@ impl Default for RabbitMqConfig {
             binding_keys: DEFAULT_BINDING_KEYS
                 .parse()
                 .expect("the default template is valid"),
+            topology: Topology::PerUser,
+            shared_queues: 4,
             reconnect_delay: Duration::from_secs(5),
             prefetch: 100,
             heartbeat: Duration::from_secs(10),

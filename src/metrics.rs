@@ -53,7 +53,7 @@ pub struct Metrics {
     memory_per_socket: Gauge,
     /// What the process took before it had a socket, in bytes.
     memory_at_start: i64,
-    /// Users whose queue is bound and consumed.
+    /// Users whose updates are received.
     pub subscriptions: Gauge,
     /// 1 while the broker connection is up.
     pub broker_connected: Gauge,
@@ -61,6 +61,8 @@ pub struct Metrics {
     pub broker_reconnects: Counter,
     /// Updates consumed; each is then delivered, kept or rejected, exactly once.
     pub updates_received: Counter,
+    /// Updates that came over a queue of several users and were nobody's who is online.
+    pub updates_unclaimed: Counter,
     /// Updates handed to the sockets of their user, at least one.
     pub updates_delivered: Counter,
     /// Updates kept for a user who is away, and handed to no socket.
@@ -101,6 +103,7 @@ impl Metrics {
             broker_connected: Gauge::default(),
             broker_reconnects: Counter::default(),
             updates_received: Counter::default(),
+            updates_unclaimed: Counter::default(),
             updates_delivered: Counter::default(),
             updates_kept: Counter::default(),
             updates_rejected: Family::default(),
@@ -165,7 +168,7 @@ impl Metrics {
         );
         r.register(
             "subscriptions",
-            "Users whose queue is bound and consumed",
+            "Users whose updates are received",
             self.subscriptions.clone(),
         );
         r.register(
@@ -182,6 +185,11 @@ impl Metrics {
             "updates_received",
             "Updates consumed from RabbitMQ",
             self.updates_received.clone(),
+        );
+        r.register(
+            "updates_unclaimed",
+            "Updates that came over a queue of several users and were nobody's who is online",
+            self.updates_unclaimed.clone(),
         );
         r.register(
             "updates_delivered",

@@ -12,10 +12,12 @@
 //! This module never sees a socket.
 
 mod acks;
+mod channels;
 mod connection;
 mod consumer;
 mod control;
 mod link;
+mod topology;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -36,7 +38,10 @@ use tracing::{info, warn};
 pub(crate) use self::connection::{
     ACCESS_REFUSED, LinkError, NOT_FOUND, OpenChannel, barrier, open_channel, open_connection,
 };
-use self::link::{Ended, Link};
+use self::{
+    channels::Channels,
+    link::{Ended, Link},
+};
 use crate::{
     broker::{Activation, BroadcastHandler, Broker, Handler, Subscribed},
     config::RabbitMqConfig,
@@ -396,7 +401,7 @@ async fn run(shared: &Shared, mut link: Link) -> Ended {
     match ended {
         Ended::Stopped => {
             link.stop_consuming().await;
-            Link::handed_off(&handing_off).await;
+            Channels::handed_off(&handing_off).await;
             shared.consuming.send_replace(false);
             shared.close.cancelled().await;
             link.close().await;
@@ -404,7 +409,7 @@ async fn run(shared: &Shared, mut link: Link) -> Ended {
         // Old consumers end before new ones start: a user's order holds over a reconnect.
         Ended::Lost(_) => {
             link.close().await;
-            Link::handed_off(&handing_off).await;
+            Channels::handed_off(&handing_off).await;
         }
     }
     ended

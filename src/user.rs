@@ -7,7 +7,7 @@
 //!
 //! Imports nothing of this crate.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Borrow, fmt, sync::Arc};
 
 /// Longest accepted user id, in bytes. AMQP 0-9-1 limits a routing key to 255
 /// bytes, and the longest of Chat3's keys spends about 60 of them on words.
@@ -83,6 +83,13 @@ pub struct User {
     pub id: UserId,
     /// `None`: the token named no tenant, and updates are not filtered by tenant.
     pub tenant: Option<TenantId>,
+}
+
+/// Hashes and compares as its text does.
+impl Borrow<str> for UserId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
 }
 
 impl fmt::Display for UserId {

@@ -3,7 +3,7 @@
 mod common;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,10 +11,11 @@ use std::{
 use chat3_gateway::{
     RabbitMqService,
     broker::{Delivery, Handler},
-    config::RabbitMqConfig,
+    config::{RabbitMqConfig, Topology},
     metrics::Metrics,
-    user::{User, UserId},
+    user::{TenantId, User, UserId},
 };
+use clap::ValueEnum;
 use common::{Broker, DEADLINE, Link, Publisher, until, until_within};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio::{
@@ -23,8 +24,38 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Of one connection: one for consumers, and those for declares.
-const CHANNELS: usize = 1 + 16;
+/// All tests run over the topology that `RABBITMQ_TOPOLOGY` names.
+fn topology() -> Topology {
+    let name = std::env::var("RABBITMQ_TOPOLOGY").unwrap_or_else(|_| "per-user".to_owned());
+    Topology::from_str(&name, false).unwrap()
+}
+
+fn config(url: &str) -> RabbitMqConfig {
+    RabbitMqConfig {
+        url: url.parse().unwrap(),
+        topology: topology(),
+        reconnect_delay: Duration::from_millis(100),
+        ..RabbitMqConfig::default()
+    }
+}
+
+/// The queues of a connected service with so many users.
+fn queues(users: usize) -> usize {
+    match topology() {
+        Topology::PerUser => users,
+        Topology::Shared => config("amqp://localhost").shared_queues.into(),
+        Topology::Firehose => 1,
+    }
+}
+
+/// The channels of one connection: those of consumers, and those for declares.
+fn channels() -> usize {
+    let consumers = match topology() {
+        Topology::PerUser => 1,
+        Topology::Shared | Topology::Firehose => queues(0),
+    };
+    consumers + 16
+}
 
 fn user(id: &str) -> User {
     User {
@@ -34,12 +65,7 @@ fn user(id: &str) -> User {
 }
 
 fn connect(broker: &Broker) -> RabbitMqService {
-    let config = RabbitMqConfig {
-        url: broker.url().parse().unwrap(),
-        reconnect_delay: Duration::from_millis(100),
-        ..RabbitMqConfig::default()
-    };
-    RabbitMqService::connect(config, Metrics::new())
+    RabbitMqService::connect(config(&broker.url()), Metrics::new())
 }
 
 /// A handler that passes on bodies, and where they arrive.
@@ -72,7 +98,7 @@ async fn a_subscribed_user_receives_their_updates_in_order_until_unsubscribed() 
     assert!(service.is_connected());
     assert!(service.is_user_subscribed(&carl));
     assert_eq!(service.subscribers_count(), 1);
-    assert_eq!(broker.queues().len(), 1);
+    assert_eq!(broker.queues().len(), queues(1));
 
     publisher
         .publish("user.bob.messageupdate", "not carl's")
@@ -88,7 +114,8 @@ async fn a_subscribed_user_receives_their_updates_in_order_until_unsubscribed() 
 
     service.unsubscribe_user(&carl);
     assert!(!service.is_user_subscribed(&carl));
-    until("the queue is gone", || broker.queues().is_empty()).await;
+    let gone = || broker.queues().len() == queues(0);
+    until("the queue is gone", gone).await;
     // The handler went with the subscription, and with it the inbox's sender.
     let end = timeout(DEADLINE, inbox.recv()).await.unwrap();
     assert_eq!(end, None);
@@ -107,7 +134,7 @@ async fn a_second_subscription_of_a_user_replaces_the_first() {
     let carl = user("carl");
     service.subscribe_user(&carl, first).ready().await;
     service.subscribe_user(&carl, second).ready().await;
-    assert_eq!(broker.queues().len(), 1);
+    assert_eq!(broker.queues().len(), queues(1));
     publisher.publish("user.carl.messageupdate", "x").await;
     assert_eq!(next(&mut inbox).await, "x");
     assert_eq!(timeout(DEADLINE, old_inbox.recv()).await.unwrap(), None);
@@ -159,10 +186,9 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
     drop(Publisher::connect(&broker).await);
     let link = Link::to(&broker).await;
     let config = RabbitMqConfig {
-        url: link.url().parse().unwrap(),
         // Doubles with each loss, and there are many.
         reconnect_delay: Duration::from_millis(2),
-        ..RabbitMqConfig::default()
+        ..config(&link.url())
     };
     let service = Arc::new(RabbitMqService::connect(config, Metrics::new()));
     let (sender, mut updates) = unbounded_channel();
@@ -219,10 +245,10 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
         let (mut queues, mut consumed) = (broker.queues(), broker.consumed_queues());
         queues.sort();
         consumed.sort();
-        queues.len() == wished.len() && queues == consumed
+        queues.len() == self::queues(wished.len()) && queues == consumed
     };
     until("a consumed queue for each user", queues_are_consumed).await;
-    let open = || (broker.connections(), broker.channels()) == (1, CHANNELS);
+    let open = || (broker.connections(), broker.channels()) == (1, channels());
     until("one connection with its channels", open).await;
 
     // Each is bound, and to nobody else's updates.
@@ -353,7 +379,7 @@ async fn ten_thousand_users_are_resubscribed_after_a_broker_restart() {
         back.elapsed(),
         linked.elapsed()
     );
-    assert_eq!(broker.queues().len(), 10_000);
+    assert_eq!(broker.queues().len(), queues(10_000));
 
     let (handler, mut inbox) = inbox();
     let last = user("usr_9999");
@@ -385,9 +411,10 @@ async fn a_hundred_refusals_and_deletions_leave_no_queue_and_no_channel_behind()
         service.unsubscribe_user(&carl);
     }
     service.unsubscribe_user(&user("usr_refused"));
-    until("no queues", || broker.queues().is_empty()).await;
-    let channels = || broker.channels() == CHANNELS + 1;
-    until("the service's channels and the publisher's", channels).await;
+    let gone = || broker.queues().len() == queues(0);
+    until("no queues of users", gone).await;
+    let open = || broker.channels() == channels() + 1;
+    until("the service's channels and the publisher's", open).await;
     service.close().await;
 }
 
@@ -414,6 +441,146 @@ async fn newcomers_do_not_wait_for_a_crowd_that_leaves() {
         .unwrap();
     publisher.publish("user.newcomer.messageupdate", "x").await;
     assert_eq!(next(&mut inbox).await, "x");
-    until_within(deadline, "one queue", || broker.queues().len() == 1).await;
+    let one_left = || broker.queues().len() == queues(1);
+    until_within(deadline, "one user's queues", one_left).await;
+    service.close().await;
+}
+
+/// What differs between topologies: tests of one, whatever the others run over.
+fn connect_over(topology: Topology, broker: &Broker) -> RabbitMqService {
+    let config = RabbitMqConfig {
+        topology,
+        ..config(&broker.url())
+    };
+    RabbitMqService::connect(config, Metrics::new())
+}
+
+fn bindings(broker: &Broker) -> usize {
+    let keys = broker.ctl(&["list_bindings", "--no-table-headers", "routing_key"]);
+    keys.iter().filter(|key| key.starts_with("user.")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stays_on_shared_queues_misses_nothing_while_others_come_and_go() {
+    let broker = Broker::start().await;
+    let publisher = Publisher::connect(&broker).await;
+    for topology in [Topology::Shared, Topology::Firehose] {
+        let service = Arc::new(connect_over(topology, &broker));
+        let (sender, mut updates) = unbounded_channel();
+        let stay: Vec<String> = user_ids().step_by(2).collect();
+        for id in &stay {
+            drop(service.subscribe_user(&user(id), tagging(id, &sender)));
+        }
+        let all = || service.subscribers_count() == stay.len();
+        until("those who stay", all).await;
+        let stop = CancellationToken::new();
+        let rng = StdRng::seed_from_u64(1);
+        let churn = tokio::spawn(churn(service.clone(), rng, sender.clone(), stop.clone()));
+        for round in 0..50 {
+            for id in user_ids() {
+                let body = format!("{id} {round}");
+                publisher.publish(&format!("user.{id}.x"), &body).await;
+            }
+            tokio::task::yield_now().await;
+        }
+        let mut rounds = HashMap::<String, Vec<usize>>::new();
+        while stay
+            .iter()
+            .any(|id| rounds.get(id).is_none_or(|seen| seen.len() < 50))
+        {
+            let update = timeout(DEADLINE, updates.recv()).await;
+            let (id, body) = update.expect("an update in time").unwrap();
+            let (whose, round) = body.split_once(' ').unwrap();
+            assert_eq!(id, whose);
+            rounds.entry(id).or_default().push(round.parse().unwrap());
+        }
+        stop.cancel();
+        churn.await.unwrap();
+        for id in &stay {
+            assert_eq!(rounds[id], (0..50).collect::<Vec<_>>(), "{id}");
+        }
+        service.close().await;
+    }
+}
+
+#[tokio::test]
+async fn users_of_one_id_in_two_tenants_share_a_key_until_the_last_has_left() {
+    let broker = Broker::start().await;
+    let publisher = Publisher::connect(&broker).await;
+    for topology in [Topology::Shared, Topology::Firehose] {
+        let service = connect_over(topology, &broker);
+        let of = |tenant| User {
+            tenant: Some(TenantId::parse(tenant).unwrap()),
+            ..user("carl")
+        };
+        let ((one, mut first), (other, mut second)) = (inbox(), inbox());
+        service.subscribe_user(&of("t1"), one).ready().await;
+        service.subscribe_user(&of("t2"), other).ready().await;
+        publisher.publish("user.carl.x", "1").await;
+        assert_eq!(next(&mut first).await, "1");
+        assert_eq!(next(&mut second).await, "1");
+        service.unsubscribe_user(&of("t1"));
+        assert_eq!(timeout(DEADLINE, first.recv()).await.unwrap(), None);
+        if topology == Topology::Shared {
+            // Longer than bindings linger.
+            tokio::time::sleep(Duration::from_secs(11)).await;
+        }
+        publisher.publish("user.carl.x", "2").await;
+        assert_eq!(next(&mut second).await, "2");
+        service.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bindings_of_a_crowd_that_leaves_a_shared_queue_go_bit_by_bit() {
+    let broker = Broker::start().await;
+    let publisher = Publisher::connect(&broker).await;
+    let service = connect_over(Topology::Shared, &broker);
+    let crowd: Vec<User> = (0..1000).map(|i| user(&format!("usr_{i}"))).collect();
+    for user in &crowd {
+        service.subscribe_user(user, inbox().0);
+    }
+    let all = || service.subscribers_count() == crowd.len();
+    until("the crowd", all).await;
+    assert_eq!(bindings(&broker), crowd.len());
+    for user in &crowd {
+        service.unsubscribe_user(user);
+    }
+    // One comes back before, to bindings that are still there.
+    let (handler, mut inbox) = inbox();
+    service.subscribe_user(&crowd[7], handler).ready().await;
+    assert_eq!(bindings(&broker), crowd.len());
+    until("the first are gone", || bindings(&broker) < crowd.len()).await;
+    assert!(bindings(&broker) > 1, "all at once");
+    until("only one is left", || bindings(&broker) == 1).await;
+    publisher.publish("user.usr_7.x", "x").await;
+    assert_eq!(next(&mut inbox).await, "x");
+    service.close().await;
+}
+
+#[tokio::test]
+async fn a_firehose_counts_what_is_for_strangers_and_serves_ids_with_dots() {
+    let broker = Broker::start().await;
+    let publisher = Publisher::connect(&broker).await;
+    let metrics = Metrics::new();
+    let config = RabbitMqConfig {
+        topology: Topology::Firehose,
+        ..config(&broker.url())
+    };
+    let service = RabbitMqService::connect(config, metrics.clone());
+    let ((carls, mut carl), (dotted, mut dots)) = (inbox(), inbox());
+    service.subscribe_user(&user("carl"), carls).ready().await;
+    let with_dots = user("a.b@example.com");
+    service.subscribe_user(&with_dots, dotted).ready().await;
+    for i in 0..100 {
+        publisher
+            .publish(&format!("user.usr_{i}.x"), "strange")
+            .await;
+    }
+    publisher.publish("user.carl.x", "carl's").await;
+    publisher.publish("user.a.b@example.com.x", "dots").await;
+    assert_eq!(next(&mut carl).await, "carl's");
+    assert_eq!(next(&mut dots).await, "dots");
+    assert_eq!(metrics.updates_unclaimed.get(), 100);
     service.close().await;
 }

@@ -24,9 +24,6 @@ const STEP: Duration = Duration::from_secs(5);
 /// The connection may be closing, and so may we.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// Of a consumer that only tries the right; it sees nothing.
-const PREFETCH: u16 = 1;
-
 /// What an exchange is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Exchange {
@@ -64,8 +61,8 @@ impl Session {
     }
 
     /// A channel of its own, for a consumer.
-    pub(super) async fn another_channel(&self, prefetch: u16) -> Result<OpenChannel, LinkError> {
-        let open = open_channel(&self.connection, prefetch, None, &self.cancelled);
+    pub(super) async fn another_channel(&self) -> Result<OpenChannel, LinkError> {
+        let open = open_channel(&self.connection, None, &self.cancelled);
         timeout(STEP, open)
             .await
             .unwrap_or(Err(LinkError::Timeout(STEP)))
@@ -83,7 +80,7 @@ impl Session {
     {
         let on = match self.channel.take() {
             Some(open) => open,
-            None => self.another_channel(PREFETCH).await?,
+            None => self.another_channel().await?,
         };
         // In a task of its own: amqprs gives the answer to a dropped question to the next.
         let asked = tokio::spawn(question(on.channel.clone()));

@@ -185,7 +185,7 @@ async fn hear(
     listen: Duration,
 ) -> Result<Heard, LinkError> {
     let (sender, mut receiver) = mpsc::channel(PREFETCH.into());
-    let on: OpenChannel = session.another_channel(PREFETCH).await?;
+    let on: OpenChannel = session.another_channel().await?;
     let channel = on.channel.clone();
     let consumers: Vec<_> = queues
         .iter()

@@ -1,5 +1,5 @@
-//! Acknowledgements in batches: one frame, and so one system call, for all
-//! deliveries that were settled since the last.
+//! Acknowledgements in batches: one frame, and so one system call, for many
+//! deliveries.
 //!
 //! Delivery tags count up from 1 per channel. Consumers settle them in any order;
 //! `basic.ack` with `multiple` covers everything up to a tag. Invariant: a tag is
@@ -8,33 +8,60 @@
 use std::{
     collections::BTreeSet,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use amqprs::channel::{BasicAckArguments, Channel};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 use tracing::debug;
 
+/// The longest that a settled delivery waits for others to go with. Only the broker's
+/// memory waits for it: at most the prefetch of each consumer.
+const PATIENCE: Duration = Duration::from_millis(25);
+
 /// The acknowledgements of one channel.
-#[derive(Default)]
 pub(super) struct Acks {
     prefix: Mutex<Prefix>,
-    advanced: Notify,
+    /// As many are worth a frame at once: a consumer whose window is the prefetch
+    /// must not run dry.
+    batch: u64,
+    begun: Notify,
+    full: Notify,
 }
 
 impl Acks {
-    /// The delivery with this tag has been handed off.
-    pub(super) fn settle(&self, tag: u64) {
-        let advanced = self.prefix().settle(tag);
-        if advanced {
-            self.advanced.notify_one();
+    /// For consumers that may each have `prefetch` deliveries unacknowledged.
+    pub(super) fn new(prefetch: u16) -> Self {
+        Self {
+            prefix: Mutex::default(),
+            batch: u64::from(prefetch / 4).max(1),
+            begun: Notify::new(),
+            full: Notify::new(),
         }
     }
 
-    /// Acknowledges as the prefix advances. What is settled while one frame is
-    /// written goes into the next.
+    /// The delivery with this tag has been handed off.
+    pub(super) fn settle(&self, tag: u64) {
+        let (before, now) = {
+            let mut prefix = self.prefix();
+            let before = prefix.waiting();
+            prefix.settle(tag);
+            (before, prefix.waiting())
+        };
+        if before == 0 && now > 0 {
+            self.begun.notify_one();
+        }
+        if before < self.batch && now >= self.batch {
+            self.full.notify_one();
+        }
+    }
+
+    /// Acknowledges as the prefix advances: a batch, or what there is after a moment.
     pub(super) async fn run(&self, channel: &Channel) {
         loop {
-            self.advanced.notified().await;
+            self.begun.notified().await;
+            // A batch that was full before counts as well: then it is early, not late.
+            let _ = timeout(PATIENCE, self.full.notified()).await;
             // Consumers that are ready to run settle first.
             tokio::task::yield_now().await;
             self.flush(channel).await;
@@ -71,17 +98,20 @@ struct Prefix {
 }
 
 impl Prefix {
-    /// Whether the complete part grew.
-    fn settle(&mut self, tag: u64) -> bool {
+    fn settle(&mut self, tag: u64) {
         if tag != self.complete + 1 {
             self.above_a_gap.insert(tag);
-            return false;
+            return;
         }
         self.complete = tag;
         while self.above_a_gap.remove(&(self.complete + 1)) {
             self.complete += 1;
         }
-        true
+    }
+
+    /// How many could be acknowledged now.
+    fn waiting(&self) -> u64 {
+        self.complete - self.acknowledged
     }
 
     /// The tag to acknowledge up to, if there is anything new.

@@ -70,6 +70,13 @@ impl ServerClose {
         self.refused == QUEUE_DECLARE
     }
 
+    /// The queue of which it said that it does not exist: RabbitMQ tells only in the text.
+    pub(super) fn missing_queue(&self) -> Option<&str> {
+        let (_, rest) = self.text.split_once("no queue '")?;
+        let (queue, _) = rest.split_once('\'')?;
+        (self.code == NOT_FOUND).then_some(queue)
+    }
+
     /// What the operator can do about it, where it is not a passing fault.
     fn advice(&self) -> Option<&'static str> {
         match self.code {
@@ -209,7 +216,6 @@ fn refusal(text: &str) -> Option<ServerClose> {
 /// `lost` is dropped with the channel, for whatever reason that goes.
 pub(crate) async fn open_channel(
     connection: &Connection,
-    prefetch: u16,
     lost: Option<DropGuard>,
     cancelled: &mpsc::UnboundedSender<String>,
 ) -> Result<OpenChannel, LinkError> {
@@ -224,7 +230,6 @@ pub(crate) async fn open_channel(
         .await?;
     Ok(OpenChannel {
         channel,
-        prefetch,
         close_reason,
     })
 }
@@ -239,11 +244,9 @@ pub(crate) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Erro
         .await
 }
 
-/// A channel, what its consumers may prefetch, and why the server closed it.
+/// A channel, and why the server closed it.
 pub(crate) struct OpenChannel {
     pub(crate) channel: Channel,
-    /// Prefetch of the consumers made on it.
-    pub(super) prefetch: u16,
     pub(crate) close_reason: Arc<OnceLock<ServerClose>>,
 }
 

@@ -1,4 +1,4 @@
-//! One user's consumer: from amqprs's delivery to the handler, and settled.
+//! A queue's consumer: from amqprs's message to the handlers, and settled.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -6,43 +6,43 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use amqprs::{BasicProperties, Deliver, channel::Channel, consumer::AsyncConsumer};
-use async_trait::async_trait;
-use tokio_util::task::task_tracker::TaskTrackerToken;
+use amqprs::channel::ConsumerMessage;
+use bytes::Bytes;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::error;
 
 use super::acks::Acks;
 use crate::broker::{Delivery, Handler};
 
-/// Hands one user's updates to its handler, then settles them.
-pub(super) struct UserConsumer {
-    pub(super) handler: Handler,
-    pub(super) acks: Arc<Acks>,
-    pub(super) _handing_off: TaskTrackerToken,
+/// Hands a queue's updates to `deliver` until the consumer has ended, and settles
+/// each. What amqprs buffers in `messages` is bounded by the prefetch.
+pub(super) async fn consume(
+    mut messages: UnboundedReceiver<ConsumerMessage>,
+    acks: Arc<Acks>,
+    deliver: impl Fn(&Delivery) + Send,
+) {
+    while let Some(message) = messages.recv().await {
+        // Each message has them.
+        let Some(deliver_method) = message.deliver else {
+            continue;
+        };
+        let properties = message.basic_properties.unwrap_or_default();
+        let content = message.content.unwrap_or_default();
+        deliver(&Delivery {
+            // It may be kept for long: without the room that was left while reading.
+            body: Bytes::from(content.into_boxed_slice()),
+            routing_key: deliver_method.routing_key().clone(),
+            published_at: properties.timestamp().and_then(published_at),
+        });
+        acks.settle(deliver_method.delivery_tag());
+    }
 }
 
-#[async_trait]
-impl AsyncConsumer for UserConsumer {
-    async fn consume(
-        &mut self,
-        _: &Channel,
-        deliver: Deliver,
-        properties: BasicProperties,
-        content: Vec<u8>,
-    ) {
-        let delivery = Delivery {
-            // It may be kept for long: without the room that was left while reading.
-            body: content.into_boxed_slice().into(),
-            routing_key: deliver.routing_key().clone(),
-            published_at: properties.timestamp().and_then(published_at),
-        };
-        // A handler that panics must not take its user's subscription along, nor
-        // hold up everybody's acknowledgements with a gap.
-        let handed_off = catch_unwind(AssertUnwindSafe(|| (self.handler)(&delivery)));
-        if handed_off.is_err() {
-            error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
-        }
-        self.acks.settle(deliver.delivery_tag());
+/// A handler that panics must not take its user's subscription along, nor hold up
+/// everybody's acknowledgements with a gap.
+pub(super) fn hand_off(handler: &Handler, delivery: &Delivery) {
+    if catch_unwind(AssertUnwindSafe(|| handler(delivery))).is_err() {
+        error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
     }
 }
 

@@ -141,7 +141,7 @@ for (const transports of [['polling'], ['websocket']]) {
   });
 }
 
-test('one queue per online user, shared by the tabs, gone after the last one left', async () => {
+test('queues for online users, shared by the tabs, and none for who has left', async () => {
   await broker.queuesAre(0);
   const a1 = await Tab.open(gateway, 'usr_q1');
   const a2 = await Tab.open(gateway, 'usr_q1');
@@ -171,8 +171,7 @@ test('everything received is acknowledged', async () => {
   for (let i = 0; i < 500; i += 1) last = publisher.update('usr_ack');
   await tab.saw(last);
   // More than the prefetch arrived; the rest of the proof is an empty queue.
-  const [queue] = await broker.queuesAre(1);
-  assert.equal(queue.unacknowledged, 0);
+  for (const queue of await broker.queuesAre(1)) assert.equal(queue.unacknowledged, 0);
   tab.close();
 });
 
@@ -213,8 +212,7 @@ for (const [what, reason, body] of poison) {
     await tab.saw(good);
     assert.deepEqual(tab.ids, [good._id]);
     await gateway.metricIs(`updates_rejected_total{reason="${reason}"}`, before + 1);
-    const [queue] = await broker.queuesAre(1);
-    assert.equal(queue.unacknowledged, 0);
+    for (const queue of await broker.queuesAre(1)) assert.equal(queue.unacknowledged, 0);
     tab.close();
     await broker.queuesAre(0);
   });

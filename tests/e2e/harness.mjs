@@ -30,6 +30,9 @@ export const gatewayBinary = path.resolve(
 export const SECRET = 'a-secret-for-tests-of-thirty-two-bytes';
 export const EXCHANGE = 'chat3_updates';
 
+/** All tests run over the topology that this names. */
+export const topology = process.env.RABBITMQ_TOPOLOGY ?? 'per-user';
+
 /** The longest that anything here may take before its test has failed. */
 const DEADLINE_MS = 20_000;
 
@@ -159,8 +162,9 @@ export class Broker {
       });
   }
 
-  /** Waits until exactly `count` queues of the gateway exist. */
-  async queuesAre(count) {
+  /** Waits until the queues exist that connected `gateways` with so many `users` have. */
+  async queuesAre(users, gateways = 1) {
+    const count = { 'per-user': users, shared: 4 * gateways, firehose: gateways }[topology];
     return until(`${count} queues`, async () => {
       const queues = await this.queues();
       return queues.length === count ? { queues } : null;
@@ -235,6 +239,7 @@ export class Gateway {
       JWT_SECRET: SECRET,
       LOG_FILE: '',
       RABBITMQ_RECONNECT_DELAY: '200ms',
+      RABBITMQ_TOPOLOGY: topology,
       ...(broker ? { RABBITMQ_URL: broker.url } : {}),
       ...options.env,
     };

@@ -29,7 +29,7 @@ for (const signal of ['SIGTERM', 'SIGINT']) {
       await tab.when('disconnected', () => tab.disconnects.length > 0);
       assert.ok(['transport close', 'transport error'].includes(tab.disconnects[0]), tab.disconnects[0]);
     }
-    await broker.queuesAre(0);
+    await broker.queuesAre(0, 0);
     const second = await Gateway.start(broker, { env: { PORT: String(port) } });
     for (const [i, user] of ['usr_a', 'usr_b', 'usr_c'].entries()) {
       await tabs[i].when('reconnected', () => tabs[i].connects === 2);

@@ -1,0 +1,332 @@
+//! One connection to RabbitMQ and its channels: opened, spoken over, lost or closed.
+//!
+//! What amqprs leaves to its user decides the shape (its source, 2.1.5):
+//! - Replies are matched by method type per channel, and the reply to a dropped
+//!   future goes to the next caller. So a channel has one RPC in flight, each in a
+//!   task of its own that is never dropped; after a timeout the whole connection is
+//!   thrown away.
+//! - Nothing reports every kind of loss, except the `Drop` of the callbacks that
+//!   the reader and the dispatchers own: see the module `connection`.
+//! - A channel that the server closes takes its consumers along. So declares and
+//!   binds, which may fail, have channels of their own.
+//!
+//! RabbitMQ works on one channel's declares one after the other, and waits with
+//! each for its metadata store. So there are several channels for those.
+//!
+//! Knows nothing of users.
+
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use amqprs::{
+    channel::{BasicConsumeArguments, Channel},
+    connection::Connection,
+};
+use futures_util::future::join_all;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
+use tracing::{debug, warn};
+
+use super::{
+    Shared,
+    acks::Acks,
+    connection::{
+        LinkError, OnConnection, OpenChannel, ServerClose, barrier, open_channel, open_connection,
+    },
+    consumer,
+    control::Control,
+};
+use crate::broker::Delivery;
+
+/// Limit of one RPC. A broker that needs longer is in no state to deliver.
+const RPC_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Channels for declares, binds and deletes. RabbitMQ 3.10 on two cores takes 400
+/// users a second over one, and 1,000 over 16: then its cores are busy.
+pub(super) const ADMIN_CHANNELS: usize = 16;
+
+/// amqprs never reuses the id of a channel that the server closed, and panics
+/// when it has used 65,535. A new connection long before that is cheap.
+const MAX_REOPENED_CHANNELS: usize = 500;
+
+/// Limit of handing off what consumers still hold when a link ends. Handlers do
+/// not block; only an acknowledgement into a dead connection could.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(super) struct Channels {
+    connection: Connection,
+    /// Declare, bind, delete. Each is replaced when the server closes it.
+    pub(super) admins: Vec<OpenChannel>,
+    /// Consume, cancel, acknowledge. The loss of one is the link's loss.
+    pub(super) consumers: Vec<Consumers>,
+    prefetch: u16,
+    pub(super) lost: CancellationToken,
+    close_reason: Arc<OnceLock<ServerClose>>,
+    /// Consumer tags that the server cancelled, because the queue was deleted.
+    pub(super) cancelled: mpsc::UnboundedReceiver<String>,
+    cancelled_sender: mpsc::UnboundedSender<String>,
+    /// Consumers that have not handed off all they received.
+    handing_off: TaskTracker,
+    /// The way to the other instances.
+    control: Option<Control>,
+    reopened: usize,
+}
+
+/// A channel of consumers.
+pub(super) struct Consumers {
+    pub(super) channel: OpenChannel,
+    acks: Arc<Acks>,
+    _acknowledging: AbortOnDropHandle<()>,
+}
+
+impl Channels {
+    /// Connects and opens the channels, `consumers` of them for consumers. Not
+    /// bounded in time: the caller is.
+    pub(super) async fn open(
+        shared: &Arc<Shared>,
+        epoch: u64,
+        consumers: usize,
+    ) -> Result<Self, LinkError> {
+        let name = format!("chat3-gateway {}", shared.instance);
+        let config = &shared.config;
+        let connection = open_connection(&config.url, &config.tls, &name, config.heartbeat).await?;
+        let lost = CancellationToken::new();
+        let close_reason = Arc::new(OnceLock::new());
+        connection
+            .register_callback(OnConnection {
+                close_reason: close_reason.clone(),
+                _lost: lost.clone().drop_guard(),
+            })
+            .await?;
+        let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
+        let mut channels = Self {
+            connection,
+            admins: Vec::with_capacity(ADMIN_CHANNELS),
+            consumers: Vec::with_capacity(consumers),
+            prefetch: config.prefetch,
+            lost,
+            close_reason,
+            cancelled,
+            cancelled_sender,
+            handing_off: TaskTracker::new(),
+            control: None,
+            reopened: 0,
+        };
+        for _ in 0..ADMIN_CHANNELS {
+            let admin = channels.open_channel(None).await?;
+            channels.admins.push(admin);
+        }
+        for _ in 0..consumers {
+            let consumers = channels.open_consumers().await?;
+            channels.consumers.push(consumers);
+        }
+        if !config.control_exchange.is_empty() {
+            let channel = channels.open_channel(None).await?;
+            let queue = format!("chat3-gateway.{}.{epoch}.control", shared.instance);
+            let opened = Control::open(shared, channel, &queue).await;
+            let opened = opened.inspect_err(|error| {
+                warn!(%error, "RabbitMQ control exchange not usable: orders do not reach other instances");
+            });
+            channels.control = opened.ok();
+        }
+        Ok(channels)
+    }
+
+    async fn open_consumers(&self) -> Result<Consumers, LinkError> {
+        let lost_with_channel = Some(self.lost.clone().drop_guard());
+        let channel = self.open_channel(lost_with_channel).await?;
+        // Per consumer; bounds what amqprs buffers without bound.
+        barrier(&channel.channel, self.prefetch).await?;
+        let acks = Arc::new(Acks::new(self.prefetch));
+        let acknowledging = {
+            let (acks, channel) = (acks.clone(), channel.channel.clone());
+            tokio::spawn(async move { acks.run(&channel).await })
+        };
+        Ok(Consumers {
+            channel,
+            acks,
+            _acknowledging: AbortOnDropHandle::new(acknowledging),
+        })
+    }
+
+    async fn open_channel(
+        &self,
+        lost: Option<tokio_util::sync::DropGuard>,
+    ) -> Result<OpenChannel, LinkError> {
+        open_channel(&self.connection, lost, &self.cancelled_sender).await
+    }
+
+    /// Replaces an admin channel that the server has closed.
+    pub(super) async fn reopen_admin(&mut self, channel: usize) -> Result<(), LinkError> {
+        self.reopened += 1;
+        self.admins[channel] = timeout(RPC_TIMEOUT, self.open_channel(None))
+            .await
+            .unwrap_or(Err(LinkError::Timeout(RPC_TIMEOUT)))?;
+        Ok(())
+    }
+
+    /// An error when the connection should make way for a new one.
+    pub(super) fn check_wear(&self) -> Result<(), LinkError> {
+        match self.reopened >= MAX_REOPENED_CHANNELS {
+            true => Err(LinkError::Amqp(
+                "renewed after many closed channels".to_owned(),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Starts consumers of queues, pipelined: without waiting for each answer, then
+    /// one barrier. A consumer's tag is its queue's name.
+    pub(super) async fn consume<D>(
+        &self,
+        on: &Consumers,
+        queues: Vec<(String, D)>,
+    ) -> Result<(), LinkError>
+    where
+        D: Fn(&Delivery) + Send + 'static,
+    {
+        let (channel, prefetch) = (on.channel.channel.clone(), self.prefetch);
+        let (acks, handing_off) = (on.acks.clone(), self.handing_off.clone());
+        let sequence = async move {
+            for (queue, deliver) in queues {
+                let arguments = BasicConsumeArguments::new(&queue, &queue)
+                    .manual_ack(true)
+                    .exclusive(true)
+                    .no_wait(true)
+                    .finish();
+                let (_, messages) = channel.basic_consume_rx(arguments).await?;
+                handing_off.spawn(consumer::consume(messages, acks.clone(), deliver));
+            }
+            barrier(&channel, prefetch).await
+        };
+        self.rpc(&on.channel, sequence).await
+    }
+
+    /// Runs steps on a channel, pipelined, and then one barrier, which only an
+    /// accepted sequence passes.
+    pub(super) async fn pipeline<S, F>(
+        &self,
+        on: &OpenChannel,
+        steps: Vec<S>,
+        step: impl Fn(Channel, S) -> F + Send + 'static,
+    ) -> Result<(), LinkError>
+    where
+        S: Send + 'static,
+        F: Future<Output = Result<(), amqprs::error::Error>> + Send + 'static,
+    {
+        let (channel, prefetch) = (on.channel.clone(), self.prefetch);
+        let sequence = async move {
+            for each in steps {
+                // A frame after the server closed the channel would cost the connection.
+                if channel.is_open() {
+                    step(channel.clone(), each).await?;
+                }
+            }
+            barrier(&channel, prefetch).await
+        };
+        self.rpc(on, sequence).await
+    }
+
+    /// Runs one RPC, or one pipelined sequence that ends in an RPC.
+    pub(super) async fn rpc<T: Send + 'static>(
+        &self,
+        on: &OpenChannel,
+        call: impl Future<Output = Result<T, amqprs::error::Error>> + Send + 'static,
+    ) -> Result<T, LinkError> {
+        let answered = tokio::select! {
+            answered = timeout(RPC_TIMEOUT, tokio::spawn(call)) => answered,
+            () = self.lost.cancelled() => return Err(self.loss()),
+        };
+        match answered {
+            Ok(Ok(Ok(value))) => Ok(value),
+            Ok(Ok(Err(error))) => Err(match on.close_reason.get() {
+                Some(close) => LinkError::Closed(close.clone()),
+                None => error.into(),
+            }),
+            Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
+            Err(_) => Err(LinkError::Timeout(RPC_TIMEOUT)),
+        }
+    }
+
+    /// Why the link is lost, if it is; else `error`.
+    pub(super) fn loss_or(&self, error: LinkError) -> LinkError {
+        match self.lost.is_cancelled() {
+            true => self.loss(),
+            false => error,
+        }
+    }
+
+    pub(super) fn loss(&self) -> LinkError {
+        let channels = self.consumers.iter().map(|on| &on.channel.close_reason);
+        let mut reasons = std::iter::once(&self.close_reason).chain(channels);
+        reasons.find_map(|reason| reason.get()).map_or_else(
+            || LinkError::Amqp("the connection broke".to_owned()),
+            |close| LinkError::Closed(close.clone()),
+        )
+    }
+
+    /// Ends all consumers at once, so that nothing more is received: the answer
+    /// to `channel.close` comes behind all deliveries. The queues, auto-delete, go.
+    pub(super) async fn stop_consuming(&mut self) {
+        self.flush_acks().await;
+        let stop = async |on: &Consumers| {
+            let channel = on.channel.channel.clone();
+            if let Err(error) = self.rpc(&on.channel, channel.close()).await {
+                debug!(error = %self.loss_or(error), "RabbitMQ consumers not stopped");
+            }
+        };
+        join_all(self.consumers.iter().map(stop)).await;
+    }
+
+    /// Acknowledges what was handed off and is not acknowledged yet.
+    async fn flush_acks(&self) {
+        let flush = |on: &Consumers| {
+            let (acks, channel) = (on.acks.clone(), on.channel.channel.clone());
+            async move { acks.flush(&channel).await }
+        };
+        // Only a dead connection makes it wait.
+        let flushes = join_all(self.consumers.iter().map(flush));
+        if timeout(DRAIN_TIMEOUT, flushes).await.is_err() {
+            debug!("RabbitMQ acknowledgements not sent in time");
+        }
+    }
+
+    /// The consumers that have not handed off all they received.
+    pub(super) fn handing_off(&self) -> TaskTracker {
+        self.handing_off.clone()
+    }
+
+    /// Waits until everything received has been handed off and acknowledged, after
+    /// the consumers were cancelled or the connection was lost or closed.
+    pub(super) async fn handed_off(consumers: &TaskTracker) {
+        consumers.close();
+        if timeout(DRAIN_TIMEOUT, consumers.wait()).await.is_err() {
+            debug!("RabbitMQ consumers did not end in time");
+        }
+    }
+
+    /// Says goodbye to the broker; bounded, because it may not be listening.
+    pub(super) async fn close(self) {
+        let goodbye = async move {
+            // The `Drop` of each would spawn a closing handshake.
+            for on in self.consumers {
+                let _ = on.channel.channel.close().await;
+            }
+            for admin in self.admins {
+                let _ = admin.channel.close().await;
+            }
+            self.connection.close().await
+        };
+        // In a task of its own: dropping an RPC's future is what must not happen.
+        match timeout(DRAIN_TIMEOUT, tokio::spawn(goodbye)).await {
+            Ok(Ok(Ok(()))) => {}
+            other => debug!(?other, "RabbitMQ connection not closed cleanly"),
+        }
+    }
+}
