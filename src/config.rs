@@ -8,279 +8,35 @@
 
 mod amqp_url;
 mod binding_keys;
+mod command_line;
 mod cors_origins;
 mod jwks_source;
 mod trusted_proxies;
+mod values;
 
 use std::{
-    convert::Infallible,
-    error::Error,
-    fmt,
-    fmt::Write as _,
-    net::SocketAddr,
-    num::NonZeroUsize,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
 pub use amqp_url::{AmqpUrl, InvalidAmqpUrl};
 pub use binding_keys::{BindingKeys, InvalidBindingKeys};
 use clap::{
-    ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    ArgAction, Args, ValueEnum,
     builder::{BoolishValueParser, NonEmptyStringValueParser},
-    error::{ContextKind, ContextValue},
+};
+pub use command_line::{
+    Cli, Command, DevArgs, DoctorArgs, HealthArgs, PublishArgs, PublishRabbitMqArgs, ServeArgs,
+    TokenArgs,
 };
 pub use cors_origins::{CorsOrigins, InvalidOrigin};
 pub use jwks_source::JwksSource;
 pub use trusted_proxies::{InvalidNetwork, TrustedProxies};
-
-use crate::user::{TenantId, UserId};
-
-/// Delivers Chat3 updates from RabbitMQ to browsers over Socket.IO.
-#[allow(missing_docs)] // Its parts have their names from the settings.
-#[derive(Debug, Parser)]
-#[command(
-    version,
-    args_conflicts_with_subcommands = true,
-    after_help = "Without a command, `serve` is run. Settings come from flags, then from the \
-environment, then from a .env file in the working directory (or above it).\n\n\
-Try it without a broker:  chat3-gateway dev"
-)]
-pub struct Cli {
-    #[command(subcommand)]
-    pub command: Option<Command>,
-    #[command(flatten)]
-    pub serve: ServeArgs,
-}
-
-impl Cli {
-    /// Parses the process's arguments and environment. Prints and exits for
-    /// `--help` and `--version`.
-    ///
-    /// # Errors
-    /// A mistake, in one line that names flag and variable. The value is repeated
-    /// only if it cannot be a secret.
-    pub fn from_process() -> Result<Self, String> {
-        Self::try_parse().map_err(|error| {
-            if !error.use_stderr() {
-                error.exit();
-            }
-            describe(&error)
-        })
-    }
-}
-
-fn describe(error: &clap::Error) -> String {
-    let invalid = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    let flag = invalid(ContextKind::InvalidArg).and_then(|arg| arg.split([' ', '=']).next());
-    let argument = flag.and_then(|flag| find_argument(&Cli::command(), flag));
-    let (Some(flag), Some(argument), Some(value)) =
-        (flag, argument, invalid(ContextKind::InvalidValue))
-    else {
-        // Not about a value: clap's first paragraph says it, without the usage.
-        let text = error.to_string();
-        let paragraph = text.split("\n\n").next().unwrap_or(&text);
-        let line = paragraph.lines().map(str::trim).collect::<Vec<_>>();
-        return format!(
-            "{} (see --help)",
-            line.join(" ").trim_start_matches("error: ")
-        );
-    };
-    let mut text = match argument.get_env() {
-        Some(variable) => format!("{} ({flag})", variable.to_string_lossy()),
-        None => flag.to_owned(),
-    };
-    if !argument.is_hide_env_values_set() {
-        write!(text, ": {value:?}").expect("writing to a String does not fail");
-    }
-    let reason = match (error.get(ContextKind::ValidValue), error.source()) {
-        (Some(ContextValue::Strings(valid)), _) if !valid.is_empty() => {
-            format!("is none of {}", valid.join(", "))
-        }
-        (_, Some(source)) => source.to_string(),
-        _ => "must have a value".to_owned(),
-    };
-    text + " " + &reason
-}
-
-fn find_argument(command: &clap::Command, flag: &str) -> Option<clap::Arg> {
-    let is_it = |argument: &&clap::Arg| {
-        let long = argument.get_long();
-        long.is_some_and(|long| flag.strip_prefix("--") == Some(long))
-    };
-    let own = command.get_arguments().find(is_it).cloned();
-    let find_in = |command| find_argument(command, flag);
-    own.or_else(|| command.get_subcommands().find_map(find_in))
-}
-
-/// What the program is asked to do.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Serve browsers from RabbitMQ (the default)
-    Serve(Box<ServeArgs>),
-    /// Serve with no broker: an in-process exchange, a development key and a page to try it
-    Dev(Box<DevArgs>),
-    /// Print a JWT for a user, signed with the configured secret
-    Token(TokenArgs),
-    /// Publish updates to RabbitMQ in Chat3's format
-    Publish(PublishArgs),
-    /// Ask the gateway on this machine how it is: exit code 0 or 1, for container health checks
-    Health(HealthArgs),
-    /// Check settings, RabbitMQ, what is published there, keys for tokens and this machine
-    Doctor(Box<DoctorArgs>),
-}
-
-/// The settings of `serve`.
-#[allow(missing_docs)] // Its parts have their names from the settings.
-#[derive(Debug, Clone, Args)]
-pub struct ServeArgs {
-    #[command(flatten)]
-    pub rabbitmq: RabbitMqConfig,
-    /// Address to listen on
-    #[arg(long, env, value_name = "HOST", default_value = "0.0.0.0", help_heading = LISTENER)]
-    pub host: String,
-    /// Threads that serve; one costs the least per update and is enough for most,
-    /// see docs/SCALING.md
-    #[arg(long, env, value_name = "NUMBER", default_value = "1", help_heading = LISTENER)]
-    pub worker_threads: NonZeroUsize,
-    #[command(flatten)]
-    pub http: HttpConfig,
-    #[command(flatten)]
-    pub jwt: JwtConfig,
-    #[command(flatten)]
-    pub log: LogConfig,
-}
-
-/// The settings of `dev`.
-#[allow(missing_docs)] // Its parts have their names from the settings.
-#[derive(Debug, Clone, Args)]
-pub struct DevArgs {
-    /// Address to listen on; local by default, because this mode hands out tokens
-    #[arg(long, env, value_name = "HOST", default_value = "127.0.0.1", help_heading = LISTENER)]
-    pub host: String,
-    /// Binding key templates of the in-process exchange
-    #[arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS", value_name = "TEMPLATES",
-        default_value = DEV_BINDING_KEYS, help_heading = RABBITMQ)]
-    pub binding_keys: BindingKeys,
-    #[command(flatten)]
-    pub http: HttpConfig,
-    #[command(flatten)]
-    pub jwt: JwtConfig,
-    #[command(flatten)]
-    pub log: LogConfig,
-}
-
-/// The settings of `token`.
-#[allow(missing_docs)] // Its parts have their names from the settings.
-#[derive(Debug, Clone, Args)]
-pub struct TokenArgs {
-    /// The user the token is for
-    #[arg(long, value_name = "USER_ID", value_parser = UserId::parse)]
-    pub user: UserId,
-    /// The user's tenant
-    #[arg(long, value_name = "TENANT_ID", value_parser = TenantId::parse)]
-    pub tenant: Option<TenantId>,
-    /// How long the token is valid
-    #[arg(long, value_name = "DURATION", default_value = "1h")]
-    pub expires: humantime::Duration,
-    #[command(flatten)]
-    pub jwt: JwtConfig,
-}
-
-/// The settings of `publish`.
-#[allow(missing_docs)] // Its parts have their names from the settings.
-#[derive(Debug, Clone, Args)]
-pub struct PublishArgs {
-    /// The user who shall receive the updates
-    #[arg(long, value_name = "USER_ID", value_parser = UserId::parse)]
-    pub user: UserId,
-    /// The user's tenant
-    #[arg(long, value_name = "TENANT_ID", default_value = "tnt_default", value_parser = TenantId::parse)]
-    pub tenant: TenantId,
-    /// The event type, e.g. message.create or dialog.member.add
-    #[arg(long, value_name = "EVENT_TYPE")]
-    pub event: String,
-    /// The update's data as JSON; a sample that fits the event when absent
-    #[arg(long, value_name = "JSON", value_parser = parse_json)]
-    pub data: Option<serde_json::Value>,
-    /// How many updates to publish
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub count: u64,
-    /// Updates per second; as fast as possible when absent
-    #[arg(long, value_name = "N", value_parser = parse_rate)]
-    pub rate: Option<f64>,
-    /// Routing key; user.{userId}.{slug} as the original's when absent
-    #[arg(long, value_name = "KEY", value_parser = parse_short_name)]
-    pub routing_key: Option<String>,
-    #[command(flatten)]
-    pub rabbitmq: PublishRabbitMqArgs,
-}
-
-/// Which gateway `health` asks, by that gateway's own settings.
-#[derive(Debug, Clone, Args)]
-pub struct HealthArgs {
-    /// Whether it takes new clients (/ready), not whether it is up (/health)
-    #[arg(long)]
-    pub ready: bool,
-    /// Address that the gateway listens on; all of them stand for loopback
-    #[arg(long, env, value_name = "HOST", default_value = "0.0.0.0", help_heading = LISTENER)]
-    pub host: String,
-    /// Port that the gateway listens on
-    #[arg(long, env, value_name = "PORT", default_value_t = 3001, help_heading = LISTENER)]
-    pub port: u16,
-    /// Address and port of its listener for operators, asked in place of the other
-    #[arg(long, env, value_name = "ADDRESS:PORT", value_parser = parse_optional_address,
-        default_value = "", hide_default_value = true, help_heading = LISTENER)]
-    pub admin_addr: OptionalAddress,
-}
-
-/// What `doctor` examines: the settings of `serve`.
-#[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Exit code: 0 no problem found, 1 problems found, 2 the settings cannot be read."
-)]
-pub struct DoctorArgs {
-    /// A token to examine; - reads it from stdin, since others see command lines
-    #[arg(long, value_name = "TOKEN|-", conflicts_with = "token_file", help_heading = DOCTOR)]
-    pub token: Option<Secret>,
-    /// File that holds a token to examine
-    #[arg(long, value_name = "PATH", help_heading = DOCTOR)]
-    pub token_file: Option<PathBuf>,
-    /// How long to listen to what is published
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_listening,
-        help_heading = DOCTOR)]
-    pub listen: Duration,
-    /// Print one JSON object instead of text
-    #[arg(long, help_heading = DOCTOR)]
-    pub json: bool,
-    /// Exit with 1 for warnings, too
-    #[arg(long, help_heading = DOCTOR)]
-    pub strict: bool,
-    /// The settings to examine
-    #[command(flatten)]
-    pub serve: ServeArgs,
-}
-
-/// Where `publish` publishes to.
-#[allow(missing_docs)] // Its parts have their names from the settings.
-#[derive(Debug, Clone, Args)]
-pub struct PublishRabbitMqArgs {
-    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost
-    #[arg(long = "rabbitmq-url", env = "RABBITMQ_URL", value_name = "URL",
-        default_value = DEFAULT_URL, hide_env_values = true, help_heading = RABBITMQ)]
-    pub url: AmqpUrl,
-    /// Topic exchange to publish to; declared as Chat3 declares it
-    #[arg(long = "rabbitmq-updates-exchange", env = "RABBITMQ_UPDATES_EXCHANGE",
-        value_name = "NAME", default_value = DEFAULT_EXCHANGE, value_parser = parse_short_name,
-        help_heading = RABBITMQ)]
-    pub exchange: String,
-    #[command(flatten)]
-    pub tls: RabbitMqTls,
-}
+pub use values::{OptionalAddress, OptionalPath, Secret};
+use values::{
+    parse_delay, parse_heartbeat, parse_instance_name, parse_leeway, parse_optional_address,
+    parse_optional_short_name, parse_short_name, parse_window,
+};
 
 const RABBITMQ: &str = "RabbitMQ";
 const LISTENER: &str = "Listener";
@@ -289,14 +45,10 @@ const LIMITS: &str = "Limits";
 const RECOVERY: &str = "Connection state recovery";
 const JWT: &str = "JWT";
 const LOGS: &str = "Logs";
-const DOCTOR: &str = "Examination";
 
 const DEFAULT_URL: &str = "amqp://rmuser:rmpassword@localhost:5672/";
 const DEFAULT_EXCHANGE: &str = "chat3_updates";
 const DEFAULT_BINDING_KEYS: &str = "user.{userId}.*";
-
-/// The first generation's and today's: the development page publishes both.
-const DEV_BINDING_KEYS: &str = "user.{userId}.*,update.*.*.{userId}.*";
 
 /// How to reach RabbitMQ and what to bind there.
 #[allow(missing_docs)] // Its parts have their names from the settings.
@@ -653,53 +405,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// A value that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes `value` as the secret.
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    /// The secret itself; an empty one counts as unset (`JWT_SECRET=` in a .env file).
-    pub fn expose(&self) -> Option<&str> {
-        Some(self.0.as_str()).filter(|secret| !secret.is_empty())
-    }
-}
-
-impl From<&str> for Secret {
-    fn from(value: &str) -> Self {
-        Self::new(value)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
-}
-
-/// A file that may be left out; an empty path counts as unset (`…_FILE=` in a .env file).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OptionalPath(PathBuf);
-
-impl OptionalPath {
-    /// The path, unless it is left out.
-    pub fn path(&self) -> Option<&Path> {
-        Some(self.0.as_path()).filter(|path| !path.as_os_str().is_empty())
-    }
-}
-
-impl FromStr for OptionalPath {
-    type Err = Infallible;
-
-    fn from_str(path: &str) -> Result<Self, Self::Err> {
-        Ok(Self(path.into()))
-    }
-}
-
 impl JwtConfig {
     /// The file of public keys.
     pub fn public_key_file(&self) -> Option<&Path> {
@@ -731,103 +436,10 @@ fn given(setting: Option<&str>) -> Option<&str> {
     setting.filter(|setting| !setting.is_empty())
 }
 
-fn parse_delay(text: &str) -> Result<Duration, String> {
-    let delay = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    match delay.is_zero() || delay > Duration::from_hours(24) {
-        true => Err("must be more than 0s and at most 1day".to_owned()),
-        false => Ok(delay),
-    }
-}
-
-/// Long enough for a quiet exchange, short enough for somebody who waits.
-fn parse_listening(text: &str) -> Result<Duration, String> {
-    let listening = parse_delay(text)?;
-    match listening > Duration::from_secs(600) {
-        true => Err("must be at most 10min".to_owned()),
-        false => Ok(listening),
-    }
-}
-
-/// A setting that is off when it is empty.
-pub type OptionalAddress = Option<SocketAddr>;
-
-fn parse_optional_address(text: &str) -> Result<OptionalAddress, String> {
-    match text {
-        "" => Ok(None),
-        text => text
-            .parse()
-            .map(Some)
-            .map_err(|_| "is no address with a port like 127.0.0.1:9090".to_owned()),
-    }
-}
-
-fn parse_window(text: &str) -> Result<Duration, String> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let window = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    match window > Duration::from_hours(24) {
-        true => Err("must be at most 1day".to_owned()),
-        false => Ok(window),
-    }
-}
-
-/// Whole seconds, as the times in tokens are.
-fn parse_leeway(text: &str) -> Result<Duration, String> {
-    let leeway = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    match leeway.subsec_nanos() == 0 && leeway <= Duration::from_secs(600) {
-        true => Ok(leeway),
-        false => Err("must be whole seconds and at most 10min".to_owned()),
-    }
-}
-
-/// Whole seconds, as AMQP has it; amqprs would busy-loop with one.
-fn parse_heartbeat(text: &str) -> Result<Duration, String> {
-    let heartbeat = parse_delay(text)?;
-    match heartbeat.subsec_nanos() == 0 && (2..=600).contains(&heartbeat.as_secs()) {
-        true => Ok(heartbeat),
-        false => Err("must be whole seconds from 2s to 10min".to_owned()),
-    }
-}
-
-fn parse_rate(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
-        _ => Err("must be a number over 0 and at most 1000000".to_owned()),
-    }
-}
-
-fn parse_json(text: &str) -> Result<serde_json::Value, String> {
-    serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))
-}
-
-/// An AMQP short string; longer ones would panic in amqprs.
-fn parse_short_name(text: &str) -> Result<String, String> {
-    match text.len() {
-        1..=255 => Ok(text.to_owned()),
-        _ => Err("must have 1 to 255 bytes".to_owned()),
-    }
-}
-
-fn parse_optional_short_name(text: &str) -> Result<String, String> {
-    match text {
-        "" => Ok(String::new()),
-        text => parse_short_name(text),
-    }
-}
-
-fn parse_instance_name(text: &str) -> Result<String, String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    match text.len() <= 64 && text.chars().all(allowed) {
-        true => Ok(text.to_owned()),
-        false => {
-            Err("must have at most 64 letters, digits, dots, dashes or underscores".to_owned())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory, Parser};
+
     use super::*;
 
     #[test]

@@ -11,7 +11,7 @@ use std::{fs, io, path::Path};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::{
     EnvFilter, Layer,
-    filter::{FilterExt, filter_fn},
+    filter::{FilterExt, LevelFilter, filter_fn},
     fmt::writer::{BoxMakeWriter, MakeWriterExt},
     layer::SubscriberExt,
     util::SubscriberInitExt,
@@ -55,7 +55,10 @@ pub fn init(config: &LogConfig) -> LogGuard {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().boxed(),
     };
-    let events = filter(config).and(filter_fn(is_event));
+    // The hint lets what is below the level end at a static; without it, every
+    // frame that tungstenite might trace would be looked at.
+    let all_events = filter_fn(is_event).with_max_level_hint(LevelFilter::TRACE);
+    let events = filter(config).and(all_events);
     let subscriber = tracing_subscriber::registry().with(lines.with_filter(events));
     #[cfg(feature = "otlp")]
     let (export, failure) = match otlp::Export::start() {
@@ -65,7 +68,8 @@ pub fn init(config: &LogConfig) -> LogGuard {
     #[cfg(feature = "otlp")]
     let subscriber = subscriber.with(export.as_ref().map(|export| {
         // Of this crate only: the export's own requests must not become spans.
-        let own = filter_fn(|metadata| metadata.target().starts_with("chat3_gateway"));
+        let own = filter_fn(|metadata| metadata.target().starts_with("chat3_gateway"))
+            .with_max_level_hint(LevelFilter::TRACE);
         let spans = tracing_opentelemetry::layer().with_tracer(export.tracer());
         spans.with_filter(filter(config).and(own))
     }));

@@ -1,0 +1,265 @@
+//! The command line: the commands, their arguments, and what is wrong with them.
+
+use std::{error::Error as _, fmt::Write as _, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use clap::{
+    Args, CommandFactory, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
+
+use super::{
+    AmqpUrl, BindingKeys, DEFAULT_EXCHANGE, DEFAULT_URL, HttpConfig, JwtConfig, LISTENER,
+    LogConfig, OptionalAddress, RABBITMQ, RabbitMqConfig, RabbitMqTls, Secret,
+    values::{parse_json, parse_listening, parse_optional_address, parse_rate, parse_short_name},
+};
+use crate::user::{TenantId, UserId};
+
+const DOCTOR: &str = "Examination";
+
+/// The first generation's and today's: the development page publishes both.
+const DEV_BINDING_KEYS: &str = "user.{userId}.*,update.*.*.{userId}.*";
+
+/// Delivers Chat3 updates from RabbitMQ to browsers over Socket.IO.
+#[allow(missing_docs)] // Its parts have their names from the settings.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Without a command, `serve` is run. Settings come from flags, then from the \
+environment, then from a .env file in the working directory (or above it).\n\n\
+Try it without a broker:  chat3-gateway dev"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+impl Cli {
+    /// Parses the process's arguments and environment. Prints and exits for
+    /// `--help` and `--version`.
+    ///
+    /// # Errors
+    /// A mistake, in one line that names flag and variable. The value is repeated
+    /// only if it cannot be a secret.
+    pub fn from_process() -> Result<Self, String> {
+        Self::try_parse().map_err(|error| {
+            if !error.use_stderr() {
+                error.exit();
+            }
+            describe(&error)
+        })
+    }
+}
+
+fn describe(error: &clap::Error) -> String {
+    let invalid = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let flag = invalid(ContextKind::InvalidArg).and_then(|arg| arg.split([' ', '=']).next());
+    let argument = flag.and_then(|flag| find_argument(&Cli::command(), flag));
+    let (Some(flag), Some(argument), Some(value)) =
+        (flag, argument, invalid(ContextKind::InvalidValue))
+    else {
+        // Not about a value: clap's first paragraph says it, without the usage.
+        let text = error.to_string();
+        let paragraph = text.split("\n\n").next().unwrap_or(&text);
+        let line = paragraph.lines().map(str::trim).collect::<Vec<_>>();
+        return format!(
+            "{} (see --help)",
+            line.join(" ").trim_start_matches("error: ")
+        );
+    };
+    let mut text = match argument.get_env() {
+        Some(variable) => format!("{} ({flag})", variable.to_string_lossy()),
+        None => flag.to_owned(),
+    };
+    if !argument.is_hide_env_values_set() {
+        write!(text, ": {value:?}").expect("writing to a String does not fail");
+    }
+    let reason = match (error.get(ContextKind::ValidValue), error.source()) {
+        (Some(ContextValue::Strings(valid)), _) if !valid.is_empty() => {
+            format!("is none of {}", valid.join(", "))
+        }
+        (_, Some(source)) => source.to_string(),
+        _ => "must have a value".to_owned(),
+    };
+    text + " " + &reason
+}
+
+fn find_argument(command: &clap::Command, flag: &str) -> Option<clap::Arg> {
+    let is_it = |argument: &&clap::Arg| {
+        let long = argument.get_long();
+        long.is_some_and(|long| flag.strip_prefix("--") == Some(long))
+    };
+    let own = command.get_arguments().find(is_it).cloned();
+    let find_in = |command| find_argument(command, flag);
+    own.or_else(|| command.get_subcommands().find_map(find_in))
+}
+
+/// What the program is asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve browsers from RabbitMQ (the default)
+    Serve(Box<ServeArgs>),
+    /// Serve with no broker: an in-process exchange, a development key and a page to try it
+    Dev(Box<DevArgs>),
+    /// Print a JWT for a user, signed with the configured secret
+    Token(TokenArgs),
+    /// Publish updates to RabbitMQ in Chat3's format
+    Publish(PublishArgs),
+    /// Ask the gateway on this machine how it is: exit code 0 or 1, for container health checks
+    Health(HealthArgs),
+    /// Check settings, RabbitMQ, what is published there, keys for tokens and this machine
+    Doctor(Box<DoctorArgs>),
+}
+
+/// The settings of `serve`.
+#[allow(missing_docs)] // Its parts have their names from the settings.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub rabbitmq: RabbitMqConfig,
+    /// Address to listen on
+    #[arg(long, env, value_name = "HOST", default_value = "0.0.0.0", help_heading = LISTENER)]
+    pub host: String,
+    /// Threads that serve; one costs the least per update and is enough for most,
+    /// see docs/SCALING.md
+    #[arg(long, env, value_name = "NUMBER", default_value = "1", help_heading = LISTENER)]
+    pub worker_threads: NonZeroUsize,
+    #[command(flatten)]
+    pub http: HttpConfig,
+    #[command(flatten)]
+    pub jwt: JwtConfig,
+    #[command(flatten)]
+    pub log: LogConfig,
+}
+
+/// The settings of `dev`.
+#[allow(missing_docs)] // Its parts have their names from the settings.
+#[derive(Debug, Clone, Args)]
+pub struct DevArgs {
+    /// Address to listen on; local by default, because this mode hands out tokens
+    #[arg(long, env, value_name = "HOST", default_value = "127.0.0.1", help_heading = LISTENER)]
+    pub host: String,
+    /// Binding key templates of the in-process exchange
+    #[arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS", value_name = "TEMPLATES",
+        default_value = DEV_BINDING_KEYS, help_heading = RABBITMQ)]
+    pub binding_keys: BindingKeys,
+    #[command(flatten)]
+    pub http: HttpConfig,
+    #[command(flatten)]
+    pub jwt: JwtConfig,
+    #[command(flatten)]
+    pub log: LogConfig,
+}
+
+/// The settings of `token`.
+#[allow(missing_docs)] // Its parts have their names from the settings.
+#[derive(Debug, Clone, Args)]
+pub struct TokenArgs {
+    /// The user the token is for
+    #[arg(long, value_name = "USER_ID", value_parser = UserId::parse)]
+    pub user: UserId,
+    /// The user's tenant
+    #[arg(long, value_name = "TENANT_ID", value_parser = TenantId::parse)]
+    pub tenant: Option<TenantId>,
+    /// How long the token is valid
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub expires: humantime::Duration,
+    #[command(flatten)]
+    pub jwt: JwtConfig,
+}
+
+/// The settings of `publish`.
+#[allow(missing_docs)] // Its parts have their names from the settings.
+#[derive(Debug, Clone, Args)]
+pub struct PublishArgs {
+    /// The user who shall receive the updates
+    #[arg(long, value_name = "USER_ID", value_parser = UserId::parse)]
+    pub user: UserId,
+    /// The user's tenant
+    #[arg(long, value_name = "TENANT_ID", default_value = "tnt_default", value_parser = TenantId::parse)]
+    pub tenant: TenantId,
+    /// The event type, e.g. message.create or dialog.member.add
+    #[arg(long, value_name = "EVENT_TYPE")]
+    pub event: String,
+    /// The update's data as JSON; a sample that fits the event when absent
+    #[arg(long, value_name = "JSON", value_parser = parse_json)]
+    pub data: Option<serde_json::Value>,
+    /// How many updates to publish
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub count: u64,
+    /// Updates per second; as fast as possible when absent
+    #[arg(long, value_name = "N", value_parser = parse_rate)]
+    pub rate: Option<f64>,
+    /// Routing key; user.{userId}.{slug} as the original's when absent
+    #[arg(long, value_name = "KEY", value_parser = parse_short_name)]
+    pub routing_key: Option<String>,
+    #[command(flatten)]
+    pub rabbitmq: PublishRabbitMqArgs,
+}
+
+/// Which gateway `health` asks, by that gateway's own settings.
+#[derive(Debug, Clone, Args)]
+pub struct HealthArgs {
+    /// Whether it takes new clients (/ready), not whether it is up (/health)
+    #[arg(long)]
+    pub ready: bool,
+    /// Address that the gateway listens on; all of them stand for loopback
+    #[arg(long, env, value_name = "HOST", default_value = "0.0.0.0", help_heading = LISTENER)]
+    pub host: String,
+    /// Port that the gateway listens on
+    #[arg(long, env, value_name = "PORT", default_value_t = 3001, help_heading = LISTENER)]
+    pub port: u16,
+    /// Address and port of its listener for operators, asked in place of the other
+    #[arg(long, env, value_name = "ADDRESS:PORT", value_parser = parse_optional_address,
+        default_value = "", hide_default_value = true, help_heading = LISTENER)]
+    pub admin_addr: OptionalAddress,
+}
+
+/// What `doctor` examines: the settings of `serve`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Exit code: 0 no problem found, 1 problems found, 2 the settings cannot be read."
+)]
+pub struct DoctorArgs {
+    /// A token to examine; - reads it from stdin, since others see command lines
+    #[arg(long, value_name = "TOKEN|-", conflicts_with = "token_file", help_heading = DOCTOR)]
+    pub token: Option<Secret>,
+    /// File that holds a token to examine
+    #[arg(long, value_name = "PATH", help_heading = DOCTOR)]
+    pub token_file: Option<PathBuf>,
+    /// How long to listen to what is published
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_listening,
+        help_heading = DOCTOR)]
+    pub listen: Duration,
+    /// Print one JSON object instead of text
+    #[arg(long, help_heading = DOCTOR)]
+    pub json: bool,
+    /// Exit with 1 for warnings, too
+    #[arg(long, help_heading = DOCTOR)]
+    pub strict: bool,
+    /// The settings to examine
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// Where `publish` publishes to.
+#[allow(missing_docs)] // Its parts have their names from the settings.
+#[derive(Debug, Clone, Args)]
+pub struct PublishRabbitMqArgs {
+    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost
+    #[arg(long = "rabbitmq-url", env = "RABBITMQ_URL", value_name = "URL",
+        default_value = DEFAULT_URL, hide_env_values = true, help_heading = RABBITMQ)]
+    pub url: AmqpUrl,
+    /// Topic exchange to publish to; declared as Chat3 declares it
+    #[arg(long = "rabbitmq-updates-exchange", env = "RABBITMQ_UPDATES_EXCHANGE",
+        value_name = "NAME", default_value = DEFAULT_EXCHANGE, value_parser = parse_short_name,
+        help_heading = RABBITMQ)]
+    pub exchange: String,
+    #[command(flatten)]
+    pub tls: RabbitMqTls,
+}
