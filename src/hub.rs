@@ -11,6 +11,7 @@
 //! taken, it comes before the lock of one user's audience.
 
 mod audience;
+mod crowd;
 mod log;
 mod recovery;
 

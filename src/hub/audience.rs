@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{
+    crowd::Crowd,
     log::{Limits, Log, Offset},
     recovery::{Outcome, Pid, Request},
 };
@@ -51,6 +52,7 @@ pub(super) struct Audience {
     envelope: Envelope,
     transports: Transports,
     metrics: Metrics,
+    crowd: Crowd,
     room: Mutex<Room>,
 }
 
@@ -77,6 +79,14 @@ struct Member {
     /// Where it stands with recovery; `None` if it opted out or recovery is off.
     recovery: Option<Recovery>,
     lag: Lag,
+    /// Whether its socket is in the [`Crowd`].
+    in_crowd: bool,
+}
+
+impl Member {
+    fn is_live(&self) -> bool {
+        matches!(self.state, State::Live(_))
+    }
 }
 
 /// How far a socket lags behind.
@@ -158,6 +168,7 @@ impl Audience {
             envelope,
             transports,
             metrics,
+            crowd: Crowd::new(),
             room: Mutex::new(Room {
                 members: Vec::new(),
                 log,
@@ -181,6 +192,7 @@ impl Audience {
             state: State::Joining,
             recovery: None,
             lag: Lag::default(),
+            in_crowd: false,
         });
         self.settle(&mut room);
     }
@@ -258,7 +270,8 @@ impl Audience {
             recovery.is_some_and(|recovery| recovery.pid == pid)
         };
         let index = room.members.iter().position(is_it)?;
-        let member = room.members.swap_remove(index);
+        let mut member = room.members.swap_remove(index);
+        self.leave_crowd(&mut member);
         match &member.state {
             State::Live(socket) => self.transports.close(socket),
             State::Away(since) if self.is_expired(*since) => return None,
@@ -318,6 +331,7 @@ impl Audience {
             }
             _ => State::Behind(seen),
         };
+        self.gather_crowd(&mut room);
         self.trim(&mut room, Instant::now());
         fed
     }
@@ -333,6 +347,7 @@ impl Audience {
         if may_return && matches!(room.members[index].state, State::Away(_)) {
             return None;
         }
+        self.leave_crowd(&mut room.members[index]);
         let now = Instant::now();
         let left = if may_return && room.members[index].recovery.is_some() {
             self.make_room_for_one_away(&mut room);
@@ -470,14 +485,20 @@ impl Audience {
         let events = 1 + u64::from(specialised.is_some());
         let first = log.append(body.clone(), events, now);
         let events = Events::new(log, first, &update);
-        for member in members {
+        let mut live = 0_u64;
+        for member in &*members {
             match &member.state {
                 State::Joining => {}
                 // They may come back for it, or it is handed off from the log.
                 State::Away(_) | State::Behind(_) => kept = true,
                 State::Cut => kept |= member.recovery.is_some(),
-                State::Live(_) => handed_off += u64::from(self.hand_off(member, &events)),
+                State::Live(_) => live += 1,
             }
+        }
+        if live > 1 {
+            handed_off = self.hand_off_to_crowd(members, &events);
+        } else if let Some(member) = members.iter_mut().find(|member| member.is_live()) {
+            handed_off = u64::from(self.hand_off(member, &events));
         }
         self.trim(&mut room, now);
         drop(room);
@@ -531,10 +552,81 @@ impl Audience {
             Err(SendError::Socket(SocketError::Closed)) => return false,
             Err(SendError::Serialize(_)) => "an event cannot be encoded",
         };
-        // A hole in the stream of updates is worse than a reconnect.
-        self.cut(socket, problem);
-        member.state = State::Cut;
+        self.cut_off(member, problem);
         false
+    }
+
+    /// Hands the update to all that are live, each event encoded once; returns how
+    /// many took it.
+    fn hand_off_to_crowd(&self, members: &mut [Member], events: &Events<'_>) -> u64 {
+        let mut missed = [false; 2];
+        for (with_offsets, missed) in [false, true].into_iter().zip(&mut missed) {
+            let one = members.iter().find_map(|member| match &member.state {
+                State::Live(socket) if member.recovery.is_some() == with_offsets => Some(socket),
+                _ => None,
+            });
+            if let Some(one) = one {
+                *missed = !events.emit_to_crowd(&self.crowd, one, with_offsets);
+            }
+        }
+        let mut handed_off = 0;
+        for member in members {
+            let State::Live(socket) = &member.state else {
+                continue;
+            };
+            member.lag.handed += events.bytes();
+            let problem = if missed[usize::from(member.recovery.is_some())] {
+                "too many packets wait for this one or another of the user's"
+            } else if member.lag.exceeds(MAX_LAG_BYTES, socket, &self.transports) {
+                "too many bytes wait"
+            } else {
+                handed_off += 1;
+                continue;
+            };
+            self.cut_off(member, problem);
+        }
+        handed_off
+    }
+
+    /// Two live sockets are a crowd, and so is each that joins them.
+    fn gather_crowd(&self, room: &mut Room) {
+        if room
+            .members
+            .iter()
+            .filter(|member| member.is_live())
+            .count()
+            < 2
+        {
+            return;
+        }
+        for member in &mut room.members {
+            if let State::Live(socket) = &member.state
+                && !member.in_crowd
+                // socketioxide would keep one that is gone in the room.
+                && socket.connected()
+            {
+                self.crowd.enter(socket, member.recovery.is_some());
+                member.in_crowd = true;
+            }
+        }
+    }
+
+    /// To be called before a member's socket is given up.
+    fn leave_crowd(&self, member: &mut Member) {
+        if let State::Live(socket) = &member.state
+            && std::mem::take(&mut member.in_crowd)
+        {
+            self.crowd.leave(socket, member.recovery.is_some());
+        }
+    }
+
+    /// Gives up on a live socket: a hole in the stream of updates is worse than a
+    /// reconnect.
+    fn cut_off(&self, member: &mut Member, problem: &str) {
+        self.leave_crowd(member);
+        if let State::Live(socket) = std::mem::replace(&mut member.state, State::Cut) {
+            self.cut(&socket, problem);
+        }
     }
 
     /// Closes the transport of a socket that does not keep up.
@@ -647,6 +739,29 @@ impl<'a> Events<'a> {
             lag.handed += (FRAMING_BYTES + payload.get().len()) as u64;
         }
         Ok(())
+    }
+
+    /// Emits the events to a crowd's room of live sockets; `false` if one missed
+    /// something.
+    fn emit_to_crowd(&self, crowd: &Crowd, one: &SocketRef, with_offsets: bool) -> bool {
+        let [first, second] = &self.offsets;
+        let whole = (CHAT3_UPDATE, self.update.body, first);
+        let specialised = self
+            .specialised
+            .map(|event| (event.name, event.payload, second));
+        let mut events = [Some(whole), specialised].into_iter().flatten();
+        events.all(|(name, payload, offset)| match with_offsets {
+            true => crowd.emit(one, true, name, &(payload, offset)),
+            false => crowd.emit(one, false, name, &(payload,)),
+        })
+    }
+
+    /// What the events add to a socket's [`Lag::handed`].
+    fn bytes(&self) -> u64 {
+        let specialised = self.specialised.map(|event| event.payload.get().len());
+        let payloads = [Some(self.update.body.get().len()), specialised];
+        let with_framing = |bytes: usize| (FRAMING_BYTES + bytes) as u64;
+        payloads.into_iter().flatten().map(with_framing).sum()
     }
 
     /// The names of the events after number `after`, up to and including `until`.

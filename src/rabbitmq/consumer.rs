@@ -14,6 +14,10 @@ use tracing::error;
 use super::acks::Acks;
 use crate::broker::{Delivery, Handler};
 
+/// Bytes of updates after which the sockets get their turn to write: on one thread
+/// they would else only lag further behind while a burst is handed to them.
+const TURN_BYTES: usize = 64 * 1024;
+
 /// Hands a queue's updates to `deliver` until the consumer has ended, and settles
 /// each. What amqprs buffers in `messages` is bounded by the prefetch.
 pub(super) async fn consume(
@@ -21,6 +25,7 @@ pub(super) async fn consume(
     acks: Arc<Acks>,
     deliver: impl Fn(&Delivery) + Send,
 ) {
+    let mut in_turn = 0;
     while let Some(message) = messages.recv().await {
         // Each message has them.
         let Some(deliver_method) = message.deliver else {
@@ -28,6 +33,7 @@ pub(super) async fn consume(
         };
         let properties = message.basic_properties.unwrap_or_default();
         let content = message.content.unwrap_or_default();
+        in_turn += content.len();
         deliver(&Delivery {
             // It may be kept for long: without the room that was left while reading.
             body: Bytes::from(content.into_boxed_slice()),
@@ -35,6 +41,10 @@ pub(super) async fn consume(
             published_at: properties.timestamp().and_then(published_at),
         });
         acks.settle(deliver_method.delivery_tag());
+        if in_turn >= TURN_BYTES {
+            in_turn = 0;
+            tokio::task::yield_now().await;
+        }
     }
 }
 

@@ -56,6 +56,49 @@ test('the original documents 13 update types, and all of them are among the fixt
   }
 });
 
+test('many sockets of a user get the same, each in its form, until one of them leaves or is sent away', async () => {
+  const server = await Gateway.start(broker, { env: { ADMIN_TOKEN: 'operator' } });
+  const [user, other] = ['usr_many', 'usr_many_too'];
+  const open = (userId, options) => Tab.open(server, userId, { transports: ['websocket'], ...options });
+  const plain = (userId) => open(userId, { auth: { token: token(userId), recovery: false } });
+  const revocable = await open(user, { claims: { jti: 'jti-many' } });
+  const leaving = await open(user);
+  const staying = [await open(user), await plain(user), await plain(user)];
+  const others = [await open(other), await open(other)];
+  const rounds = [];
+  const round = async (tabs) => {
+    const updates = [anUpdate(user), anUpdate(user, { eventType: 'dialog.update' })];
+    rounds.push(...updates);
+    for (const update of updates) publisher.publish(`user.${user}.messageupdate`, update);
+    for (const tab of tabs) await tab.saw(updates[1]);
+  };
+  await round([revocable, leaving, ...staying]);
+  leaving.close();
+  await round([revocable, ...staying]);
+  const headers = { authorization: 'Bearer operator', 'content-type': 'application/json' };
+  const body = JSON.stringify({ until: Math.floor(Date.now() / 1000) + 3600 });
+  const revoked = await fetch(`${server.url}/api/tokens/jti-many/revoke`, { method: 'POST', headers, body });
+  assert.equal(revoked.status, 200);
+  await round(staying);
+  assert.equal(await revocable.refused(), 'token revoked');
+  for (const tab of staying) {
+    assert.deepEqual(tab.ids, rounds.map(({ _id }) => _id));
+    assert.equal(tab.events.length, 2 * rounds.length);
+  }
+  assert.deepEqual(staying.map((tab) => tab.offsets.length), [2 * rounds.length, 0, 0]);
+  assert.equal(new Set(staying[0].offsets).size, 2 * rounds.length);
+  assert.deepEqual(leaving.ids, rounds.slice(0, 2).map(({ _id }) => _id));
+  assert.deepEqual(revocable.ids, rounds.slice(0, 4).map(({ _id }) => _id));
+  const sentinel = anUpdate(other);
+  publisher.publish(`user.${other}.messageupdate`, sentinel);
+  for (const tab of others) {
+    await tab.saw(sentinel);
+    assert.deepEqual(tab.ids, [sentinel._id]);
+  }
+  for (const tab of [...staying, ...others, revocable]) tab.close();
+  await server.kill();
+});
+
 for (const [what, options] of [
   ['polling', { transports: ['polling'] }],
   ['polling, then upgrade', {}],

@@ -238,7 +238,7 @@ test('page: what is published while a connection is cut comes once, marked as re
   await inPane(page, 'a', 'cut').click();
   await state(page, 'a', 'recovered');
   await rows(page, 'a', 'dialog:update').waitFor();
-  await page.waitForFunction(() => document.querySelector('[data-user-pane=a] [data-role=recovered]').textContent === '2 replayed');
+  await page.locator('[data-user-pane=a] [data-role=recovered]', { hasText: /^2 replayed$/ }).waitFor();
   assert.equal(await page.locator('[data-user-pane=a] [data-replayed]').count(), 4);
   await page.selectOption('#publish-type', 'message.update'); // the sentinel
   await page.click('#publish-button');
@@ -281,7 +281,7 @@ test('page: a token about to expire is announced and can be renewed', async () =
 test('page: latency is shown for each update and each user', async () => {
   const page = await openPage();
   await page.click('#publish-button');
-  await page.waitForFunction(() => /^[\d.]+ m?s last · [\d.]+ m?s median/.test(document.querySelector('[data-user-pane=a] [data-role=latency]').textContent));
+  await page.locator('[data-user-pane=a] [data-role=latency]', { hasText: /^[\d.]+ m?s last · [\d.]+ m?s median/ }).waitFor();
   assert.match(await rows(page, 'a', 'message:new').first().locator('.latency').textContent(), /^[\d.]+ m?s$/);
   await page.close();
 });
