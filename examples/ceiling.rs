@@ -171,7 +171,7 @@ impl Ceiling {
             Topology::PerUser => (1..=CHANNELS).for_each(|channel| link.prefetch(channel, 100)),
             Topology::Shared => {
                 for channel in 1..=SHARED_QUEUES {
-                    let queue = format!("ceiling-{channel}");
+                    let queue = queue(channel.into());
                     link.prefetch(channel, 1000);
                     link.declare(channel, &queue);
                     link.consume(channel, &queue);
@@ -179,9 +179,10 @@ impl Ceiling {
             }
             Topology::Firehose => {
                 link.prefetch(1, 1000);
-                link.declare(1, "ceiling");
-                link.bind(1, "ceiling", exchange, "user.*.*");
-                link.consume(1, "ceiling");
+                let queue = queue(1);
+                link.declare(1, &queue);
+                link.bind(1, &queue, exchange, "user.*.*");
+                link.consume(1, &queue);
             }
         }
         for (name, user) in &self.users {
@@ -270,7 +271,7 @@ impl Ceiling {
         self.users.remove(&name);
         let Some(link) = &mut self.link else { return };
         match self.options.topology {
-            Topology::PerUser => link.delete(channel(serial), &format!("ceiling-{serial}")),
+            Topology::PerUser => link.delete(channel(serial), &queue(serial)),
             Topology::Shared => {
                 let (channel, queue) = shared_queue(&name);
                 link.unbind(
@@ -393,7 +394,7 @@ fn join(link: &mut Link, options: &Options, name: &str, serial: u64) {
     let key = format!("user.{name}.*");
     match options.topology {
         Topology::PerUser => {
-            let queue = format!("ceiling-{serial}");
+            let queue = queue(serial);
             link.declare(channel(serial), &queue);
             link.bind(channel(serial), &queue, &options.exchange, &key);
             link.consume(channel(serial), &queue);
@@ -414,7 +415,12 @@ fn shared_queue(name: &str) -> (u16, String) {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     let channel = u16::try_from(hasher.finish() % u64::from(SHARED_QUEUES)).unwrap_or_default() + 1;
-    (channel, format!("ceiling-{channel}"))
+    (channel, queue(channel.into()))
+}
+
+/// Not a name that the run before may still hold.
+fn queue(number: u64) -> String {
+    format!("ceiling-{}-{number}", std::process::id())
 }
 
 fn user_of(routing_key: &[u8]) -> Option<&str> {
