@@ -1,0 +1,339 @@
+//! The sockets, the connection to RabbitMQ and the loop that drives them.
+//! Enters everything into the ledger; what to publish when is the phases'
+//! business. Everything published carries the time it was handed to RabbitMQ's
+//! connection.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use jsonwebtoken::{EncodingKey, Header};
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use serde_json::json;
+use slab::Slab;
+
+use super::client::{Client, Kind, Owner, Said, stamp};
+use super::ledger::Ledger;
+use crate::Options;
+use crate::wire::amqp::Link;
+
+const BROKER: Token = Token(usize::MAX - 1);
+const TENANT: &str = "tnt_default";
+const TOKEN_LIFETIME: u64 = 24 * 3600;
+const VISITOR_PROBE: Duration = Duration::from_millis(100);
+const VISITOR_PATIENCE: Duration = Duration::from_secs(10);
+/// Above this RabbitMQ is not keeping up, and more would only wait here.
+const BACKLOG: usize = 1 << 18;
+
+enum Seat {
+    Member(usize),
+    Visitor(u32),
+}
+
+/// What became of the visitors since the phase began.
+#[derive(Default)]
+pub struct Visitors {
+    pub connects: u32,
+    pub refused: u32,
+    pub missed: u32,
+    pub present: u32,
+}
+
+pub struct Fleet {
+    pub ledger: Ledger,
+    pub visitors: Visitors,
+    pub joined: usize,
+    pub refused: usize,
+    options: Options,
+    signing: EncodingKey,
+    clock: Instant,
+    poll: Poll,
+    events: Events,
+    scratch: Vec<u8>,
+    link: Option<Link>,
+    clients: Slab<(Client, Seat)>,
+    /// When to look after which visitor: client, number, next look, end of patience.
+    appointments: VecDeque<(usize, u32, Instant, Instant)>,
+    next_visitor: u32,
+    complained: bool,
+}
+
+impl Fleet {
+    pub fn new(options: Options) -> io::Result<Self> {
+        Ok(Self {
+            ledger: Ledger::new(options.users, options.sockets_per_user),
+            visitors: Visitors::default(),
+            joined: 0,
+            refused: 0,
+            signing: EncodingKey::from_secret(options.secret.as_bytes()),
+            options,
+            clock: Instant::now(),
+            poll: Poll::new()?,
+            events: Events::with_capacity(1024),
+            scratch: vec![0; 1 << 18],
+            link: None,
+            clients: Slab::new(),
+            appointments: VecDeque::new(),
+            next_visitor: 0,
+            complained: false,
+        })
+    }
+
+    /// Microseconds since the start.
+    pub fn now(&self) -> u64 {
+        micros(self.clock)
+    }
+
+    pub fn connect_broker(&mut self) -> io::Result<()> {
+        self.link = None;
+        let mut link = Link::open(&self.options.amqp, 1)?;
+        link.declare_exchange(&self.options.exchange);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .register(&mut link.stream, BROKER, interest)?;
+        self.link = Some(link);
+        Ok(())
+    }
+
+    /// Whether RabbitMQ takes what is published.
+    pub fn writable(&self) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.out.len() < BACKLOG)
+    }
+
+    /// Waits for something to happen, at most `timeout`, and deals with it.
+    pub fn turn(&mut self, timeout: Duration) -> io::Result<()> {
+        self.flush();
+        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        let polled = self.poll.poll(&mut events, Some(timeout));
+        if let Err(error) = polled
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            return Err(error);
+        }
+        for event in &events {
+            match event.token() {
+                BROKER => self.hear_broker(),
+                Token(key) => self.serve(key, event.is_read_closed() || event.is_error()),
+            }
+        }
+        self.events = events;
+        self.look_after_visitors();
+        self.flush();
+        Ok(())
+    }
+
+    fn flush(&mut self) {
+        if self.link.as_mut().is_some_and(|link| !link.flush()) {
+            self.lose_broker();
+        }
+    }
+
+    fn hear_broker(&mut self) {
+        let Self { link, scratch, .. } = self;
+        if link
+            .as_mut()
+            .is_some_and(|link| !link.receive(scratch, |_| {}))
+        {
+            self.lose_broker();
+        }
+    }
+
+    fn lose_broker(&mut self) {
+        eprintln!("loadgen: connection to RabbitMQ lost");
+        self.link = None;
+    }
+
+    /// Opens the connection of a socket that stays.
+    pub fn open_member(&mut self, socket: usize) {
+        let user = u32::try_from(socket / self.options.sockets_per_user).unwrap_or(u32::MAX);
+        match self.open(Owner::User(user)) {
+            Ok((entry, client)) => {
+                debug_assert_eq!(entry, self.clients.vacant_key());
+                self.clients.insert((client, Seat::Member(socket)));
+            }
+            Err(error) => {
+                self.complain("connect", error.to_string().as_bytes());
+                self.refused += 1;
+            }
+        }
+    }
+
+    /// Opens the connection of somebody who leaves again after one update.
+    pub fn open_visitor(&mut self) {
+        self.next_visitor += 1;
+        self.visitors.connects += 1;
+        let number = self.next_visitor;
+        match self.open(Owner::Visitor(number)) {
+            Ok((entry, client)) => {
+                self.clients.insert((client, Seat::Visitor(number)));
+                self.visitors.present += 1;
+                let now = Instant::now();
+                let appointment = (entry, number, now + VISITOR_PROBE, now + VISITOR_PATIENCE);
+                self.appointments.push_back(appointment);
+            }
+            Err(error) => {
+                self.complain("connect", error.to_string().as_bytes());
+                self.visitors.refused += 1;
+            }
+        }
+    }
+
+    fn open(&self, owner: Owner) -> io::Result<(usize, Client)> {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.options.port));
+        let mut stream = TcpStream::connect(address)?;
+        let key = self.clients.vacant_key();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll
+            .registry()
+            .register(&mut stream, Token(key), interest)?;
+        let client = Client::new(stream, self.options.port, &self.token(owner));
+        Ok((key, client))
+    }
+
+    fn token(&self, owner: Owner) -> String {
+        let since_epoch = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let expiry = since_epoch.as_secs() + TOKEN_LIFETIME;
+        let claims = json!({"userId": owner.to_string(), "tenantId": TENANT, "exp": expiry});
+        jsonwebtoken::encode(&Header::default(), &claims, &self.signing).unwrap_or_default()
+    }
+
+    fn serve(&mut self, key: usize, ended: bool) {
+        let Some((client, seat)) = self.clients.get_mut(key) else {
+            return;
+        };
+        let (clock, ledger) = (self.clock, &mut self.ledger);
+        let (mut joined, mut satisfied, mut complaint) = (false, false, None);
+        let alive = client.drive(ended, &mut self.scratch, |said| match (said, &*seat) {
+            (Said::Joined, _) => joined = true,
+            (Said::Event(event), &Seat::Member(socket)) => {
+                ledger.receive(socket, &event, micros(clock));
+            }
+            (Said::Event(event), &Seat::Visitor(number)) => {
+                if event.owner == Owner::Visitor(number) {
+                    satisfied |= matches!(event.kind, Kind::Message);
+                } else {
+                    ledger.counts.foreign += 1;
+                }
+            }
+            (Said::Refused(answer), _) => complaint = Some(("refused", answer.to_vec())),
+            (Said::Unknown(packet), _) => complaint = Some(("unknown packet", packet.to_vec())),
+        });
+        let seated = (
+            client.joined(),
+            match *seat {
+                Seat::Member(socket) => Ok(socket),
+                Seat::Visitor(number) => Err(number),
+            },
+        );
+        if let Some((what, bytes)) = complaint {
+            self.complain(what, &bytes);
+        }
+        match seated.1 {
+            Ok(socket) if joined => {
+                self.joined += 1;
+                self.ledger.joined(socket);
+            }
+            Err(number) if joined => self.publish(Owner::Visitor(number), 0),
+            _ => {}
+        }
+        if alive && !satisfied {
+            return;
+        }
+        let (client, _) = self.clients.remove(key);
+        match seated {
+            (true, Ok(socket)) => self.ledger.close(socket),
+            (false, Ok(_)) => self.refused += 1,
+            (had_joined, Err(_)) => {
+                self.visitors.present -= 1;
+                if satisfied {
+                    client.leave();
+                } else if had_joined {
+                    self.visitors.missed += 1;
+                } else {
+                    self.visitors.refused += 1;
+                }
+            }
+        }
+    }
+
+    /// A visitor's update may have come before the subscription: it gets another one.
+    fn look_after_visitors(&mut self) {
+        let now = Instant::now();
+        while let Some(&(key, number, due, end)) = self.appointments.front() {
+            if due > now {
+                return;
+            }
+            self.appointments.pop_front();
+            let Some((client, _)) = self
+                .clients
+                .get(key)
+                .filter(|(_, seat)| matches!(*seat, Seat::Visitor(other) if other == number))
+            else {
+                continue;
+            };
+            let joined = client.joined();
+            if now < end {
+                let appointment = (key, number, now + VISITOR_PROBE, end);
+                self.appointments.push_back(appointment);
+                if joined {
+                    self.publish(Owner::Visitor(number), 0);
+                }
+                continue;
+            }
+            self.clients.remove(key);
+            self.visitors.present -= 1;
+            if joined {
+                self.visitors.missed += 1;
+            } else {
+                self.visitors.refused += 1;
+            }
+        }
+    }
+
+    /// Publishes an update that every socket of the user has to get.
+    pub fn update(&mut self, user: usize) {
+        self.publish_to_user(user, false);
+    }
+
+    /// Publishes an update that a user gets who is subscribed.
+    pub fn probe(&mut self, user: usize) {
+        self.publish_to_user(user, true);
+    }
+
+    fn publish_to_user(&mut self, user: usize, probing: bool) {
+        if self.link.is_none() {
+            return;
+        }
+        let seq = self.ledger.publish(user, probing);
+        let owner = Owner::User(u32::try_from(user).unwrap_or(u32::MAX));
+        self.publish(owner, seq);
+    }
+
+    /// The first generation of Chat3's updates, about 670 bytes.
+    fn publish(&mut self, owner: Owner, seq: u32) {
+        let id = stamp(owner, seq, self.now());
+        let Some(link) = &mut self.link else { return };
+        let body = format!(
+            r#"{{"_id":"{id}","tenantId":"{TENANT}","userId":"{owner}","dialogId":"dlg_8k2m4n6p0q1r3s5t7v9w","entityId":"msg_2b4d6f8h0j1k3m5n7p9q","eventId":"evt_507f1f77bcf86cd799439014","eventType":"message.create","data":{{"_id":"{id}","messageId":"msg_2b4d6f8h0j1k3m5n7p9q","dialogId":"dlg_8k2m4n6p0q1r3s5t7v9w","content":"Good morning! The delivery is due at ten o'clock, please have somebody at the door who can sign for it; the driver calls half an hour before.","senderId":"usr_x7m2n4k9","type":"text","meta":{{"channel":"support"}},"createdAt":"2025-11-01T09:30:00.000Z"}},"published":true,"publishedAt":"2025-11-01T09:30:00.050Z","createdAt":"2025-11-01T09:30:00.040Z"}}"#
+        );
+        let key = format!("user.{owner}.messageupdate");
+        link.publish(&self.options.exchange, &key, body.as_bytes());
+    }
+
+    /// Says the first time what went wrong; the figures tell how often.
+    fn complain(&mut self, what: &str, bytes: &[u8]) {
+        if !std::mem::replace(&mut self.complained, true) {
+            let bytes = &bytes[..bytes.len().min(300)];
+            eprintln!("loadgen: {what}: {}", String::from_utf8_lossy(bytes));
+        }
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
