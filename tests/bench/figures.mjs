@@ -1,7 +1,7 @@
 // What the turns say: medians over the repeats, and what went wrong in any.
 
 /** Counts that are 0 when a server has done its duty. */
-const FAULTS = ['lost', 'doubled', 'misordered', 'foreign', 'closed', 'churn_refused', 'churn_missed', 'incomplete'];
+const FAULTS = ['lost', 'doubled', 'misordered', 'foreign', 'closed', 'refused', 'churn_refused', 'churn_missed', 'incomplete'];
 
 export class Figures {
   constructor(turns) {

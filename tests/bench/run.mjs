@@ -13,7 +13,7 @@ import path from 'node:path';
 import { Broker } from '../e2e/harness.mjs';
 import { host } from './host.mjs';
 import { QUICK, SCENARIOS } from './scenarios.mjs';
-import { declareExchange, turn } from './turn.mjs';
+import { declareExchange, isQuiet, turn } from './turn.mjs';
 
 const isQuick = process.argv.includes('--quick');
 const file = process.argv.slice(2).find((arg) => !arg.startsWith('--'));
@@ -48,6 +48,7 @@ try {
     results.turns = results.turns.filter(fresh);
     for (let repeat = 1; repeat <= scenario.repeats; repeat += 1) {
       for (const name of scenario.servers) {
+        await isQuiet(broker.child.pid);
         const started = Date.now();
         const record = await turn(name, scenario, broker);
         results.turns.push({ scenario: scenario.id, repeat, ...record });

@@ -7,19 +7,18 @@ import { spawn } from 'node:child_process';
 import net from 'node:net';
 import path from 'node:path';
 
-import { EXCHANGE, SECRET, freePort, testsFolder, until } from '../e2e/harness.mjs';
+import { EXCHANGE, SECRET, freePort, gatewayBinary, testsFolder, until } from '../e2e/harness.mjs';
 
 const root = path.join(testsFolder, '..');
-const target = process.env.CARGO_TARGET_DIR ?? path.join(root, 'target');
 
-/** The folder of the binaries: of a release build, but for tests of the driver. */
-export const built = process.env.BENCH_BIN ?? path.join(target, 'release');
+/** Of the gateway's build, so that all are of the same. */
+export const examples = path.join(path.dirname(gatewayBinary), 'examples');
 
 const START_MS = 30_000;
 
 function gateway(topology, env = {}) {
   return ({ broker, port }) => ({
-    command: path.join(built, 'chat3-gateway'),
+    command: gatewayBinary,
     args: ['serve'],
     env: {
       RABBITMQ_URL: broker.url,
@@ -43,7 +42,7 @@ function gateway(topology, env = {}) {
 
 function ceiling(topology, ...more) {
   return ({ broker, port }) => ({
-    command: path.join(built, 'examples', 'ceiling'),
+    command: path.join(examples, 'ceiling'),
     args: ['--port', String(port), '--amqp', broker.url, '--exchange', EXCHANGE, '--topology', topology, ...more],
     env: {},
     isReady: () => accepts(port),
@@ -82,7 +81,7 @@ export async function startServer(name, broker) {
   const port = await freePort();
   const { command, args, env, isReady } = SERVERS[name]({ broker, port });
   const child = spawn(command, args, { env: { PATH: process.env.PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
-  const server = { name, port, child, pid: child.pid, output: '' };
+  const server = { name, port, url: `http://127.0.0.1:${port}`, child, pid: child.pid, output: '' };
   let failure = null;
   child.once('error', (error) => (failure = error));
   for (const stream of [child.stdout, child.stderr]) {

@@ -9,7 +9,7 @@ import path from 'node:path';
 import readline from 'node:readline';
 
 import { EXCHANGE, Publisher, SECRET, until } from '../e2e/harness.mjs';
-import { built, startServer } from './servers.mjs';
+import { examples, startServer } from './servers.mjs';
 
 /** What a phase may take beyond the seconds that it names. */
 const SLACK_MS = 60_000;
@@ -18,7 +18,6 @@ const SLACK_PER_SOCKET_MS = 12;
 /** Puts `name` through `scenario`: `{ users, socketsPerUser, phases }`. */
 export async function turn(name, scenario, broker) {
   const record = { server: name, at: new Date().toISOString(), phases: [], failure: null };
-  await isQuiet(broker.child.pid);
   let server;
   try {
     server = await startServer(name, broker);
@@ -36,8 +35,26 @@ export async function declareExchange(broker) {
   await (await Publisher.connect(broker)).close();
 }
 
+/** Waits until the broker has finished what the turn before has left it: at most half a minute. */
+export async function isQuiet(pid) {
+  let before = ticksOf(pid);
+  const check = async () => {
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    const spent = ticksOf(pid) - before;
+    before += spent;
+    return spent <= 5;
+  };
+  await until('the broker is quiet', check, 30_000).catch(() => {});
+}
+
+/** The CPU time of a process, in hundredths of a second. */
+function ticksOf(pid) {
+  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1].split(' ');
+  return Number(fields[11]) + Number(fields[12]);
+}
+
 async function load(server, { users, socketsPerUser = 1, phases }, broker, records) {
-  const generator = spawn(path.join(built, 'examples', 'loadgen'), [
+  const generator = spawn(path.join(examples, 'loadgen'), [
     '--port', server.port, '--amqp', broker.url, '--exchange', EXCHANGE, '--secret', SECRET,
     '--server-pid', server.pid, '--broker-pid', broker.child.pid,
     '--users', users, '--sockets-per-user', socketsPerUser, ...phases,
@@ -95,22 +112,4 @@ function secondsOf(phase) {
   const [kind, ...numbers] = phase.split(':');
   if (kind === 'burst') return Number(numbers[0]) / 1000;
   return ['idle', 'settle', 'rate', 'saturate', 'churn'].includes(kind) ? Number(numbers.at(-1)) : 0;
-}
-
-/** Waits until the broker has finished what the turn before has left it: at most half a minute. */
-async function isQuiet(pid) {
-  let before = ticksOf(pid);
-  const check = async () => {
-    await new Promise((resolve) => setTimeout(resolve, 500));
-    const spent = ticksOf(pid) - before;
-    before += spent;
-    return spent <= 5;
-  };
-  await until('the broker is quiet', check, 30_000).catch(() => {});
-}
-
-/** The CPU time of a process, in hundredths of a second. */
-function ticksOf(pid) {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1].split(' ');
-  return Number(fields[11]) + Number(fields[12]);
 }
