@@ -65,7 +65,7 @@ export function tables(figures, id, { title }) {
 /** The goals' table. */
 export function goalsTable(judged) {
   const rows = judged.map(({ what, value, unit, goal, isMet }) => {
-    const measured = value === null ? 'not measured' : `${value.toFixed(value < 10 ? 2 : 1)}${unit}`;
+    const measured = value === null ? 'not measured' : `${Number.isInteger(value) ? value : value.toFixed(value < 10 ? 2 : 1)}${unit}`;
     return [what, measured, goal, value === null ? '' : isMet ? 'reached' : '**missed**'];
   });
   return markdown([['', 'measured', 'goal', ''], ...rows]);
