@@ -16,6 +16,18 @@ export const examples = path.join(path.dirname(gatewayBinary), 'examples');
 
 const START_MS = 30_000;
 
+/** What must not outlive this process, however it ends. */
+const running = new Set();
+process.once('exit', () => running.forEach((child) => child.kill('SIGKILL')));
+
+/** `child_process.spawn` for what ends with this process. */
+export function spawnHere(...args) {
+  const child = spawn(...args);
+  running.add(child);
+  child.once('close', () => running.delete(child));
+  return child;
+}
+
 function gateway(topology, env = {}) {
   return ({ broker, port }) => ({
     command: gatewayBinary,
@@ -80,7 +92,7 @@ export const SERVERS = {
 export async function startServer(name, broker) {
   const port = await freePort();
   const { command, args, env, isReady } = SERVERS[name]({ broker, port });
-  const child = spawn(command, args, { env: { PATH: process.env.PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = spawnHere(command, args, { env: { PATH: process.env.PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
   const server = { name, port, url: `http://127.0.0.1:${port}`, child, pid: child.pid, output: '' };
   let failure = null;
   child.once('error', (error) => (failure = error));

@@ -3,13 +3,12 @@
 // It never throws for what the server does: a turn that fails says so in
 // `failure` and keeps the phases that it got to.
 
-import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import readline from 'node:readline';
 
 import { EXCHANGE, Publisher, SECRET, until } from '../e2e/harness.mjs';
-import { examples, startServer } from './servers.mjs';
+import { examples, spawnHere, startServer } from './servers.mjs';
 
 /** What a phase may take beyond the seconds that it names. */
 const SLACK_MS = 60_000;
@@ -54,7 +53,7 @@ function ticksOf(pid) {
 }
 
 async function load(server, { users, socketsPerUser = 1, phases }, broker, records) {
-  const generator = spawn(path.join(examples, 'loadgen'), [
+  const generator = spawnHere(path.join(examples, 'loadgen'), [
     '--port', server.port, '--amqp', broker.url, '--exchange', EXCHANGE, '--secret', SECRET,
     '--server-pid', server.pid, '--broker-pid', broker.child.pid,
     '--users', users, '--sockets-per-user', socketsPerUser, ...phases,
