@@ -135,10 +135,10 @@ impl Client {
             let Some(end) = memchr::memmem::find(bytes, b"\r\n\r\n") else {
                 return Some(0);
             };
-            let head = &bytes[..end];
-            let compressed = memchr::memmem::find(head, b"permessage-deflate").is_some();
-            if compressed || !head.starts_with(b"HTTP/1.1 101 ") {
-                hear(Said::Refused(head));
+            let answer = &bytes[..end];
+            let compressed = memchr::memmem::find(answer, b"permessage-deflate").is_some();
+            if compressed || !answer.starts_with(b"HTTP/1.1 101 ") {
+                hear(Said::Refused(answer));
                 return None;
             }
             let hello = mem::take(hello);
@@ -170,9 +170,9 @@ impl Client {
                 (8, _) | (1, b"1" | b"41") => return None,
                 (9, ping) => {
                     let length = u8::try_from(ping.len()).unwrap_or_default() & 0x7f;
-                    let mut pong = vec![0x8a, 0x80 | length, 0, 0, 0, 0];
-                    pong.extend_from_slice(ping);
-                    self.write(&pong);
+                    let mut reply = vec![0x8a, 0x80 | length, 0, 0, 0, 0];
+                    reply.extend_from_slice(ping);
+                    self.write(&reply);
                 }
                 _ => hear(Said::Unknown(payload)),
             }

@@ -27,6 +27,7 @@ const VISITOR_PATIENCE: Duration = Duration::from_secs(10);
 /// Above this RabbitMQ is not keeping up, and more would only wait here.
 const BACKLOG: usize = 1 << 18;
 
+#[derive(Clone, Copy)]
 enum Seat {
     Member(usize),
     Visitor(u32),
@@ -150,16 +151,10 @@ impl Fleet {
 
     /// Opens the connection of a socket that stays.
     pub fn open_member(&mut self, socket: usize) {
-        let user = u32::try_from(socket / self.options.sockets_per_user).unwrap_or(u32::MAX);
-        match self.open(Owner::User(user)) {
-            Ok((entry, client)) => {
-                debug_assert_eq!(entry, self.clients.vacant_key());
-                self.clients.insert((client, Seat::Member(socket)));
-            }
-            Err(error) => {
-                self.complain("connect", error.to_string().as_bytes());
-                self.refused += 1;
-            }
+        let user = user_number(socket / self.options.sockets_per_user);
+        if let Err(error) = self.open(Owner::User(user), Seat::Member(socket)) {
+            self.complain("connect", error.to_string().as_bytes());
+            self.refused += 1;
         }
     }
 
@@ -168,12 +163,11 @@ impl Fleet {
         self.next_visitor += 1;
         self.visitors.connects += 1;
         let number = self.next_visitor;
-        match self.open(Owner::Visitor(number)) {
-            Ok((entry, client)) => {
-                self.clients.insert((client, Seat::Visitor(number)));
+        match self.open(Owner::Visitor(number), Seat::Visitor(number)) {
+            Ok(key) => {
                 self.visitors.present += 1;
                 let now = Instant::now();
-                let appointment = (entry, number, now + VISITOR_PROBE, now + VISITOR_PATIENCE);
+                let appointment = (key, number, now + VISITOR_PROBE, now + VISITOR_PATIENCE);
                 self.appointments.push_back(appointment);
             }
             Err(error) => {
@@ -183,16 +177,18 @@ impl Fleet {
         }
     }
 
-    fn open(&self, owner: Owner) -> io::Result<(usize, Client)> {
+    fn open(&mut self, owner: Owner, seat: Seat) -> io::Result<usize> {
         let address = SocketAddr::from(([127, 0, 0, 1], self.options.port));
         let mut stream = TcpStream::connect(address)?;
-        let key = self.clients.vacant_key();
+        let token = self.token(owner);
+        let entry = self.clients.vacant_entry();
+        let key = entry.key();
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll
             .registry()
             .register(&mut stream, Token(key), interest)?;
-        let client = Client::new(stream, self.options.port, &self.token(owner));
-        Ok((key, client))
+        entry.insert((Client::new(stream, self.options.port, &token), seat));
+        Ok(key)
     }
 
     fn token(&self, owner: Owner) -> String {
@@ -208,12 +204,12 @@ impl Fleet {
         };
         let (clock, ledger) = (self.clock, &mut self.ledger);
         let (mut joined, mut satisfied, mut complaint) = (false, false, None);
-        let alive = client.drive(ended, &mut self.scratch, |said| match (said, &*seat) {
+        let alive = client.drive(ended, &mut self.scratch, |said| match (said, *seat) {
             (Said::Joined, _) => joined = true,
-            (Said::Event(event), &Seat::Member(socket)) => {
+            (Said::Event(event), Seat::Member(socket)) => {
                 ledger.receive(socket, &event, micros(clock));
             }
-            (Said::Event(event), &Seat::Visitor(number)) => {
+            (Said::Event(event), Seat::Visitor(number)) => {
                 if event.owner == Owner::Visitor(number) {
                     satisfied |= matches!(event.kind, Kind::Message);
                 } else {
@@ -223,36 +219,36 @@ impl Fleet {
             (Said::Refused(answer), _) => complaint = Some(("refused", answer.to_vec())),
             (Said::Unknown(packet), _) => complaint = Some(("unknown packet", packet.to_vec())),
         });
-        let seated = (
-            client.joined(),
-            match *seat {
-                Seat::Member(socket) => Ok(socket),
-                Seat::Visitor(number) => Err(number),
-            },
-        );
+        let seat = *seat;
         if let Some((what, bytes)) = complaint {
             self.complain(what, &bytes);
         }
-        match seated.1 {
-            Ok(socket) if joined => {
-                self.joined += 1;
-                self.ledger.joined(socket);
+        if joined {
+            match seat {
+                Seat::Member(socket) => {
+                    self.joined += 1;
+                    self.ledger.joined(socket);
+                }
+                Seat::Visitor(number) => self.publish(Owner::Visitor(number), 0),
             }
-            Err(number) if joined => self.publish(Owner::Visitor(number), 0),
-            _ => {}
         }
-        if alive && !satisfied {
-            return;
+        if satisfied {
+            self.visitors.present -= 1;
+            self.clients.remove(key).0.leave();
+        } else if !alive {
+            self.remove(key);
         }
-        let (client, _) = self.clients.remove(key);
-        match seated {
-            (true, Ok(socket)) => self.ledger.close(socket),
-            (false, Ok(_)) => self.refused += 1,
-            (had_joined, Err(_)) => {
+    }
+
+    /// A socket is lost, or its handshake has come to nothing.
+    fn remove(&mut self, key: usize) {
+        let (client, seat) = self.clients.remove(key);
+        match (seat, client.joined()) {
+            (Seat::Member(socket), true) => self.ledger.close(socket),
+            (Seat::Member(_), false) => self.refused += 1,
+            (Seat::Visitor(_), had_joined) => {
                 self.visitors.present -= 1;
-                if satisfied {
-                    client.leave();
-                } else if had_joined {
+                if had_joined {
                     self.visitors.missed += 1;
                 } else {
                     self.visitors.refused += 1;
@@ -285,13 +281,7 @@ impl Fleet {
                 }
                 continue;
             }
-            self.clients.remove(key);
-            self.visitors.present -= 1;
-            if joined {
-                self.visitors.missed += 1;
-            } else {
-                self.visitors.refused += 1;
-            }
+            self.remove(key);
         }
     }
 
@@ -310,8 +300,7 @@ impl Fleet {
             return;
         }
         let seq = self.ledger.publish(user, probing);
-        let owner = Owner::User(u32::try_from(user).unwrap_or(u32::MAX));
-        self.publish(owner, seq);
+        self.publish(Owner::User(user_number(user)), seq);
     }
 
     /// The first generation of Chat3's updates, about 670 bytes.
@@ -332,6 +321,10 @@ impl Fleet {
             eprintln!("loadgen: {what}: {}", String::from_utf8_lossy(bytes));
         }
     }
+}
+
+fn user_number(user: usize) -> u32 {
+    u32::try_from(user).unwrap_or(u32::MAX)
 }
 
 fn micros(since: Instant) -> u64 {

@@ -9,6 +9,9 @@ use hdrhistogram::Histogram;
 
 use super::client::{Event, Kind, Owner};
 
+/// Recorded latencies end here: five minutes.
+const LONGEST_LATENCY: u64 = 300_000_000;
+
 /// Counted since the phase began.
 #[derive(Default, Clone)]
 pub struct Counts {
@@ -65,7 +68,8 @@ struct Track {
 
 impl Ledger {
     pub fn new(users: usize, per_user: usize) -> Self {
-        let latency = Histogram::new(3).expect("three digits are allowed");
+        let latency =
+            Histogram::new_with_bounds(1, LONGEST_LATENCY, 3).expect("bounds within the rules");
         Self {
             counts: Counts::default(),
             latency,
