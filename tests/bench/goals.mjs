@@ -59,19 +59,20 @@ export function judge(figures) {
 
   for (const server of GATEWAYS) {
     add(`10,000 users: p99 at 1,000/s, ${server}`, scaled(of('C', server, 'rate:1000', 'latency_us.p99'), 1000), '<', 50, ' ms');
-    add(`10,000 users: updates lost, ${server}`, lost('C', server), '≤', 0);
+    add(`10,000 users: events lost, sockets closed, ${server}`, missing('C', server), '≤', 0);
     add(`CPU per update at saturation with 10,000 users ÷ with 1,000, ${server}`,
       ratio(of('C', server, 'saturate', cpu), of('A', server, 'saturate', cpu)), '≤', 1.2);
   }
   for (const server of GATEWAYS) {
     add(`1 user on 1,000 sockets: events/s, ${server} ÷ node`,
       ratio(of('D', server, 'saturate', 'events_per_second'), of('D', 'node', 'saturate', 'events_per_second')), '≥', 10);
-    add(`1 user on 1,000 sockets: events lost, ${server}`, lost('D', server), '≤', 0);
+    add(`1 user on 1,000 sockets: events lost, sockets closed, ${server}`, missing('D', server), '≤', 0);
   }
   return judged;
 
-  function lost(scenario, server) {
+  function missing(scenario, server) {
     if (of(scenario, server, 'saturate', 'lost') === null) return null;
-    return figures.faults(scenario, server).lost ?? 0;
+    const { lost = 0, closed = 0 } = figures.faults(scenario, server);
+    return lost + closed;
   }
 }
