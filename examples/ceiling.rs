@@ -19,6 +19,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use socket2::{Domain, Socket as Socket2, Type};
 use wire::amqp::Link;
 use wire::websocket;
 
@@ -92,7 +93,7 @@ struct Ceiling {
 fn main() -> anyhow::Result<()> {
     rlimit::increase_nofile_limit(u64::MAX)?;
     let options = Options::parse();
-    let mut listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], options.port)))?;
+    let mut listener = listen(SocketAddr::from(([127, 0, 0, 1], options.port)))?;
     let poll = Poll::new()?;
     poll.registry()
         .register(&mut listener, LISTENER, Interest::READABLE)?;
@@ -112,6 +113,17 @@ fn main() -> anyhow::Result<()> {
     };
     ceiling.connect();
     ceiling.run(&listener).context("polling")
+}
+
+/// With a queue for as many handshakes as the gateway's listener has: a full one
+/// costs a client a second.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket2::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    Ok(TcpListener::from_std(socket.into()))
 }
 
 impl Ceiling {

@@ -109,6 +109,11 @@ impl Ledger {
             .all(|track| !track.alive || track.last.iter().all(Option::is_some))
     }
 
+    /// Whether any socket is left to receive something.
+    pub fn alive(&self) -> bool {
+        self.users.iter().any(|user| user.sockets > 0)
+    }
+
     pub fn joined(&mut self, socket: usize) {
         self.tracks[socket].alive = true;
         self.users[socket / self.per_user].sockets += 1;
