@@ -1,7 +1,7 @@
 // The tables, a pair for each scenario: a row is a server, a column is a figure
 // of a phase. A column that no server has a figure for is left out.
 
-const micros = (value) => `${value.toFixed(value < 10 ? 1 : 0)} µs`;
+const micros = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString('en-US')} µs`;
 const millis = (value) => `${(value / 1000).toFixed(value < 10_000 ? 1 : 0)} ms`;
 const seconds = (value) => `${(value / 1000).toFixed(value < 10_000 ? 2 : 1)} s`;
 const perSecond = (value) => Math.round(value).toLocaleString('en-US');
