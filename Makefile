@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run react test docs lint test-rust test-e2e test-topologies-lean test-topologies soak jitter proxies deploy otlp fuzz deny clean help
+.PHONY: run react test docs lint test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick proxies deploy otlp fuzz deny clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -34,7 +34,7 @@ lint: ## Formatting and lints, warnings denied
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
 	RUST_TEST_THREADS=2 cargo test --locked
 
-test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules examples/react-chat/node_modules ## End-to-end tests with the real socket.io-client and Chromium
+test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked --bins --examples
 	cd tests && node --test e2e/*.test.mjs
 
@@ -68,6 +68,20 @@ soak: rabbitmq src/dev/node_modules tests/node_modules ## The long runs: clients
 jitter: rabbitmq src/dev/node_modules tests/node_modules ## A thousand clients on a bad network, and what their recovery costs
 	cargo build --locked --release
 	cd tests && GATEWAY_BIN=../target/release/chat3-gateway node --test jitter.mjs
+
+# The driver takes its broker from the tests' harness, which brings a test report that says nothing here.
+bench-run = cd tests && GATEWAY_BIN=../target/release/chat3-gateway \
+	node --test-reporter=tap --test-reporter-destination=/dev/null bench/run.mjs
+bench-needs: rabbitmq tests/node_modules examples/node-reference/node_modules
+	cargo build --locked --release --bins --examples
+
+bench: bench-needs ## Gateway, Node and the raw limit side by side; writes docs/BENCHMARKS.md (25 min; SERVERS= SCENARIOS= REPEATS=)
+	$(bench-run) ../target/bench/results.json
+	node tests/bench/report.mjs target/bench/results.json --write
+
+bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the tables
+	$(bench-run) --quick ../target/bench/quick.json
+	node tests/bench/report.mjs target/bench/quick.json
 
 proxies: rabbitmq openssl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
 	$(call need,/usr/sbin/nginx,nginx)
@@ -103,7 +117,7 @@ deny: ## Hold the dependencies against advisories, licences and sources (ADVISOR
 	$(if $(ADVISORY_DB),GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0='url.$(ADVISORY_DB).insteadOf' \
 		GIT_CONFIG_VALUE_0=https://github.com/RustSec/advisory-db) cargo deny --locked check
 
-.PHONY: npm rabbitmq chromium openssl
+.PHONY: bench-needs npm rabbitmq chromium openssl
 npm:
 	$(call need,npm,npm)
 
@@ -123,4 +137,4 @@ chromium:
 
 clean: ## Remove what was built and installed here
 	cargo clean
-	rm -rf src/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/react-chat/dist
+	rm -rf src/dev/node_modules tests/node_modules examples/node-reference/node_modules examples/react-chat/node_modules examples/react-chat/dist

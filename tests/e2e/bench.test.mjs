@@ -1,0 +1,107 @@
+// The benchmark works: its driver, load generator, servers and report, with small
+// numbers. A server that loses is not reported as one that delivers.
+
+import { after, before, describe, test } from 'node:test';
+import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import { Figures } from '../bench/figures.mjs';
+import { startServer } from '../bench/servers.mjs';
+import { declareExchange, turn } from '../bench/turn.mjs';
+import { Broker, Publisher, Tab, run, temporaryFolder, testsFolder } from './harness.mjs';
+
+const scenario = {
+  users: 20,
+  socketsPerUser: 2,
+  phases: ['connect', 'idle:1', 'rate:200:1', 'saturate:1', 'burst:500', 'settle:1', 'churn:20:1'],
+};
+
+describe('turns', () => {
+  let broker;
+  const turns = [];
+  before(async () => {
+    broker = await Broker.start();
+    await declareExchange(broker);
+  });
+  const take = async (name, { phases } = scenario) => {
+    const record = { scenario: 'A', repeat: 1, ...await turn(name, { ...scenario, phases }, broker) };
+    turns.push(record);
+    return record;
+  };
+
+  for (const name of ['gateway per-user', 'node', 'ceiling per-user']) {
+    test(`${name} delivers all, once, in order`, async () => {
+      const record = await take(name);
+      const figures = new Figures([record]);
+      assert.equal(figures.verdict('A', name), 'all, once, in order', JSON.stringify(record));
+      assert.deepEqual(record.phases.map(({ spec }) => spec), scenario.phases);
+      assert.equal(figures.median('A', name, 'rate:200', 'updates'), 200);
+      assert.equal(figures.median('A', name, 'burst', 'events'), 500 * 2 * scenario.socketsPerUser);
+      for (const [phase, field] of [
+        ['connect', 'subscribed_ms'], ['idle', 'kb_per_socket'], ['rate:200', 'latency_us.p99'],
+        ['saturate', 'per_second'], ['saturate', 'server_cpu_us_per_update'], ['saturate', 'broker_cpu_us_per_update'],
+        ['settle', 'server_rss_kb'], ['churn', 'churn_connects'],
+      ]) {
+        assert.ok(figures.median('A', name, phase, field) > 0, `${phase} ${field}: ${JSON.stringify(record)}`);
+      }
+    });
+  }
+
+  test('a server that swallows every tenth event is reported as losing', async () => {
+    const name = 'ceiling that drops';
+    const record = await take(name, { phases: ['connect', 'rate:200:1'] });
+    const lost = record.phases.at(-1).lost;
+    // 200 updates, two sockets, two events; a tenth of it.
+    assert.ok(lost >= 70 && lost <= 90, JSON.stringify(record));
+    assert.match(new Figures([record]).verdict('A', name), /\*\*lost \d+\*\*/);
+  });
+
+  test('a turn that fails says where', async () => {
+    const record = await turn('ceiling shared', { users: 2, phases: ['connect', 'nonsense:1'] }, broker);
+    assert.match(record.failure, /the load generator exited with 2: nonsense:1/);
+    assert.deepEqual(record.phases, []);
+  });
+
+  // When all of them have ended.
+  after(async () => {
+    const file = path.join(temporaryFolder(), 'results.json');
+    writeFileSync(file, JSON.stringify({ host: { cores: 2, load: '0.00' }, turns }));
+    const { stdout } = await run(process.execPath, [path.join(testsFolder, 'bench', 'report.mjs'), file]);
+    assert.match(stdout, /\| node \|.*\| all, once, in order \|/);
+    assert.match(stdout, /\| ceiling that drops \|.*\*\*lost \d+\*\*/);
+    assert.match(stdout, /at saturation, gateway per-user ÷ ceiling per-user \| [\d.]+ \|/);
+  });
+});
+
+test('the Node reference serves tabs that come and go, and comes back after the broker', async () => {
+  const broker = await Broker.start();
+  let publisher = await Publisher.connect(broker);
+  const server = await startServer('node', broker);
+  after(() => server.stop());
+  const seen = async (tab) => {
+    // Subscribed some time after the connect, as in the original.
+    for (const count = tab.events.length; tab.events.length < count + 2;) {
+      publisher.update('usr_alice');
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    assert.deepEqual(tab.events.slice(0, 2).map(({ event }) => event), ['chat3:update', 'message:new']);
+    assert.deepEqual(tab.events[0].args[0].data, tab.events[1].args[0]);
+  };
+  for (let i = 0; i < 50; i += 1) {
+    const tab = await Tab.open(server, 'usr_alice');
+    tab.close();
+  }
+  const tab = await Tab.open(server, 'usr_alice');
+  const stranger = await Tab.open(server, 'usr_bob');
+  await seen(tab);
+  const refused = new Tab(server, 'no token');
+  assert.match(await refused.refused(), /jwt malformed/);
+  await broker.kill();
+  await broker.start();
+  publisher = await Publisher.connect(broker);
+  tab.events.length = 0;
+  await seen(tab);
+  assert.deepEqual(stranger.events, []);
+  assert.equal(tab.connects, 1);
+});
