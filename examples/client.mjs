@@ -22,7 +22,9 @@ socket.on('connect_error', (error) => {
 
 socket.on('chat3:update', (update) => console.log('chat3:update', update));
 socket.on('message:new', (message) => console.log('message:new', message));
-socket.on('message:update', (update) => console.log('message:update', update.eventType));
-socket.on('dialog:update', (update) => console.log('dialog:update', update.eventType));
+// Today's Chat3 calls it `sourceEventType`.
+const typeOf = (update) => update.eventType ?? update.sourceEventType;
+socket.on('message:update', (update) => console.log('message:update', typeOf(update)));
+socket.on('dialog:update', (update) => console.log('dialog:update', typeOf(update)));
 
 process.once('SIGINT', () => socket.disconnect());

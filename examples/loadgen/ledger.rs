@@ -229,7 +229,7 @@ impl Ledger {
         self.counts.misordered += 1;
         // Given up in an earlier phase, it has been reported lost.
         if seq > self.users[socket / self.per_user].before {
-            self.counts.lost -= 1;
+            self.counts.lost = self.counts.lost.saturating_sub(1);
             self.counts.events += 1;
         }
     }

@@ -38,6 +38,7 @@ function showMeasured(pane, cell, ms) {
   cell.title = 'From this page’s POST to the arrival here';
   if (!cell.dataset.counts) return;
   pane.latencies.push(ms);
+  if (pane.latencies.length > MAX_REMEMBERED) pane.latencies.shift();
   const sorted = pane.latencies.toSorted((a, b) => a - b);
   part(pane, 'latency').textContent = `${formatMs(ms)} last · ${formatMs(sorted[sorted.length >> 1])} median · ${formatMs(sorted.at(-1))} worst`;
 }
