@@ -12,6 +12,7 @@
 
 mod audience;
 mod crowd;
+mod events;
 mod log;
 mod recovery;
 

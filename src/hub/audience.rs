@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use super::{
     crowd::Crowd,
+    events::{Events, Lag},
     log::{Limits, Log, Offset},
     recovery::{Outcome, Pid, Request},
 };
@@ -24,7 +25,7 @@ use crate::{
     config::Envelope,
     metrics::{GaugeGuard, Metrics},
     transport::Transports,
-    update::{CHAT3_UPDATE, Rejection, SpecialisedEvent, Update},
+    update::{CHAT3_UPDATE, Rejection, Update},
     user::User,
 };
 
@@ -35,9 +36,6 @@ const MAX_LAG_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes that a replay runs ahead of its socket. The smallest updates of that
 /// many bytes are still fewer packets than a socket's buffer takes.
 const REPLAY_AHEAD_BYTES: usize = 256 * 1024;
-
-/// What an event takes besides its payload, at least: its name and offset.
-const FRAMING_BYTES: usize = 32;
 
 /// Sessions of one user that are away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
@@ -86,29 +84,6 @@ struct Member {
 impl Member {
     fn is_live(&self) -> bool {
         matches!(self.state, State::Live(_))
-    }
-}
-
-/// How far a socket lags behind.
-#[derive(Default)]
-struct Lag {
-    /// Bytes of events handed to the socket.
-    handed: u64,
-    /// Bytes that its peer had taken of them when that was last looked up.
-    taken: u64,
-}
-
-impl Lag {
-    /// Whether more than `limit` bytes wait for the socket; looks it up only
-    /// where that may be.
-    fn exceeds(&mut self, limit: usize, socket: &SocketRef, transports: &Transports) -> bool {
-        let limit = limit as u64;
-        if self.handed - self.taken > limit {
-            self.taken = transports.taken(socket);
-            // Framing counts as taken only: over time it would outrun what was handed.
-            self.handed = self.handed.max(self.taken);
-        }
-        self.handed - self.taken > limit
     }
 }
 
@@ -574,7 +549,7 @@ impl Audience {
             let State::Live(socket) = &member.state else {
                 continue;
             };
-            member.lag.handed += events.bytes();
+            member.lag.add(events.bytes());
             let problem = if missed[usize::from(member.recovery.is_some())] {
                 "too many packets wait for this one or another of the user's"
             } else if member.lag.exceeds(MAX_LAG_BYTES, socket, &self.transports) {
@@ -692,86 +667,5 @@ impl Room {
     fn sockets(&self) -> usize {
         let has_socket = |member: &&Member| !matches!(member.state, State::Away(_));
         self.members.iter().filter(has_socket).count()
-    }
-}
-
-/// The events of one update, with their offsets.
-struct Events<'a> {
-    update: &'a Update<'a>,
-    specialised: Option<SpecialisedEvent<'a>>,
-    first: u64,
-    offsets: [String; 2],
-}
-
-impl<'a> Events<'a> {
-    /// The events of an update whose first one has the number `first`.
-    fn new(log: &Log, first: u64, update: &'a Update<'a>) -> Self {
-        let offset = |number| log.offset(number).to_string();
-        Self {
-            update,
-            specialised: update.specialised_event(),
-            first,
-            offsets: [offset(first), offset(first + 1)],
-        }
-    }
-
-    /// Emits the events after number `seen`, which follows them.
-    fn emit(
-        &self,
-        socket: &SocketRef,
-        seen: &mut u64,
-        with_offsets: bool,
-        lag: &mut Lag,
-    ) -> Result<(), SendError> {
-        let whole = (CHAT3_UPDATE, self.update.body);
-        let specialised = self.specialised.map(|event| (event.name, event.payload));
-        let events = [Some(whole), specialised].into_iter().flatten();
-        for ((number, offset), (name, payload)) in (self.first..).zip(&self.offsets).zip(events) {
-            if number <= *seen {
-                continue;
-            }
-            // A tuple's items are the event's arguments, also if one is an array.
-            match with_offsets {
-                true => socket.emit(name, &(payload, offset))?,
-                false => socket.emit(name, &(payload,))?,
-            }
-            *seen = number;
-            lag.handed += (FRAMING_BYTES + payload.get().len()) as u64;
-        }
-        Ok(())
-    }
-
-    /// Emits the events to a crowd's room of live sockets; `false` if one missed
-    /// something.
-    fn emit_to_crowd(&self, crowd: &Crowd, one: &SocketRef, with_offsets: bool) -> bool {
-        let [first, second] = &self.offsets;
-        let whole = (CHAT3_UPDATE, self.update.body, first);
-        let specialised = self
-            .specialised
-            .map(|event| (event.name, event.payload, second));
-        let mut events = [Some(whole), specialised].into_iter().flatten();
-        events.all(|(name, payload, offset)| match with_offsets {
-            true => crowd.emit(one, true, name, &(payload, offset)),
-            false => crowd.emit(one, false, name, &(payload,)),
-        })
-    }
-
-    /// What the events add to a socket's [`Lag::handed`].
-    fn bytes(&self) -> u64 {
-        let specialised = self.specialised.map(|event| event.payload.get().len());
-        let payloads = [Some(self.update.body.get().len()), specialised];
-        let with_framing = |bytes: usize| (FRAMING_BYTES + bytes) as u64;
-        payloads.into_iter().flatten().map(with_framing).sum()
-    }
-
-    /// The names of the events after number `after`, up to and including `until`.
-    fn names(&self, after: u64, until: u64) -> impl Iterator<Item = &'static str> {
-        let specialised = self.specialised.map(|event| event.name);
-        let names = [Some(CHAT3_UPDATE), specialised].into_iter().flatten();
-        let is_between = move |number: &u64| *number > after && *number <= until;
-        (self.first..)
-            .zip(names)
-            .filter(move |(number, _)| is_between(number))
-            .map(|(_, name)| name)
     }
 }
