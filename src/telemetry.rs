@@ -8,6 +8,7 @@ mod otlp;
 
 use std::{fs, io, path::Path};
 
+use tracing::Level;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::{
     EnvFilter, Layer,
@@ -90,8 +91,12 @@ pub fn init(config: &LogConfig) -> LogGuard {
     }
 }
 
+/// Of a log line; but tungstenite traces frames, tokens included, whatever the
+/// directives of `RUST_LOG` say.
 fn is_event(metadata: &tracing::Metadata<'_>) -> bool {
-    metadata.is_event()
+    let may_hold_tokens =
+        metadata.target().starts_with("tungstenite") && *metadata.level() == Level::TRACE;
+    metadata.is_event() && !may_hold_tokens
 }
 
 /// `RUST_LOG` if it is set and valid, else the level that `NODE_ENV` asks for.
@@ -105,12 +110,10 @@ fn filter(config: &LogConfig) -> EnvFilter {
     if directives.is_empty() {
         return EnvFilter::new(default);
     }
-    let filter = EnvFilter::try_new(&directives).unwrap_or_else(|error| {
+    EnvFilter::try_new(&directives).unwrap_or_else(|error| {
         eprintln!("chat3-gateway: RUST_LOG is ignored: {error}");
         EnvFilter::new(default)
-    });
-    // It traces every frame, tokens included.
-    filter.add_directive("tungstenite=debug".parse().expect("a valid directive"))
+    })
 }
 
 /// Appends, so that a restart keeps the history and `copytruncate` rotation works.

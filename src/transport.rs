@@ -312,8 +312,7 @@ fn handshake(socket: &SocketRef) -> Option<&Connection> {
 /// The connection of a socket that began as a websocket. That of a polling
 /// handshake may by now carry anything, behind a proxy also other clients.
 fn websocket_handshake(socket: &SocketRef) -> Option<&Connection> {
-    let is_websocket =
-        query_value(socket.req_parts().uri.query(), "transport") == Some("websocket");
+    let is_websocket = is_websocket(socket.req_parts().uri.query());
     handshake(socket).filter(|_| is_websocket)
 }
 
@@ -372,7 +371,7 @@ pub async fn guard(
     next: Next,
 ) -> Response {
     let query = request.uri().query();
-    let wants_websocket = query_value(query, "transport") == Some("websocket");
+    let wants_websocket = is_websocket(query);
     let draining = transports.is_draining();
     let Some(sid) = session_id(request.uri()) else {
         if draining {
@@ -400,7 +399,7 @@ pub async fn guard(
         if let Some(reply) = transports.connect_reply(sid) {
             connection.expect(reply);
         }
-        return next.run(request).await;
+        return next.run(lean(request)).await;
     }
     let is_poll = request.method() == Method::GET;
     if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
@@ -463,6 +462,13 @@ async fn exchange_connect_reply(response: Response, reply: &ConnectReply) -> Res
 /// The Engine.IO session that a request belongs to; `None` for a handshake.
 pub fn session_id(uri: &Uri) -> Option<Sid> {
     query_value(uri.query(), "sid").and_then(|sid| sid.parse().ok())
+}
+
+/// As engineioxide reads it, which looks no further than a second `=`: a websocket
+/// that was taken for polling here would escape every close.
+fn is_websocket(query: Option<&str>) -> bool {
+    let transport = query_value(query, "transport").and_then(|value| value.split('=').next());
+    transport == Some("websocket")
 }
 
 fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {

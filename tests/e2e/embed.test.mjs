@@ -5,13 +5,13 @@ import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { test } from 'node:test';
 
-import { Broker, Gateway, Publisher, SECRET, Tab, freePort, testsFolder, token, until } from './harness.mjs';
+import { Broker, Gateway, Publisher, SECRET, Tab, builtFolder, freePort, token, until } from './harness.mjs';
 
 test('one port serves the backend and the sockets, and the bot is subscribed', async () => {
   const broker = await Broker.start();
   const publisher = await Publisher.connect(broker);
   const port = await freePort();
-  const child = spawn(join(testsFolder, '../target/debug/examples/embed'), [], {
+  const child = spawn(join(builtFolder, 'examples/embed'), [], {
     env: { PATH: process.env.PATH, RABBITMQ_URL: broker.url, JWT_SECRET: SECRET, PORT: String(port) },
   });
   let output = '';

@@ -21,11 +21,11 @@ const run = promisify(execFile);
 const tests = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const rabbitmqScript = path.join(tests, 'rabbitmq.sh');
 
+/** Where cargo has put what it built for the tests. */
+export const builtFolder = path.resolve(process.env.CARGO_TARGET_DIR ?? path.join(tests, '..', 'target'), 'debug');
+
 // Absolute: it is started in folders of its own.
-export const gatewayBinary = path.resolve(
-  process.env.GATEWAY_BIN ??
-    path.join(process.env.CARGO_TARGET_DIR ?? path.join(tests, '..', 'target'), 'debug', 'chat3-gateway'),
-);
+export const gatewayBinary = path.resolve(process.env.GATEWAY_BIN ?? path.join(builtFolder, 'chat3-gateway'));
 
 export const SECRET = 'a-secret-for-tests-of-thirty-two-bytes';
 export const EXCHANGE = 'chat3_updates';

@@ -63,6 +63,27 @@ test('a client with the same old token is refused after its end, and told why', 
   tab.close();
 });
 
+test('a websocket that is asked for in an odd way ends with its token like any other', async () => {
+  const oneSecond = () => token('usr_odd_query', {}, { expiresIn: '1s' });
+  const direct = await rawConnection(gateway);
+  direct.write(HANDSHAKE.replace('transport=websocket', 'transport=websocket=x'));
+  await until('the open packet', () => direct.received.includes('0{"sid"'));
+  direct.write(frame(`40${JSON.stringify({ token: oneSecond() })}`));
+  await until('the CONNECT reply', () => direct.received.includes('40{"sid"'));
+  const open = await (await gateway.get('/socket.io/?EIO=4&transport=polling')).text();
+  const { sid } = JSON.parse(open.slice(1));
+  const upgraded = await rawConnection(gateway);
+  upgraded.write(HANDSHAKE.replace('transport=websocket', `transport=websocket=x&sid=${sid}`));
+  await until('the upgrade', () => upgraded.received.includes('101 Switching'));
+  upgraded.write(frame('2probe'));
+  await until('the probe', () => upgraded.received.includes('3probe'));
+  upgraded.write(frame('5'));
+  upgraded.write(frame(`40${JSON.stringify({ token: oneSecond() })}`));
+  await until('the CONNECT reply', () => upgraded.received.includes('40{"sid"'));
+  const ends = Promise.all([direct.ended, upgraded.ended]).then(() => true);
+  assert.ok(await Promise.race([ends, new Promise((resolve) => setTimeout(resolve, 15_000, false))]), 'a socket outlived its token');
+});
+
 test('auth:refresh extends the stay in place, for the same user and tenant only', async () => {
   const tab = new Tab(gateway, token('usr_refresh', { tenantId: 'tnt_1' }, { expiresIn: '3s' }), WEBSOCKET);
   await tab.when('connected', () => tab.connects === 1);

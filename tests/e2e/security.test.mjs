@@ -340,7 +340,7 @@ test('a token in the query is not looked at, unless that is switched on; it is i
   const query = { auth: {}, query: { token: good } };
   const gateway = await start({ RUST_LOG: 'trace' });
   await refused(gateway, undefined, 'token missing', query);
-  const allowing = await start({ JWT_ALLOW_QUERY: 'true', RUST_LOG: 'trace' });
+  const allowing = await start({ JWT_ALLOW_QUERY: 'true', RUST_LOG: 'trace,tungstenite::protocol=trace' });
   for (const transports of [['websocket'], ['polling'], ['polling', 'websocket']]) {
     await letIn(allowing, undefined, { ...query, transports });
   }
