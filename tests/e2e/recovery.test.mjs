@@ -374,7 +374,7 @@ test('whatever is sent as pid and offset, the socket is let in fresh and the gat
 });
 
 test('pids and tokens are never logged, at whatever level', async () => {
-  const server = await Gateway.start(broker, { env: { RUST_LOG: 'trace' } });
+  const server = await Gateway.start(broker, { env: { RUST_LOG: 'trace,tungstenite::protocol=trace' } });
   const lift = await Network.to(server);
   for (const options of [WEBSOCKET, POLLING]) {
     const secret = token(aUser());
