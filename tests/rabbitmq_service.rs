@@ -522,7 +522,8 @@ async fn users_of_one_id_in_two_tenants_share_a_key_until_the_last_has_left() {
         service.unsubscribe_user(&of("t1"));
         assert_eq!(timeout(DEADLINE, first.recv()).await.unwrap(), None);
         if topology == Topology::Shared {
-            // Longer than bindings linger.
+            // Time is under test: bindings linger for 10 s. By then t1's would be
+            // unbound, and the key that it shares with t2 must not be.
             tokio::time::sleep(Duration::from_secs(11)).await;
         }
         publisher.publish("user.carl.x", "2").await;
