@@ -173,9 +173,11 @@ class App {
     const page = await context.newPage();
     page.problems = [];
     page.on('pageerror', (error) => page.problems.push(error.message));
-    // A cut network is no mistake of the page.
+    // A cut network is no mistake of the page, nor is a session that has ended: a client
+    // that is refused in the middle of its upgrade takes leave of one (400).
     page.on('console', (message) => {
-      if (message.type() === 'error' && !/WebSocket|ERR_/.test(message.text())) page.problems.push(message.text());
+      const isTransport = /WebSocket|ERR_/.test(message.text()) || message.location().url.includes('/socket.io/');
+      if (message.type() === 'error' && !isTransport) page.problems.push(message.text());
     });
     await page.goto(`${this.url}/?user=${user}`);
     await badge(page, status).catch((error) => {
