@@ -77,7 +77,7 @@ pub struct RabbitMqConfig {
         default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64),
         help_heading = RABBITMQ)]
     pub shared_queues: u16,
-    /// Wait before the first reconnect; doubles with jitter up to 30s
+    /// Wait before the first reconnect; grows by a quarter each time, with jitter, up to 30s
     #[arg(long = "rabbitmq-reconnect-delay", env = "RABBITMQ_RECONNECT_DELAY",
         value_name = "DURATION", default_value = "5s", value_parser = parse_delay,
         help_heading = RABBITMQ)]

@@ -10,6 +10,7 @@ use anyhow::Context;
 use serde_json::{Map, Value, json};
 
 use super::fleet::{Fleet, Visitors};
+use super::ledger::Ledger;
 use super::phase::Phase;
 use super::process::Watched;
 use crate::Options;
@@ -20,7 +21,7 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(180);
 const PROBE_PATIENCE: Duration = Duration::from_secs(180);
 const STRAGGLERS: Duration = Duration::from_secs(10);
 const BURST_PATIENCE: Duration = Duration::from_secs(60);
-const PROBES_PER_SECOND: u32 = 5000;
+const PROBES_PER_SECOND: u32 = 10_000;
 /// Between two probes of the same user.
 const PROBE_ROUND: Duration = Duration::from_millis(20);
 const CHURN_BACKGROUND: u32 = 500;
@@ -36,6 +37,15 @@ pub struct Bench {
     rss_before: u64,
     /// Whose turn it is to get an update.
     turn: usize,
+}
+
+/// Updates to users of whom it is not known that they are subscribed.
+struct Probes {
+    start: Instant,
+    sent: u32,
+    /// Whose turn it is.
+    next: usize,
+    round: Instant,
 }
 
 /// What had been used when a phase began.
@@ -84,22 +94,25 @@ impl Bench {
 
     fn connect(&mut self) -> anyhow::Result<Value> {
         self.rss_before = self.server.rss_kb();
+        self.fleet.ledger.probe();
+        let mut probes = Probes::new();
         let start = Instant::now();
         let mut opened = 0;
-        loop {
+        let connected = loop {
             let settled = self.fleet.joined + self.fleet.refused;
             if settled == self.sockets || start.elapsed() > CONNECT_PATIENCE {
-                break;
+                break start.elapsed();
             }
             while opened < self.sockets && opened < settled + IN_FLIGHT {
                 self.fleet.open_member(opened);
                 opened += 1;
             }
-            self.fleet.turn(Duration::from_millis(100))?;
-        }
-        let connected = start.elapsed();
+            // Of a user's sockets, the last one decides.
+            probes.publish(&mut self.fleet, self.users, Ledger::has_all);
+            self.fleet.turn(STEP)?;
+        };
         anyhow::ensure!(self.fleet.joined > 0, "no socket could be connected");
-        let incomplete = self.probe()?;
+        let incomplete = self.probe(probes)?;
         let mut figures = json!({
             "connected_ms": millis(connected),
             "connects_per_second": per_second(count(self.fleet.joined), connected),
@@ -112,27 +125,10 @@ impl Bench {
     }
 
     /// Publishes to users not yet reached until all are; how many are not.
-    fn probe(&mut self) -> io::Result<usize> {
-        self.fleet.ledger.probe();
+    fn probe(&mut self, mut probes: Probes) -> io::Result<usize> {
         let start = Instant::now();
-        let (mut sent, mut next, mut round) = (0, 0, Instant::now());
         while self.fleet.ledger.unreached > 0 && start.elapsed() < PROBE_PATIENCE {
-            let due = due(PROBES_PER_SECOND, start.elapsed());
-            while sent < due && self.fleet.writable() {
-                if next == self.users {
-                    if round.elapsed() < PROBE_ROUND {
-                        break;
-                    }
-                    (next, round) = (0, Instant::now());
-                }
-                if !self.fleet.ledger.reached(next) {
-                    self.fleet.probe(next);
-                    sent += 1;
-                }
-                next += 1;
-            }
-            // What was not used of the allowance is not made up for.
-            sent = sent.max(due.saturating_sub(PROBES_PER_SECOND / 100));
+            probes.publish(&mut self.fleet, self.users, |_, _| true);
             self.fleet.turn(STEP)?;
         }
         let unreached = (0..self.users).filter(|&user| !self.fleet.ledger.reached(user));
@@ -240,7 +236,8 @@ impl Bench {
         }
         // Sockets that closed while nobody published count too.
         let closed = self.fleet.ledger.counts.closed;
-        let incomplete = self.probe()?;
+        self.fleet.ledger.probe();
+        let incomplete = self.probe(Probes::new())?;
         let mut figures = json!({ "resubscribed_ms": millis(start.elapsed()) });
         self.fleet.ledger.counts.closed += closed;
         self.finish_probing(incomplete, &mut figures)?;
@@ -344,6 +341,38 @@ impl Bench {
 }
 
 /// How much of a steady rate is due after a time.
+impl Probes {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            start: now,
+            sent: 0,
+            next: 0,
+            round: now,
+        }
+    }
+
+    /// Publishes what is due, to those of the unreached who are `ready`.
+    fn publish(&mut self, fleet: &mut Fleet, users: usize, ready: impl Fn(&Ledger, usize) -> bool) {
+        let due = due(PROBES_PER_SECOND, self.start.elapsed());
+        while self.sent < due && fleet.writable() {
+            if self.next == users {
+                if self.round.elapsed() < PROBE_ROUND {
+                    break;
+                }
+                (self.next, self.round) = (0, Instant::now());
+            }
+            if !fleet.ledger.reached(self.next) && ready(&fleet.ledger, self.next) {
+                fleet.probe(self.next);
+                self.sent += 1;
+            }
+            self.next += 1;
+        }
+        // What was not used of the allowance is not made up for.
+        self.sent = self.sent.max(due.saturating_sub(PROBES_PER_SECOND / 100));
+    }
+}
+
 fn due(per_second: u32, elapsed: Duration) -> u32 {
     let due = u128::from(per_second) * elapsed.as_micros() / 1_000_000;
     u32::try_from(due).unwrap_or(u32::MAX)

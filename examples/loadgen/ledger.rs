@@ -109,6 +109,11 @@ impl Ledger {
             .all(|track| !track.alive || track.last.iter().all(Option::is_some))
     }
 
+    /// Whether all of the user's sockets are connected.
+    pub fn has_all(&self, user: usize) -> bool {
+        self.users[user].sockets as usize == self.per_user
+    }
+
     /// Whether any socket is left to receive something.
     pub fn alive(&self) -> bool {
         self.users.iter().any(|user| user.sockets > 0)
@@ -116,6 +121,7 @@ impl Ledger {
 
     pub fn joined(&mut self, socket: usize) {
         self.tracks[socket].alive = true;
+        self.unreached += 1;
         self.users[socket / self.per_user].sockets += 1;
     }
 
