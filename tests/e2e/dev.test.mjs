@@ -36,6 +36,10 @@ test('it prints the URL and a token that works', async () => {
   ]);
 });
 
+test('its health claims no RabbitMQ', async () => {
+  assert.deepEqual(await gateway.json('/health'), { status: 'ok', rabbitmq: 'none', isConnected: true });
+});
+
 test('what is published by HTTP reaches the recipient only, with the data that was given', async () => {
   const [alice, bob] = [await signIn('usr_a', 'tnt_default'), await signIn('usr_b')];
   const answer = await gateway.get('/dev/updates', json({ userId: 'usr_a', eventType: 'dialog.update', data: { name: 'x' } }));
