@@ -467,9 +467,13 @@ test('file limits, port, admin token, origins and log file', async () => {
   assert.match(`${files.finding} ${files.advice}`, /256 open files.*LimitNOFILE=564/);
   says(await doctor(url, { env: { MAX_SOCKETS: '10000000' } }), 'files', 'warning', /MAX_SOCKETS is 10000000/);
 
-  const gateway = await Gateway.start(null, { env: { RABBITMQ_URL: url }, connected: false });
   const HOST = '127.0.0.1';
-  says(await doctor(url, { env: { HOST, PORT: new URL(gateway.url).port } }), 'port', 'ok', /a gateway serves.*disconnected/);
+  for (const [command, rabbitmq] of [['serve', 'disconnected'], ['dev', 'none']]) {
+    const gateway = await Gateway.start(null, { args: [command], env: { RABBITMQ_URL: url }, connected: false });
+    const { port } = new URL(gateway.url);
+    const taken = await doctor(url, { env: { HOST, PORT: port } });
+    says(taken, 'port', 'unknown', new RegExp(`a gateway listens.*RabbitMQ: ${rabbitmq}.*no other can start`), /the one that you run.*another PORT/);
+  }
   const other = await listening((socket) => socket.end('HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}'));
   says(await doctor(url, { env: { HOST, PORT: String(other.port) } }), 'port', 'problem', /no gateway/, /another PORT/);
   other.close();
