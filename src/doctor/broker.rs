@@ -122,11 +122,10 @@ fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
         // The vhost is opened after the login.
         LinkError::Closed(close) => {
             report.ok("login", format!("as {user}"));
-            let vhost = &config.url.vhost;
-            let advice = format!(
-                "the vhost is the path of RABBITMQ_URL (/ in it as %2F); rabbitmqctl list_vhosts; \
-                 rabbitmqctl list_permissions -p {vhost}"
-            );
+            let advice = match close.text.contains("refused for user") {
+                true => grant(config),
+                false => "the vhost is the path of RABBITMQ_URL (/ in it as %2F); rabbitmqctl list_vhosts shows those that exist".to_owned(),
+            };
             report.problem("vhost", format!("refused: {close}"), advice);
         }
         other => report.problem("login", other.to_string(), "RabbitMQ's own log says why"),
