@@ -214,7 +214,7 @@ async fn rights(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Bound {
     Yes,
-    /// It exists no exchange to bind to; the rights are there.
+    /// There is no exchange to bind to; the rights are there, but for those on keys.
     NoExchange,
     Refused,
 }
@@ -259,7 +259,10 @@ async fn bind(
         Err(LinkError::Closed(close)) if close.code == NOT_FOUND => {
             report.ok(
                 "bind",
-                format!("may bind its queues to {exchange}, if that existed"),
+                format!(
+                    "may write to its queues and read {exchange}; with which keys it may bind, \
+                     RabbitMQ tells only once {exchange} exists"
+                ),
             );
             Ok(Bound::NoExchange)
         }

@@ -350,6 +350,9 @@ test('an exchange that is missing, of another type or otherwise declared', async
   const none = await Place.make({ type: null });
   const missing = await doctor(none.url);
   says(missing, 'exchange', 'problem', /does not exist/, /start Chat3/);
+  says(missing, 'bind', 'ok', new RegExp(`may write to its queues and read ${EXCHANGE}; .* only once ${EXCHANGE} exists`));
+  const unreading = await none.user('unreading-none', '.*', '.*', '^chat3-gateway\\.');
+  says(await doctor(unreading), 'bind', 'problem', /no right to read the exchange/);
   assert.deepEqual(problems(missing), ['exchange']);
   assert.ok(!(await broker.ctl('list_exchanges', '-p', none.vhost, 'name')).includes(EXCHANGE));
   for (const type of ['fanout', 'direct', 'headers']) {
