@@ -320,6 +320,31 @@ test('with the documented least rights it finds nothing wrong, and says what it 
   flooding.stop();
 });
 
+test('the keys that it tries to bind are those of the configured topology', async () => {
+  const place = await Place.make();
+  const url = await place.user('topologist', '^chat3-gateway\\.', '^chat3-gateway\\.', `^(chat3-gateway\\..*|${EXCHANGE})$`);
+  const within = (topology, env) => doctor(url, { env: { RABBITMQ_TOPOLOGY: topology, ...env } });
+  const topic = (read) => broker.ctl('set_topic_permissions', '-p', place.vhost, 'topologist', EXCHANGE, '^$', read);
+  // As docs/SECURITY.md has it for users of their own, and for a firehose.
+  await topic('^user\\.[^*#]+\\.\\*$');
+  for (const topology of ['per-user', 'shared']) {
+    says(await within(topology), 'bind', 'ok', new RegExp(`with user\\.{userId}\\.\\*, as in the topology ${topology}`));
+  }
+  says(await within('firehose'), 'bind', 'problem', /topic permissions do not allow to bind with user\.\*\.\*/, /set_topic_permissions.*firehose/);
+  await topic('^user\\.([^*#]+|\\*)\\.\\*$');
+  says(await within('firehose'), 'bind', 'ok', /with user\.\*\.\*, as in the topology firehose/);
+  await topic('^user\\.\\*\\.\\*$');
+  says(await within('firehose'), 'bind', 'warning', /dots in their ids/, /set_topic_permissions/);
+  says(await within('shared'), 'bind', 'problem', /topic permissions/);
+  await topic('.*');
+  const publishing = place.publishing(['user.usr_b.typing']);
+  const hearing = await within('firehose');
+  publishing.stop();
+  says(hearing, 'exchange', 'ok', /behaves as a topic exchange/);
+  says(hearing, 'bindings', 'ok', /matches all/);
+  assert.equal(await place.queues(), '');
+});
+
 test('the rights on the control exchange are tried without making it or sending anything', async () => {
   const place = await Place.make();
   const own = '^(chat3-gateway\\..*|control)$';
