@@ -110,6 +110,11 @@ pub trait Broker: Send + Sync {
     /// Whether updates can flow.
     fn is_connected(&self) -> bool;
 
+    /// Whether it is part of this process: then there is no RabbitMQ.
+    fn is_embedded(&self) -> bool {
+        false
+    }
+
     /// Hands `message` to the other instances, if there is a way to them: whether
     /// it was sent. Not kept for those that are not there.
     fn broadcast(&self, message: Bytes) -> bool;

@@ -7,6 +7,7 @@
 //! nothing of its own is left at RabbitMQ; every step is bounded in time; no
 //! secret, token, body or user id of the traffic is in a finding.
 
+mod bind;
 mod broker;
 mod host;
 mod jwt;

@@ -115,6 +115,10 @@ impl Broker for EmbeddedExchange {
         true
     }
 
+    fn is_embedded(&self) -> bool {
+        true
+    }
+
     fn broadcast(&self, _: Bytes) -> bool {
         false
     }

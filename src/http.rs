@@ -72,11 +72,12 @@ pub fn routers(
 
 /// The process is up. 200 also without RabbitMQ: restarting would not help.
 async fn health(State(http): State<Http>) -> Json<Value> {
-    let connected = http.hub.broker().is_connected();
-    let rabbitmq = if connected {
-        "connected"
-    } else {
-        "disconnected"
+    let broker = http.hub.broker();
+    let connected = broker.is_connected();
+    let rabbitmq = match (broker.is_embedded(), connected) {
+        (true, _) => "none",
+        (false, true) => "connected",
+        (false, false) => "disconnected",
     };
     Json(json!({"status": "ok", "rabbitmq": rabbitmq, "isConnected": connected}))
 }

@@ -2,13 +2,14 @@
 //! shuts down in order.
 
 use std::{
+    fmt::Display,
     future::Future,
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context;
 use axum::{
     Extension, Router,
     extract::{Request, State},
@@ -90,9 +91,15 @@ impl Server {
         metrics: Metrics,
         extra: Router,
     ) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind((host, config.port))
-            .await
-            .with_context(|| format!("cannot listen on {host}:{}", config.port))?;
+        let listener = TcpListener::bind((host, config.port)).await;
+        let listener = listener.map_err(|error| {
+            cannot_listen(
+                &error,
+                format!("{host}:{}", config.port),
+                config.port,
+                "PORT",
+            )
+        })?;
         let transports = Transports::new(config.socket_write_timeout, metrics.clone());
         let hub = Hub::new(
             broker.clone(),
@@ -119,9 +126,9 @@ impl Server {
             http::routers(gateway, hub, transports.clone(), metrics, admin_token);
         let mut router = probes.clone().merge(socket_io).merge(extra);
         let admin = if let Some(address) = config.admin_addr {
-            let listener = TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen on {address} (ADMIN_ADDR)"))?;
+            let listener = TcpListener::bind(address).await;
+            let listener = listener
+                .map_err(|error| cannot_listen(&error, address, address.port(), "ADMIN_ADDR"))?;
             let admin = probes.merge(operators).fallback(http::not_found);
             Some((listener, admin))
         } else {
@@ -193,6 +200,20 @@ impl Server {
         info!("Stopped");
         Ok(())
     }
+}
+
+/// Why `address`, which `setting` sets, cannot be listened on, and what to do if it is taken.
+fn cannot_listen(
+    error: &io::Error,
+    address: impl Display,
+    port: u16,
+    setting: &str,
+) -> anyhow::Error {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => format!("; set {setting} to another port than {port}"),
+        _ => String::new(),
+    };
+    anyhow::anyhow!("cannot listen on {address}: {error}{advice}")
 }
 
 /// Carries out the orders that other instances were given.

@@ -58,7 +58,7 @@ function shellQuote(text) {
 }
 
 export function curlOf(path, body) {
-  return `curl -X POST ${shellQuote(location.origin + path)} \\\n  -H 'Content-Type: application/json' \\\n  -d ${shellQuote(JSON.stringify(body))}`;
+  return `curl ${shellQuote(location.origin + path)} \\\n  -H 'Content-Type: application/json' \\\n  -d ${shellQuote(JSON.stringify(body))}`;
 }
 
 export function connectSnippet(token, comment = '') {

@@ -40,7 +40,7 @@ function showMeasured(pane, cell, ms) {
   pane.latencies.push(ms);
   if (pane.latencies.length > MAX_REMEMBERED) pane.latencies.shift();
   const sorted = pane.latencies.toSorted((a, b) => a - b);
-  part(pane, 'latency').textContent = `${formatMs(ms)} last · ${formatMs(sorted[sorted.length >> 1])} median · ${formatMs(sorted.at(-1))} worst`;
+  part(pane, 'latency').textContent = `${formatMs(ms)} · median ${formatMs(sorted[sorted.length >> 1])} · worst ${formatMs(sorted.at(-1))}`;
 }
 
 function showLatency(pane, cell, update) {

@@ -98,7 +98,7 @@ function showPublished(answers, headline) {
   const missed = answers.filter((answer) => !answer.queues).length;
   const routed = queues === 1 ? '1 queue' : `${queues} queues`;
   const offline = answers.length === 1 ? 'the user is not online, nobody received it' : `${missed} of them found the user offline and reached nobody`;
-  showResult(missed ? 'warn' : 'ok', headline, `Routing key ${routingKey} → ${routed}${missed ? `; ${offline}` : ''}`);
+  showResult(missed ? 'warn' : 'ok', headline, `Key ${routingKey} → ${routed}${missed ? `; ${offline}` : ''}`);
 }
 
 // One after another, so that the order in the log is the order sent. The buttons get aria-disabled and not
@@ -107,8 +107,7 @@ async function sendAll(requests) {
   if (publishing) return;
   setPublishing(true);
   const begun = performance.now();
-  const { eventType } = requests[0];
-  const names = [...new Set(requests.map((request) => request.userId))].join(' and ');
+  const names = [...new Set(requests.map((request) => request.userId))];
   const answers = [];
   try {
     for (const request of requests) {
@@ -118,7 +117,7 @@ async function sendAll(requests) {
       answers.push(answer);
     }
     const took = formatMs(performance.now() - begun);
-    showPublished(answers, answers.length === 1 ? `Published ${eventType} to ${names}` : `Published ${answers.length} updates to ${names} in ${took}`);
+    showPublished(answers, answers.length === names.length ? `Published to ${names.join(' and ')}` : `Published ${answers.length} updates in ${took}`);
   } catch (error) {
     showResult('error', requests.length === 1 ? 'Not published' : `Stopped after ${answers.length} of ${requests.length}`, error.message);
   } finally {

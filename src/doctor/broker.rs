@@ -14,13 +14,13 @@ use tokio::time::timeout;
 
 use super::{
     Report,
+    bind::{self, Bound},
     session::{Exchange, Session},
     updates,
 };
 use crate::{
     config::RabbitMqConfig,
-    rabbitmq::{ACCESS_REFUSED, LinkError, NOT_FOUND, host_name, open_connection},
-    user::{TenantId, User, UserId},
+    rabbitmq::{ACCESS_REFUSED, LinkError, host_name, open_connection},
 };
 
 /// Examines all that needs a login, and listens to what is published.
@@ -122,11 +122,10 @@ fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
         // The vhost is opened after the login.
         LinkError::Closed(close) => {
             report.ok("login", format!("as {user}"));
-            let vhost = &config.url.vhost;
-            let advice = format!(
-                "the vhost is the path of RABBITMQ_URL (/ in it as %2F); rabbitmqctl list_vhosts; \
-                 rabbitmqctl list_permissions -p {vhost}"
-            );
+            let advice = match close.text.contains("refused for user") {
+                true => grant(config),
+                false => "the vhost is the path of RABBITMQ_URL (/ in it as %2F); rabbitmqctl list_vhosts shows those that exist".to_owned(),
+            };
             report.problem("vhost", format!("refused: {close}"), advice);
         }
         other => report.problem("login", other.to_string(), "RabbitMQ's own log says why"),
@@ -174,7 +173,7 @@ async fn rights(
         }
         Err(error) => return Err(error),
     }
-    let bound = bind(session, config, &queue, &grant, report).await?;
+    let bound = bind::examine(session, config, &queue, &grant, report).await?;
     let consume = BasicConsumeArguments::new(&queue, &queue)
         .auto_ack(true)
         .finish();
@@ -205,86 +204,11 @@ async fn rights(
     if bound == Bound::Yes {
         let queue = format!("{}.nobody", session.prefix);
         let declared = session.declare(&queue, 10).await;
-        if declared.is_ok() && bind_nobody(session, config, &queue).await.is_ok() {
+        if declared.is_ok() && bind::to_nobody(session, config, &queue).await.is_ok() {
             rights.probe = Some(queue);
         }
     }
     Ok(rights)
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Bound {
-    Yes,
-    /// It exists no exchange to bind to; the rights are there.
-    NoExchange,
-    Refused,
-}
-
-/// Whose updates nobody publishes.
-fn nobody() -> User {
-    let id = format!("doctor-{:016x}", rand::random::<u64>());
-    User {
-        id: UserId::parse(&id).expect("hexadecimal digits are an id"),
-        tenant: TenantId::parse("doctor").ok(),
-    }
-}
-
-async fn bind_nobody(
-    session: &mut Session,
-    config: &RabbitMqConfig,
-    queue: &str,
-) -> Result<(), LinkError> {
-    for key in config.binding_keys.render(&nobody()) {
-        session.bind(queue, &config.exchange, &key).await?;
-    }
-    Ok(())
-}
-
-async fn bind(
-    session: &mut Session,
-    config: &RabbitMqConfig,
-    queue: &str,
-    grant: &str,
-    report: &mut Report,
-) -> Result<Bound, LinkError> {
-    let exchange = &config.exchange;
-    match bind_nobody(session, config, queue).await {
-        Ok(()) => {
-            let keys = &config.binding_keys;
-            report.ok(
-                "bind",
-                format!("may bind its queues to {exchange} with {keys}"),
-            );
-            Ok(Bound::Yes)
-        }
-        Err(LinkError::Closed(close)) if close.code == NOT_FOUND => {
-            report.ok(
-                "bind",
-                format!("may bind its queues to {exchange}, if that existed"),
-            );
-            Ok(Bound::NoExchange)
-        }
-        Err(LinkError::Closed(close)) => {
-            // RabbitMQ asks in this order, and names what it is about.
-            let what = if close.text.contains("access to topic") {
-                "the topic permissions do not allow RABBITMQ_BINDING_KEYS"
-            } else if close.text.contains("access to exchange") {
-                "no right to read the exchange"
-            } else {
-                "no right to write to its own queues"
-            };
-            let advice = match close.text.contains("access to topic") {
-                true => format!(
-                    "rabbitmqctl set_topic_permissions as in docs/SECURITY.md, with the pattern for {}",
-                    config.binding_keys
-                ),
-                false => grant.to_owned(),
-            };
-            report.problem("bind", format!("{what}: {close}"), advice);
-            Ok(Bound::Refused)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 async fn exchange(

@@ -106,9 +106,13 @@ async fn port(host: &str, config: &HttpConfig, report: &mut Report) {
     };
     match error.kind() {
         std::io::ErrorKind::AddrInUse => match health(host, port).await {
-            Some(rabbitmq) => report.ok(
+            // Only the operator knows whether it is the one that these settings are for.
+            Some(rabbitmq) => report.unclear(
                 "port",
-                format!("a gateway serves on {address} already (its RabbitMQ: {rabbitmq})"),
+                format!(
+                    "a gateway listens on {address} already (its RabbitMQ: {rabbitmq}); no other can start there"
+                ),
+                "good if it is the one that you run; a second one needs another PORT",
             ),
             None => report.problem(
                 "port",
@@ -154,7 +158,7 @@ async fn health(host: &str, port: u16) -> Option<String> {
     let health: serde_json::Value = serde_json::from_slice(&body).ok()?;
     health.get("isConnected")?;
     match health.get("rabbitmq")?.as_str()? {
-        connected @ ("connected" | "disconnected") => Some(connected.to_owned()),
+        rabbitmq @ ("connected" | "disconnected" | "none") => Some(rabbitmq.to_owned()),
         _ => None,
     }
 }

@@ -100,13 +100,20 @@ pub(super) async fn examine(
     report.begin(Section::Updates);
     match bound {
         Ok(()) => tell(config, rights, listen, &heard, report),
-        Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED => {
+        Err(LinkError::Closed(close)) if close.text.contains("access to topic") => {
             let finding =
-                "this user may not listen to all updates, as it should be with the least rights";
+                "the topic permissions keep this user from listening to everything, as they should";
             let advice =
                 "to check keys and clock, run doctor once with RABBITMQ_URL of Chat3's own user";
             report.unclear("keys", finding, advice);
             skip_all(&["bindings", "clock"], "nothing was listened to", report);
+        }
+        Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED => {
+            skip_all(
+                &["keys", "bindings", "clock"],
+                "the rights above are missing",
+                report,
+            );
         }
         Err(LinkError::Closed(close)) if close.code == NOT_FOUND => {
             skip_all(
@@ -249,7 +256,7 @@ fn told_exchange(config: &RabbitMqConfig, rights: &Rights, heard: &Heard, report
         ),
         true => report.unclear(
             "exchange",
-            format!("{name} exists; its type is not told to a user with the least rights"),
+            format!("{name} exists; its type is told only to those who may declare it"),
             "rabbitmqctl list_exchanges name type must say topic",
         ),
     }

@@ -23,7 +23,6 @@ use async_trait::async_trait;
 use tokio::{sync::mpsc, time::sleep};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::DropGuard;
-use tracing::{info, warn};
 
 use crate::{
     config::{AmqpUrl, RabbitMqTls},
@@ -267,14 +266,11 @@ impl ConnectionCallback for OnConnection {
         Ok(())
     }
 
-    async fn blocked(&mut self, _: &Connection, reason: String) {
-        // Only publishers are blocked; still a sign of a broker in trouble.
-        warn!(%reason, "RabbitMQ is low on resources");
-    }
+    // Neither comes: RabbitMQ tells only clients that announce the capability
+    // `connection.blocked`, which amqprs does not.
+    async fn blocked(&mut self, _: &Connection, _: String) {}
 
-    async fn unblocked(&mut self, _: &Connection) {
-        info!("RabbitMQ has resources again");
-    }
+    async fn unblocked(&mut self, _: &Connection) {}
 
     async fn secret_updated(&mut self, _: &Connection) {}
 }

@@ -36,6 +36,10 @@ test('it prints the URL and a token that works', async () => {
   ]);
 });
 
+test('its health claims no RabbitMQ', async () => {
+  assert.deepEqual(await gateway.json('/health'), { status: 'ok', rabbitmq: 'none', isConnected: true });
+});
+
 test('what is published by HTTP reaches the recipient only, with the data that was given', async () => {
   const [alice, bob] = [await signIn('usr_a', 'tnt_default'), await signIn('usr_b')];
   const answer = await gateway.get('/dev/updates', json({ userId: 'usr_a', eventType: 'dialog.update', data: { name: 'x' } }));
@@ -281,7 +285,7 @@ test('page: a token about to expire is announced and can be renewed', async () =
 test('page: latency is shown for each update and each user', async () => {
   const page = await openPage();
   await page.click('#publish-button');
-  await page.locator('[data-user-pane=a] [data-role=latency]', { hasText: /^[\d.]+ m?s last · [\d.]+ m?s median/ }).waitFor();
+  await page.locator('[data-user-pane=a] [data-role=latency]', { hasText: /^[\d.]+ m?s · median [\d.]+ m?s · worst [\d.]+ m?s$/ }).waitFor();
   assert.match(await rows(page, 'a', 'message:new').first().locator('.latency').textContent(), /^[\d.]+ m?s$/);
   await page.close();
 });
@@ -325,7 +329,7 @@ test('page: the keyboard is enough', async () => {
   await page.keyboard.press('Space');
   await state(page, 'a', 'recovered');
   await tabTo('#publish-to');
-  await page.keyboard.press('ArrowDown'); // user B
+  for (let i = 0; i < 2; i += 1) await page.keyboard.press('ArrowDown'); // both, user A, user B
   await tabTo('#publish-data');
   await page.keyboard.press('Control+Enter');
   await rows(page, 'b', 'message:new').waitFor();
@@ -348,6 +352,25 @@ test('page: dark and light follow the system and the button', async () => {
   await page.click('#theme');
   await page.emulateMedia({ colorScheme: 'light' });
   assert.ok(await brightness() < 40);
+  await page.close();
+});
+
+test('page: the first update goes to both users, and its figures take a line each in a usual window', async () => {
+  const page = await openPage({ viewport: { width: 1280, height: 800 } });
+  await page.click('#publish-button');
+  for (const pane of ['a', 'b']) {
+    await rows(page, pane, 'message:new').waitFor();
+    await inPane(page, pane, 'latency').filter({ hasText: 'worst' }).waitFor();
+  }
+  assert.equal(await page.locator('#publish-result strong').textContent(), 'Published to usr_alice and usr_bob');
+  const lines = (locator) => locator.evaluateAll((all) => all.map((one) => {
+    const text = document.createRange();
+    text.selectNodeContents(one);
+    return Math.round(text.getBoundingClientRect().height / parseFloat(getComputedStyle(one).lineHeight));
+  }));
+  assert.deepEqual(await lines(page.locator('p:has([data-role=latency])')), [1, 1]);
+  assert.deepEqual(await lines(page.locator('#publish-result')), [2]);
+  assert.deepEqual(page.problems, []);
   await page.close();
 });
 

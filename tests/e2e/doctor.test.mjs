@@ -259,8 +259,19 @@ test('a refused login is told from a refused vhost', async () => {
   says(vhost, 'vhost', 'problem', /vhost nowhere not found/, /list_vhosts/);
   const place = await Place.make();
   await broker.ctl('add_user', 'stranger', 'its-Password-7');
-  says(await doctor(place.url.replace('rmuser:rmpassword', 'stranger:its-Password-7')), 'vhost', 'problem', /refused for user 'stranger'/, /list_permissions/);
+  const url = place.url.replace('rmuser:rmpassword', 'stranger:its-Password-7');
+  const stranger = await doctor(url);
+  says(stranger, 'vhost', 'problem', /refused for user 'stranger'/);
+  await followAdvice(stranger, 'vhost');
+  assert.deepEqual(problems(await doctor(url)), []);
 });
+
+/** Runs the command that a finding advises. */
+async function followAdvice({ worst }, check) {
+  const [, command] = worst[check].advice.match(/rabbitmqctl (.*)/);
+  const words = [...command.matchAll(/'([^']*)'|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain);
+  await broker.ctl(...words);
+}
 
 test('each missing right is named, with the command that grants it', async () => {
   const place = await Place.make();
@@ -277,11 +288,9 @@ test('each missing right is named, with the command that grants it', async () =>
     const examined = await doctor(await place.user(name, configure, write, read));
     says(examined, check, 'problem', pattern, /rabbitmqctl set_permissions -p place-\d+ /);
     assert.deepEqual(problems(examined), [check], name);
+    assert.doesNotMatch(examined.worst.keys.finding, /topic permissions/);
     assert.equal(examined.code, 1);
-    // What it says works.
-    const [, command] = examined.worst[check].advice.match(/rabbitmqctl (.*)/);
-    const words = [...command.matchAll(/'([^']*)'|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain);
-    await broker.ctl(...words);
+    await followAdvice(examined, check);
     const mended = await doctor(place.url.replace('rmuser:rmpassword', `${name}:its-Password-7`));
     assert.deepEqual(problems(mended), [], mended.text);
   }
@@ -296,20 +305,48 @@ test('with the documented least rights it finds nothing wrong, and says what it 
   const least = await doctor(url);
   assert.equal(least.code, 0, least.text);
   says(least, 'bind', 'ok');
-  says(least, 'keys', 'unknown', /least rights/, /Chat3's own user/);
-  says(least, 'exchange', 'unknown', /list_exchanges/);
+  says(least, 'keys', 'unknown', /topic permissions/, /Chat3's own user/);
+  says(least, 'exchange', 'unknown', /who may declare it/, /list_exchanges/);
   const other = await doctor(url, { env: { RABBITMQ_BINDING_KEYS: 'update.*.*.{userId}.*' } });
   says(other, 'bind', 'problem', /topic permissions do not allow/, /set_topic_permissions/);
-  // Of who may listen, but not declare: the exchange's behaviour tells its type.
-  await topic('.*');
+  // Without topic permissions, which confine the gateway and are not needed by it, it may
+  // listen: the exchange's behaviour tells its type.
+  await broker.ctl('clear_topic_permissions', '-p', place.vhost, 'least', EXCHANGE);
   const publishing = place.publishing(['user.usr_b.typing']);
-  says(await doctor(url), 'exchange', 'ok', /behaves as a topic exchange/);
+  const listening = await doctor(url);
   publishing.stop();
+  says(listening, 'exchange', 'ok', /behaves as a topic exchange/);
+  for (const check of ['keys', 'bindings', 'clock']) says(listening, check, 'ok');
   const fanout = await Place.make({ type: 'fanout' });
   await broker.ctl('set_permissions', '-p', fanout.vhost, 'least', '^chat3-gateway\\.', '^chat3-gateway\\.', '.*');
   const flooding = fanout.publishing(['user.usr_b.typing']);
   says(await doctor(fanout.url.replace('rmuser:rmpassword', 'least:its-Password-7')), 'exchange', 'problem', /user who does not exist/);
   flooding.stop();
+});
+
+test('the keys that it tries to bind are those of the configured topology', async () => {
+  const place = await Place.make();
+  const url = await place.user('topologist', '^chat3-gateway\\.', '^chat3-gateway\\.', `^(chat3-gateway\\..*|${EXCHANGE})$`);
+  const within = (topology, env) => doctor(url, { env: { RABBITMQ_TOPOLOGY: topology, ...env } });
+  const topic = (read) => broker.ctl('set_topic_permissions', '-p', place.vhost, 'topologist', EXCHANGE, '^$', read);
+  // As docs/SECURITY.md has it for users of their own, and for a firehose.
+  await topic('^user\\.[^*#]+\\.\\*$');
+  for (const topology of ['per-user', 'shared']) {
+    says(await within(topology), 'bind', 'ok', new RegExp(`with user\\.{userId}\\.\\*, as in the topology ${topology}`));
+  }
+  says(await within('firehose'), 'bind', 'problem', /topic permissions do not allow to bind with user\.\*\.\*/, /set_topic_permissions.*firehose/);
+  await topic('^user\\.([^*#]+|\\*)\\.\\*$');
+  says(await within('firehose'), 'bind', 'ok', /with user\.\*\.\*, as in the topology firehose/);
+  await topic('^user\\.\\*\\.\\*$');
+  says(await within('firehose'), 'bind', 'warning', /dots in their ids/, /set_topic_permissions/);
+  says(await within('shared'), 'bind', 'problem', /topic permissions/);
+  await topic('.*');
+  const publishing = place.publishing(['user.usr_b.typing']);
+  const hearing = await within('firehose');
+  publishing.stop();
+  says(hearing, 'exchange', 'ok', /behaves as a topic exchange/);
+  says(hearing, 'bindings', 'ok', /matches all/);
+  assert.equal(await place.queues(), '');
 });
 
 test('the rights on the control exchange are tried without making it or sending anything', async () => {
@@ -342,6 +379,9 @@ test('an exchange that is missing, of another type or otherwise declared', async
   const none = await Place.make({ type: null });
   const missing = await doctor(none.url);
   says(missing, 'exchange', 'problem', /does not exist/, /start Chat3/);
+  says(missing, 'bind', 'ok', new RegExp(`may write to its queues and read ${EXCHANGE}; .* only once ${EXCHANGE} exists`));
+  const unreading = await none.user('unreading-none', '.*', '.*', '^chat3-gateway\\.');
+  says(await doctor(unreading), 'bind', 'problem', /no right to read the exchange/);
   assert.deepEqual(problems(missing), ['exchange']);
   assert.ok(!(await broker.ctl('list_exchanges', '-p', none.vhost, 'name')).includes(EXCHANGE));
   for (const type of ['fanout', 'direct', 'headers']) {
@@ -467,9 +507,13 @@ test('file limits, port, admin token, origins and log file', async () => {
   assert.match(`${files.finding} ${files.advice}`, /256 open files.*LimitNOFILE=564/);
   says(await doctor(url, { env: { MAX_SOCKETS: '10000000' } }), 'files', 'warning', /MAX_SOCKETS is 10000000/);
 
-  const gateway = await Gateway.start(null, { env: { RABBITMQ_URL: url }, connected: false });
   const HOST = '127.0.0.1';
-  says(await doctor(url, { env: { HOST, PORT: new URL(gateway.url).port } }), 'port', 'ok', /a gateway serves.*disconnected/);
+  for (const [command, rabbitmq] of [['serve', 'disconnected'], ['dev', 'none']]) {
+    const gateway = await Gateway.start(null, { args: [command], env: { RABBITMQ_URL: url }, connected: false });
+    const { port } = new URL(gateway.url);
+    const taken = await doctor(url, { env: { HOST, PORT: port } });
+    says(taken, 'port', 'unknown', new RegExp(`a gateway listens.*RabbitMQ: ${rabbitmq}.*no other can start`), /the one that you run.*another PORT/);
+  }
   const other = await listening((socket) => socket.end('HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}'));
   says(await doctor(url, { env: { HOST, PORT: String(other.port) } }), 'port', 'problem', /no gateway/, /another PORT/);
   other.close();

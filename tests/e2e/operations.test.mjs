@@ -50,15 +50,21 @@ for (const [what, args, env, pattern] of [
   });
 }
 
-test('a port in use is one clear line', async () => {
+test('a port in use is one clear line, which ends with what to set', async () => {
   const taken = net.createServer();
   await new Promise((resolve) => taken.listen(0, '127.0.0.1', resolve));
   const { port } = taken.address();
   const env = { JWT_SECRET: SECRET, LOG_FILE: '', HOST: '127.0.0.1', PORT: String(port), RABBITMQ_URL: broker.url };
-  const { code, stderr } = await runGateway([], { env });
+  for (const [command, settings, setting] of [
+    ['serve', {}, 'PORT'],
+    ['dev', {}, 'PORT'],
+    ['serve', { PORT: '0', ADMIN_ADDR: `127.0.0.1:${port}` }, 'ADMIN_ADDR'],
+  ]) {
+    const { code, stderr } = await runGateway([command], { env: { ...env, ...settings } });
+    assert.equal(code, 1);
+    assert.match(stderr, new RegExp(`^chat3-gateway: cannot listen on 127.0.0.1:${port}: Address already in use .*; set ${setting} to another port than ${port}\n$`));
+  }
   taken.close();
-  assert.equal(code, 1);
-  assert.match(stderr, new RegExp(`cannot listen on 127.0.0.1:${port}: Address already in use`));
 });
 
 test('--help lists every variable with its default and no secret', async () => {

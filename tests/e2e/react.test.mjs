@@ -299,8 +299,12 @@ test('a cut connection: what was published meanwhile is seen once, and the badge
   await bob.getByRole('button', { name: 'Cut' }).click();
   await badge(bob, 'reconnecting');
   await send(alice, 'While Bob was away');
+  await message(alice, 'While Bob was away').waitFor();
+  assert.equal(await countOf(bob, 'While Bob was away'), 0);
+  await bob.getByRole('button', { name: 'Reconnect' }).click();
   await message(alice, 'While Bob was away').locator('.status[data-status=read]').waitFor();
   await badge(bob, 'recovered');
+  await bob.getByRole('button', { name: 'Cut' }).waitFor();
   assert.equal(await countOf(bob, 'While Bob was away'), 1);
   assert.deepEqual(fetches, [], 'recovered by the gateway, not by a fetch');
   await close(alice, bob);

@@ -77,7 +77,7 @@ export function Chat({ me, api, session, signIn }: Props) {
       <header>
         <h1>{chat.title || 'Chat'}</h1>
         <ConnectionBadge connection={connection} signIn={signIn} />
-        {isConnected && <CutButton socket={socket} />}
+        <CutButton socket={socket} isConnected={isConnected} />
         <Members
           me={me}
           members={chat.members}

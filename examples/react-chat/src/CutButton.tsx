@@ -1,19 +1,21 @@
-import type { RefObject } from 'react';
+import { useState, type RefObject } from 'react';
 import type { ChatSocket } from './useChatUpdates';
 
-/** For demonstrations: breaks the connection; the client is back after 2.5 to 5 s. */
-export function CutButton({ socket }: { socket: RefObject<ChatSocket | null> }) {
-  const cut = () => {
-    const manager = socket.current?.io;
-    if (!manager) return;
-    const delay = manager.reconnectionDelay();
-    manager.reconnectionDelay(5000);
-    manager.once('reconnect', () => manager.reconnectionDelay(delay));
-    manager.engine.close();
+/** For demonstrations: breaks the connection as a lost network would, and keeps the client away until pressed again. */
+export function CutButton({ socket, isConnected }: { socket: RefObject<ChatSocket | null>; isConnected: boolean }) {
+  const [wasCut, setWasCut] = useState(false);
+  const isCut = wasCut && !isConnected;
+  const toggle = () => {
+    const mine = socket.current;
+    if (!mine) return;
+    mine.io.reconnection(isCut);
+    if (isCut) mine.connect();
+    else mine.io.engine.close();
+    setWasCut(!isCut);
   };
   return (
-    <button onClick={cut} title="Break the connection for some seconds">
-      Cut
+    <button onClick={toggle} disabled={!isConnected && !isCut} title="Breaks the connection until you press it again">
+      {isCut ? 'Reconnect' : 'Cut'}
     </button>
   );
 }
