@@ -49,11 +49,18 @@ use crate::{
     user::User,
 };
 
-/// The documented ceiling of the reconnect delay.
-const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(30);
+/// While the broker is away: the wait after its return shall be a small part of the
+/// time that it was away. The ceiling is the documented one.
+const WHILE_AWAY: Patience = Patience {
+    growth: 1.25,
+    ceiling: Duration::from_secs(30),
+};
 
-/// The ceiling while the broker refuses what is configured: only an operator can mend it.
-const MAX_CONFIGURATION_DELAY: Duration = Duration::from_secs(60);
+/// While the broker refuses what is configured: only an operator can mend it.
+const WHILE_REFUSED: Patience = Patience {
+    growth: 2.0,
+    ceiling: Duration::from_secs(60),
+};
 
 /// A link that lived this long was healthy: the next loss starts a new backoff.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
@@ -346,7 +353,7 @@ async fn supervise(shared: Arc<Shared>) {
             opened = Link::open(&shared, epoch) => opened,
             () = shared.stop_consuming.cancelled() => break,
         };
-        let ceiling = match opened {
+        let patience = match opened {
             Ok(link) => {
                 info!(address = %shared.config.url, "RabbitMQ connected");
                 if linked_before {
@@ -362,7 +369,7 @@ async fn supervise(shared: Arc<Shared>) {
                     Ended::Stopped => break,
                     Ended::Lost(reason) => {
                         warn!(%reason, "⚠️  RabbitMQ connection closed");
-                        ceiling(&reason)
+                        patience(&reason)
                     }
                 }
             }
@@ -372,10 +379,10 @@ async fn supervise(shared: Arc<Shared>) {
                     %error,
                     "⚠️  Failed to connect to RabbitMQ. Updates will not be available."
                 );
-                ceiling(&error)
+                patience(&error)
             }
         };
-        let delay = backoff.next(ceiling);
+        let delay = backoff.next(patience);
         info!(?delay, "RabbitMQ reconnect scheduled");
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
@@ -385,10 +392,10 @@ async fn supervise(shared: Arc<Shared>) {
     shared.consuming.send_replace(false);
 }
 
-fn ceiling(error: &LinkError) -> Duration {
+fn patience(error: &LinkError) -> Patience {
     match error.is_configuration() {
-        true => MAX_CONFIGURATION_DELAY,
-        false => MAX_RECONNECT_DELAY,
+        true => WHILE_REFUSED,
+        false => WHILE_AWAY,
     }
 }
 
@@ -415,8 +422,14 @@ async fn run(shared: &Shared, mut link: Link) -> Ended {
     ended
 }
 
-/// Delays between attempts: the configured one, then each longer by a quarter. So
-/// the wait after a broker's return is a small part of the time that it was away.
+/// How the delays between attempts grow, and up to what.
+#[derive(Clone, Copy)]
+struct Patience {
+    growth: f64,
+    ceiling: Duration,
+}
+
+/// Delays between attempts: the configured one, then longer ones.
 struct Backoff {
     next: Duration,
     is_first: bool,
@@ -430,12 +443,12 @@ impl Backoff {
         }
     }
 
-    /// The next delay, at most `ceiling`. All but the first are shortened at
+    /// The next delay, at most the ceiling. All but the first are shortened at
     /// random, also at the ceiling, so that a fleet of gateways does not return to
     /// a restarted broker in one wave.
-    fn next(&mut self, ceiling: Duration) -> Duration {
-        let delay = self.next.min(ceiling);
-        self.next = delay.mul_f64(1.25);
+    fn next(&mut self, patience: Patience) -> Duration {
+        let delay = self.next.min(patience.ceiling);
+        self.next = delay.mul_f64(patience.growth);
         match std::mem::replace(&mut self.is_first, false) {
             true => delay,
             false => delay.mul_f64(rand::random_range(0.5..=1.0)),
@@ -458,13 +471,15 @@ mod tests {
 
     #[test]
     fn reconnect_delays_grow_with_jitter_up_to_the_ceiling() {
-        let mut backoff = Backoff::new(Duration::from_secs(5));
-        assert_eq!(backoff.next(MAX_RECONNECT_DELAY), Duration::from_secs(5));
-        let second = backoff.next(MAX_RECONNECT_DELAY);
-        assert!((3.125..=6.25).contains(&second.as_secs_f64()), "{second:?}");
-        let later: Vec<_> = (0..50).map(|_| backoff.next(MAX_RECONNECT_DELAY)).collect();
-        assert!(later.iter().all(|delay| *delay <= MAX_RECONNECT_DELAY));
-        // Still spread out where the growth has ended.
-        assert!(later[40..].windows(2).any(|pair| pair[0] != pair[1]));
+        for patience in [WHILE_AWAY, WHILE_REFUSED] {
+            let mut backoff = Backoff::new(Duration::from_secs(5));
+            assert_eq!(backoff.next(patience), Duration::from_secs(5));
+            let second = backoff.next(patience).as_secs_f64() / patience.growth;
+            assert!((2.5..=5.0).contains(&second), "{second}");
+            let later: Vec<_> = (0..50).map(|_| backoff.next(patience)).collect();
+            assert!(later.iter().all(|delay| *delay <= patience.ceiling));
+            // Still spread out where the growth has ended.
+            assert!(later[40..].windows(2).any(|pair| pair[0] != pair[1]));
+        }
     }
 }
