@@ -8,7 +8,6 @@
 mod wire;
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -25,7 +24,6 @@ use wire::websocket;
 
 /// RabbitMQ works on one channel's declares one after the other.
 const CHANNELS: u16 = 16;
-const SHARED_QUEUES: u16 = 4;
 const LISTENER: Token = Token(0);
 const BROKER: Token = Token(1);
 const FIRST_SOCKET: usize = 2;
@@ -170,12 +168,9 @@ impl Ceiling {
         match self.options.topology {
             Topology::PerUser => (1..=CHANNELS).for_each(|channel| link.prefetch(channel, 100)),
             Topology::Shared => {
-                for channel in 1..=SHARED_QUEUES {
-                    let queue = queue(channel.into());
-                    link.prefetch(channel, 1000);
-                    link.declare(channel, &queue);
-                    link.consume(channel, &queue);
-                }
+                link.prefetch(1, 1000);
+                link.declare(1, &queue(1));
+                link.consume(1, &queue(1));
             }
             Topology::Firehose => {
                 link.prefetch(1, 1000);
@@ -273,13 +268,8 @@ impl Ceiling {
         match self.options.topology {
             Topology::PerUser => link.delete(channel(serial), &queue(serial)),
             Topology::Shared => {
-                let (channel, queue) = shared_queue(&name);
-                link.unbind(
-                    channel,
-                    &queue,
-                    &self.options.exchange,
-                    &format!("user.{name}.*"),
-                );
+                let key = format!("user.{name}.*");
+                link.unbind(1, &queue(1), &self.options.exchange, &key);
             }
             Topology::Firehose => {}
         }
@@ -400,8 +390,7 @@ fn join(link: &mut Link, options: &Options, name: &str, serial: u64) {
             link.consume(channel(serial), &queue);
         }
         Topology::Shared => {
-            let (channel, queue) = shared_queue(name);
-            link.bind(channel, &queue, &options.exchange, &key);
+            link.bind(1, &queue(1), &options.exchange, &key);
         }
         Topology::Firehose => {}
     }
@@ -409,13 +398,6 @@ fn join(link: &mut Link, options: &Options, name: &str, serial: u64) {
 
 fn channel(serial: u64) -> u16 {
     u16::try_from(serial % u64::from(CHANNELS)).unwrap_or_default() + 1
-}
-
-fn shared_queue(name: &str) -> (u16, String) {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    let channel = u16::try_from(hasher.finish() % u64::from(SHARED_QUEUES)).unwrap_or_default() + 1;
-    (channel, queue(channel.into()))
 }
 
 /// Not a name that the run before may still hold.

@@ -68,13 +68,13 @@ pub struct RabbitMqConfig {
     #[arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS", value_name = "TEMPLATES",
         default_value = DEFAULT_BINDING_KEYS, help_heading = RABBITMQ)]
     pub binding_keys: BindingKeys,
-    /// How users share queues: one each, a few for all, or one that gets all updates
+    /// How users share queues: one each, one or a few for all, or one that gets all updates
     #[arg(long = "rabbitmq-topology", env = "RABBITMQ_TOPOLOGY", value_name = "TOPOLOGY",
         default_value = "per-user", help_heading = RABBITMQ)]
     pub topology: Topology,
     /// Queues of an instance in the shared topology
     #[arg(long = "rabbitmq-shared-queues", env = "RABBITMQ_SHARED_QUEUES", value_name = "N",
-        default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64),
+        default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64),
         help_heading = RABBITMQ)]
     pub shared_queues: u16,
     /// Wait before the first reconnect; grows by a quarter each time, with jitter, up to 30s
@@ -82,11 +82,11 @@ pub struct RabbitMqConfig {
         value_name = "DURATION", default_value = "5s", value_parser = parse_delay,
         help_heading = RABBITMQ)]
     pub reconnect_delay: Duration,
-    /// Updates per queue that the broker sends ahead of their acknowledgement
+    /// Updates per queue that the broker sends ahead of their acknowledgement; 100 with
+    /// per-user, 1000 where users share queues
     #[arg(long = "rabbitmq-prefetch", env = "RABBITMQ_PREFETCH", value_name = "N",
-        default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..),
-        help_heading = RABBITMQ)]
-    pub prefetch: u16,
+        value_parser = clap::value_parser!(u16).range(1..), help_heading = RABBITMQ)]
+    pub prefetch: Option<u16>,
     /// Heartbeat interval; a broker that is silent for two of them is lost
     #[arg(long = "rabbitmq-heartbeat", env = "RABBITMQ_HEARTBEAT", value_name = "DURATION",
         default_value = "10s", value_parser = parse_heartbeat, help_heading = RABBITMQ)]
@@ -165,15 +165,26 @@ impl Default for RabbitMqConfig {
                 .parse()
                 .expect("the default template is valid"),
             topology: Topology::PerUser,
-            shared_queues: 4,
+            shared_queues: 1,
             reconnect_delay: Duration::from_secs(5),
-            prefetch: 100,
+            prefetch: None,
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             control_exchange: String::new(),
             instance_name: String::new(),
             tls: RabbitMqTls::default(),
         }
+    }
+}
+
+impl RabbitMqConfig {
+    /// Updates per queue that the broker sends ahead of their acknowledgement.
+    pub fn prefetch(&self) -> u16 {
+        self.prefetch.unwrap_or(match self.topology {
+            Topology::PerUser => 100,
+            // Of many users: a smaller window has the broker wait for acknowledgements.
+            Topology::Shared | Topology::Firehose => 1_000,
+        })
     }
 }
 

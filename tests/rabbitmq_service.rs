@@ -34,6 +34,7 @@ fn config(url: &str) -> RabbitMqConfig {
     RabbitMqConfig {
         url: url.parse().unwrap(),
         topology: topology(),
+        shared_queues: 3,
         reconnect_delay: Duration::from_millis(100),
         ..RabbitMqConfig::default()
     }

@@ -109,7 +109,7 @@ impl Channels {
             connection,
             admins: Vec::with_capacity(ADMIN_CHANNELS),
             consumers: Vec::with_capacity(consumers),
-            prefetch: config.prefetch,
+            prefetch: config.prefetch(),
             lost,
             close_reason,
             cancelled,

@@ -240,6 +240,7 @@ export class Gateway {
       LOG_FILE: '',
       RABBITMQ_RECONNECT_DELAY: '200ms',
       RABBITMQ_TOPOLOGY: topology,
+      RABBITMQ_SHARED_QUEUES: '3',
       ...(broker ? { RABBITMQ_URL: broker.url } : {}),
       ...options.env,
     };
