@@ -46,7 +46,7 @@ use crate::{
     limits::{ConnectLimit, EventLimit, Verdict},
     metrics::Metrics,
     revocation::{InvalidOrder, Order, Revocations, Target, is_user},
-    transport::{self, Connection, Transports},
+    transport::{self, Connection, PING_INTERVAL, PING_TIMEOUT, Transports},
 };
 
 /// Sent some time before the socket's token expires: `{expiresAt}`.
@@ -143,6 +143,8 @@ impl Gateway {
     /// [`transport::serve`].
     pub fn endpoint(self: Arc<Self>) -> (Router, SocketIo) {
         let (service, io) = SocketIo::builder()
+            .ping_interval(PING_INTERVAL)
+            .ping_timeout(PING_TIMEOUT)
             .max_buffer_size(SOCKET_BUFFER_PACKETS)
             .max_payload(MAX_POLLING_PAYLOAD_BYTES)
             .ws_read_buffer_size(READ_BUFFER_BYTES)

@@ -113,11 +113,11 @@ impl Hub {
 
     fn limits(&self) -> Option<Limits> {
         let limits = Limits {
-            age: self.recovery.window,
+            window: self.recovery.window,
             updates: self.recovery.max_updates,
             bytes: self.recovery.max_bytes,
         };
-        (!limits.age.is_zero()).then_some(limits)
+        (!limits.window.is_zero()).then_some(limits)
     }
 
     /// Begins a session of `user`, who is subscribed from now on; `None` if they

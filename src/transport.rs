@@ -47,6 +47,13 @@ use self::{
 };
 use crate::metrics::Metrics;
 
+/// Time between the pings to a socket: Socket.IO's default, which is announced to
+/// every client.
+pub const PING_INTERVAL: Duration = Duration::from_secs(25);
+
+/// Time that a client has to answer a ping, or its connection is lost.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Time that a client has to send a request's head, from its connection or its
 /// previous request on: idle connections end by it too.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@
 
 use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use socketioxide::{SendError, SocketError, extract::SocketRef};
@@ -24,7 +24,7 @@ use crate::{
     broker::{Delivery, Subscribed},
     config::Envelope,
     metrics::{GaugeGuard, Metrics},
-    transport::Transports,
+    transport::{PING_INTERVAL, PING_TIMEOUT, Transports},
     update::{CHAT3_UPDATE, Rejection, Update},
     user::User,
 };
@@ -36,6 +36,13 @@ const MAX_LAG_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes that a replay runs ahead of its socket. The smallest updates of that
 /// many bytes are still fewer packets than a socket's buffer takes.
 const REPLAY_AHEAD_BYTES: usize = 256 * 1024;
+
+/// How late the loss of a connection may be noticed. What was sent longer ago has
+/// arrived: its client has answered a ping that was sent after it, or would not be
+/// held for connected. A little more, for a process that is late itself.
+const NOTICED_WITHIN: Duration = PING_INTERVAL
+    .saturating_add(PING_TIMEOUT)
+    .saturating_add(Duration::from_secs(5));
 
 /// Sessions of one user that are away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
@@ -613,7 +620,7 @@ impl Audience {
 
     fn is_expired(&self, since: Instant) -> bool {
         self.limits
-            .is_none_or(|limits| since.elapsed() > limits.age)
+            .is_none_or(|limits| since.elapsed() > limits.window)
     }
 
     /// Notes in the log if updates may have been missed; returns the current run.
@@ -642,14 +649,21 @@ impl Audience {
     }
 
     fn trim(&self, room: &mut Room, now: Instant) {
-        let recoverable = room.members.iter().any(|member| member.recovery.is_some());
-        let limits = self.limits.filter(|_| recoverable);
+        let lost = |member: &Member| match (&member.recovery, &member.state) {
+            (None, _) => None,
+            (Some(_), State::Away(since)) => Some(*since),
+            // For all that is known here.
+            (Some(_), _) => Some(now),
+        };
+        let lost = room.members.iter().filter_map(lost).min();
+        let limits = self.limits.filter(|_| lost.is_some());
+        let since = lost.and_then(|lost| lost.checked_sub(NOTICED_WITHIN));
         let behind = |member: &Member| match member.state {
             State::Behind(cursor) => Some(cursor),
             _ => None,
         };
         let needed = room.members.iter().filter_map(behind).min();
-        room.log.trim(limits, needed, now);
+        room.log.trim(limits, since, needed);
     }
 
     fn room(&self) -> MutexGuard<'_, Room> {

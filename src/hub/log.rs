@@ -18,10 +18,11 @@ use crate::metrics::Kept;
 /// its [`Entry`], and what `Bytes` and the allocator need.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 128;
 
-/// How much is kept for one user.
+/// How much is kept for one user, and for whom.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    pub(super) age: Duration,
+    /// How long after its loss a session may come back.
+    pub(super) window: Duration,
     pub(super) updates: usize,
     pub(super) bytes: usize,
 }
@@ -133,14 +134,20 @@ impl Log {
         self.after(number).map(Entry::bytes).sum()
     }
 
-    /// Drops what is over the limits or below the floor, oldest first, except
-    /// what comes after `needed`: somebody is still being given that.
-    pub(super) fn trim(&mut self, limits: Option<Limits>, needed: Option<u64>, now: Instant) {
+    /// Drops what is over the limits, or from before `since`, or below the floor,
+    /// oldest first, except what comes after `needed`: somebody is still being given
+    /// that.
+    pub(super) fn trim(
+        &mut self,
+        limits: Option<Limits>,
+        since: Option<Instant>,
+        needed: Option<u64>,
+    ) {
         while let Some(oldest) = self.entries.front() {
             let is_over = limits.is_none_or(|limits| {
                 self.entries.len() > limits.updates
                     || self.bytes > limits.bytes
-                    || now.duration_since(oldest.at) > limits.age
+                    || since.is_some_and(|since| oldest.at < since)
             });
             let is_needed = needed.is_some_and(|number| oldest.last > number);
             if is_needed || !(is_over || oldest.last <= self.floor) {
@@ -218,7 +225,7 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits = Limits {
-        age: Duration::from_secs(10),
+        window: Duration::ZERO,
         updates: 5,
         bytes: 5 * (ENTRY_BYTES + 10),
     };
@@ -269,8 +276,22 @@ mod tests {
         assert!(!log.reaches_back_to(3));
         assert!(log.reaches_back_to(4));
         assert!(!log.reaches_back_to(5), "it has not happened yet");
-        log.trim(Some(LIMITS), None, now);
+        log.trim(Some(LIMITS), None, None);
         assert!(numbers(&log, 0).is_empty());
+    }
+
+    #[test]
+    fn what_is_too_old_goes() {
+        let mut log = Log::new(Kept::default());
+        let start = Instant::now();
+        for seconds in 0..5 {
+            log.append(Bytes::new(), 1, start + Duration::from_secs(seconds));
+        }
+        log.trim(Some(LIMITS), Some(start), None);
+        assert!(log.reaches_back_to(0));
+        log.trim(Some(LIMITS), Some(start + Duration::from_secs(2)), None);
+        assert_eq!(numbers(&log, 0), [3, 4, 5]);
+        assert!(log.reaches_back_to(2) && !log.reaches_back_to(1));
     }
 
     #[test]
@@ -280,13 +301,13 @@ mod tests {
         let now = Instant::now();
         for _ in 0..20 {
             log.append(Bytes::from_static(b"0123456789"), 1, now);
-            log.trim(Some(LIMITS), Some(3), now);
+            log.trim(Some(LIMITS), Some(now), Some(3));
         }
         assert_eq!(numbers(&log, 3), (4..=20).collect::<Vec<_>>());
         assert!(log.reaches_back_to(3));
-        log.trim(Some(LIMITS), None, now);
+        log.trim(Some(LIMITS), Some(now), None);
         assert_eq!(numbers(&log, 0), (16..=20).collect::<Vec<_>>());
-        log.trim(None, None, now);
+        log.trim(None, None, None);
         assert_eq!(kept.bytes(), 0);
     }
 
@@ -316,7 +337,7 @@ mod tests {
                         last += events;
                     }
                 }
-                log.trim(Some(LIMITS), None, now);
+                log.trim(Some(LIMITS), now.checked_sub(Duration::from_secs(10)), None);
                 prop_assert!(log.entries.len() <= LIMITS.updates);
                 prop_assert!(log.bytes <= LIMITS.bytes);
                 let bytes: usize = log.entries.iter().map(Entry::bytes).sum();

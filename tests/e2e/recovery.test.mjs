@@ -228,6 +228,24 @@ test('a gap that is too long, too large, or longer than the window is not filled
   await server.kill();
 });
 
+test('the window begins when the loss is noticed, and what was missed before is there', async () => {
+  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
+  const lift = await Network.to(server);
+  const userId = aUser();
+  const tab = await Tab.open(server, userId, { url: lift.url, ...WEBSOCKET });
+  lift.blackhole();
+  const missed = publisher.update(userId);
+  await server.metricIs('updates_delivered_total', 1);
+  // Longer than the window, and neither end knows.
+  await pause(1500);
+  assert.equal(await server.metric('sockets'), 1);
+  lift.reset();
+  await tab.saw(missed);
+  assert.deepEqual(tab.recovered, [false, true]);
+  tab.close();
+  await server.kill();
+});
+
 test('when the window is over, nothing of the user is left', async () => {
   const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
   const lift = await Network.to(server);
