@@ -9,7 +9,7 @@ mod otlp;
 use std::{fs, io, path::Path};
 
 use tracing::Level;
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{FilterExt, LevelFilter, filter_fn},
@@ -29,17 +29,21 @@ pub struct LogGuard {
     _writers: Vec<WorkerGuard>,
 }
 
+/// Lines that may wait for a slow disk or terminal; more are lost. The room for them
+/// is taken at once: 32 bytes for each, and the library's own 128,000 are 4 MB.
+const WAITING_LINES: usize = 16_384;
+
 /// Installs the process's logger. An unwritable log file is a warning: chat
 /// must not stop because a disk is full.
 pub fn init(config: &LogConfig) -> LogGuard {
-    let (stdout, stdout_guard) = tracing_appender::non_blocking(io::stdout());
+    let (stdout, stdout_guard) = non_blocking(io::stdout());
     let mut writers = vec![stdout_guard];
     let mut problem = None;
     let writer = match &config.log_file {
         path if path.as_os_str().is_empty() => BoxMakeWriter::new(stdout),
         path => match open(path) {
             Ok(file) => {
-                let (file, guard) = tracing_appender::non_blocking(file);
+                let (file, guard) = non_blocking(file);
                 writers.push(guard);
                 BoxMakeWriter::new(stdout.and(file))
             }
@@ -117,6 +121,13 @@ fn filter(config: &LogConfig) -> EnvFilter {
 }
 
 /// Appends, so that a restart keeps the history and `copytruncate` rotation works.
+/// Writes in a thread of its own, for as long as the guard lives.
+fn non_blocking(writer: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    NonBlockingBuilder::default()
+        .buffered_lines_limit(WAITING_LINES)
+        .finish(writer)
+}
+
 fn open(path: &Path) -> io::Result<fs::File> {
     if let Some(folder) = path
         .parent()

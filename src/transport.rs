@@ -423,14 +423,8 @@ pub async fn guard(
     response
 }
 
-/// Headers that a handshake is answered by; the rest is not kept.
-const HANDSHAKE_HEADERS: [HeaderName; 5] = [
-    header::AUTHORIZATION,
-    header::CONNECTION,
-    header::UPGRADE,
-    header::SEC_WEBSOCKET_KEY,
-    header::SEC_WEBSOCKET_VERSION,
-];
+/// Headers that are read of a handshake from here on; the rest is not kept.
+const HANDSHAKE_HEADERS: [HeaderName; 2] = [header::AUTHORIZATION, header::SEC_WEBSOCKET_KEY];
 
 /// A handshake's request, in memory of its own: a socket keeps it for life, and
 /// what hyper parsed is slices of its 8 KiB read buffer.
