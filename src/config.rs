@@ -115,7 +115,7 @@ pub struct RabbitMqConfig {
 pub enum Topology {
     /// A queue for each user.
     PerUser,
-    /// A few queues, each bound for some of the users.
+    /// One queue or a few, each bound for its users.
     Shared,
     /// One queue that gets the updates of all users, online or not.
     Firehose,

@@ -120,7 +120,6 @@ fn filter(config: &LogConfig) -> EnvFilter {
     })
 }
 
-/// Appends, so that a restart keeps the history and `copytruncate` rotation works.
 /// Writes in a thread of its own, for as long as the guard lives.
 fn non_blocking(writer: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
     NonBlockingBuilder::default()
@@ -128,6 +127,7 @@ fn non_blocking(writer: impl io::Write + Send + 'static) -> (NonBlocking, Worker
         .finish(writer)
 }
 
+/// Appends, so that a restart keeps the history and `copytruncate` rotation works.
 fn open(path: &Path) -> io::Result<fs::File> {
     if let Some(folder) = path
         .parent()

@@ -7,7 +7,7 @@
 
 use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use socketioxide::{SendError, SocketError, extract::SocketRef};
@@ -17,14 +17,14 @@ use tracing::{debug, warn};
 use super::{
     crowd::Crowd,
     events::{Events, Lag},
-    log::{Limits, Log, Offset},
-    recovery::{Outcome, Pid, Request},
+    log::{Limits, Log, Offset, Wanted},
+    recovery::{Outcome, Pid, Recovery, Request},
 };
 use crate::{
     broker::{Delivery, Subscribed},
     config::Envelope,
     metrics::{GaugeGuard, Metrics},
-    transport::{PING_INTERVAL, PING_TIMEOUT, Transports},
+    transport::Transports,
     update::{CHAT3_UPDATE, Rejection, Update},
     user::User,
 };
@@ -36,13 +36,6 @@ const MAX_LAG_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes that a replay runs ahead of its socket. The smallest updates of that
 /// many bytes are still fewer packets than a socket's buffer takes.
 const REPLAY_AHEAD_BYTES: usize = 256 * 1024;
-
-/// How late the loss of a connection may be noticed. What was sent longer ago has
-/// arrived: its client has answered a ping that was sent after it, or would not be
-/// held for connected. A little more, for a process that is late itself.
-const NOTICED_WITHIN: Duration = PING_INTERVAL
-    .saturating_add(PING_TIMEOUT)
-    .saturating_add(Duration::from_secs(5));
 
 /// Sessions of one user that are away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
@@ -92,13 +85,6 @@ impl Member {
     fn is_live(&self) -> bool {
         matches!(self.state, State::Live(_))
     }
-}
-
-#[derive(Clone, Copy)]
-struct Recovery {
-    pid: Pid,
-    /// The newest event when the session began, which its client never sees.
-    start: u64,
 }
 
 enum State {
@@ -206,13 +192,7 @@ impl Audience {
         let (recovery, seen) = match resumed {
             Some(Ok((recovery, seen))) => (Some(recovery), seen),
             _ if request == Request::OptOut => (None, newest),
-            _ => (
-                Some(Recovery {
-                    pid: Pid::random(),
-                    start: newest,
-                }),
-                newest,
-            ),
+            _ => (Some(Recovery::begin(newest)), newest),
         };
         let member = room.member(session)?;
         member.state = State::Behind(seen);
@@ -239,7 +219,7 @@ impl Audience {
         // that has missed some before shall hear of it when it asks.
         let is_whole = stretch.is_some() && recovery.start >= room.log.last_hole();
         match is_whole && room.log.reaches_back_to(seen) {
-            true => Ok((recovery, seen)),
+            true => Ok((recovery.resume(seen), seen)),
             false => Err(Outcome::Gap),
         }
     }
@@ -300,8 +280,14 @@ impl Audience {
                 Err(_) => break Fed::Over,
             }
         };
+        let now = Instant::now();
         member.state = match fed {
-            Fed::Live => State::Live(socket.clone()),
+            Fed::Live => {
+                if let Some(recovery) = &mut member.recovery {
+                    recovery.go_live(now);
+                }
+                State::Live(socket.clone())
+            }
             // What was missed, and what came since: both have their limits.
             Fed::More
                 if log.bytes_after(seen)
@@ -314,7 +300,7 @@ impl Audience {
             _ => State::Behind(seen),
         };
         self.gather_crowd(&mut room);
-        self.trim(&mut room, Instant::now());
+        self.trim(&mut room, now);
         fed
     }
 
@@ -649,21 +635,23 @@ impl Audience {
     }
 
     fn trim(&self, room: &mut Room, now: Instant) {
-        let lost = |member: &Member| match (&member.recovery, &member.state) {
-            (None, _) => None,
-            (Some(_), State::Away(since)) => Some(*since),
-            // For all that is known here.
-            (Some(_), _) => Some(now),
+        // Who began before a hole cannot resume.
+        let hole = room.log.last_hole();
+        let wants = |member: &Member| {
+            let recovery = member.recovery.filter(|recovery| recovery.start >= hole)?;
+            Some(recovery.wants(match member.state {
+                State::Away(since) => since,
+                _ => now,
+            }))
         };
-        let lost = room.members.iter().filter_map(lost).min();
-        let limits = self.limits.filter(|_| lost.is_some());
-        let since = lost.and_then(|lost| lost.checked_sub(NOTICED_WITHIN));
+        let wanted = room.members.iter().filter_map(wants);
+        let wanted = wanted.reduce(Wanted::or).unwrap_or_default();
         let behind = |member: &Member| match member.state {
             State::Behind(cursor) => Some(cursor),
             _ => None,
         };
         let needed = room.members.iter().filter_map(behind).min();
-        room.log.trim(limits, since, needed);
+        room.log.trim(self.limits, wanted, needed);
     }
 
     fn room(&self) -> MutexGuard<'_, Room> {

@@ -44,6 +44,44 @@ pub(super) struct Log {
     kept: Kept,
 }
 
+/// Which updates of a log sessions may come back for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Those from this moment on.
+    since: Option<Instant>,
+    /// Those with an event after this number.
+    after: Option<u64>,
+}
+
+impl Wanted {
+    pub(super) fn since(moment: Instant) -> Self {
+        let since = Some(moment);
+        Self { since, after: None }
+    }
+
+    pub(super) fn after(number: u64) -> Self {
+        let after = Some(number);
+        Self { since: None, after }
+    }
+
+    /// What is wanted by either.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            since: self.since.into_iter().chain(other.since).min(),
+            after: self.after.into_iter().chain(other.after).min(),
+        }
+    }
+
+    fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
+
+    fn has(self, entry: &Entry) -> bool {
+        self.since.is_some_and(|since| entry.at >= since)
+            || self.after.is_some_and(|after| entry.last > after)
+    }
+}
+
 /// One update.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -134,23 +172,16 @@ impl Log {
         self.after(number).map(Entry::bytes).sum()
     }
 
-    /// Drops what is over the limits, or from before `since`, or below the floor,
-    /// oldest first, except what comes after `needed`: somebody is still being given
-    /// that.
-    pub(super) fn trim(
-        &mut self,
-        limits: Option<Limits>,
-        since: Option<Instant>,
-        needed: Option<u64>,
-    ) {
+    /// Drops what is over the limits, below the floor, or not wanted, oldest first,
+    /// except what comes after `needed`: somebody is still being given that.
+    pub(super) fn trim(&mut self, limits: Option<Limits>, wanted: Wanted, needed: Option<u64>) {
         while let Some(oldest) = self.entries.front() {
-            let is_over = limits.is_none_or(|limits| {
-                self.entries.len() > limits.updates
-                    || self.bytes > limits.bytes
-                    || since.is_some_and(|since| oldest.at < since)
+            let is_over = limits.is_some_and(|limits| {
+                self.entries.len() > limits.updates || self.bytes > limits.bytes
             });
+            let is_kept = wanted.has(oldest) && !is_over && oldest.last > self.floor;
             let is_needed = needed.is_some_and(|number| oldest.last > number);
-            if is_needed || !(is_over || oldest.last <= self.floor) {
+            if is_needed || is_kept {
                 break;
             }
             self.floor = self.floor.max(oldest.last);
@@ -158,7 +189,7 @@ impl Log {
             self.kept.remove(oldest.bytes());
             self.entries.pop_front();
         }
-        if limits.is_none() && needed.is_none() {
+        if wanted.is_nothing() && needed.is_none() {
             self.floor = self.last;
         }
         // A burst's size is not kept when the burst is gone.
@@ -276,22 +307,27 @@ mod tests {
         assert!(!log.reaches_back_to(3));
         assert!(log.reaches_back_to(4));
         assert!(!log.reaches_back_to(5), "it has not happened yet");
-        log.trim(Some(LIMITS), None, None);
+        log.trim(Some(LIMITS), Wanted::after(0), None);
         assert!(numbers(&log, 0).is_empty());
     }
 
     #[test]
-    fn what_is_too_old_goes() {
+    fn what_nobody_wants_goes() {
         let mut log = Log::new(Kept::default());
         let start = Instant::now();
         for seconds in 0..5 {
             log.append(Bytes::new(), 1, start + Duration::from_secs(seconds));
         }
-        log.trim(Some(LIMITS), Some(start), None);
+        log.trim(Some(LIMITS), Wanted::since(start), None);
         assert!(log.reaches_back_to(0));
-        log.trim(Some(LIMITS), Some(start + Duration::from_secs(2)), None);
+        let since = Wanted::since(start + Duration::from_secs(2));
+        log.trim(Some(LIMITS), since.or(Wanted::after(1)), None);
+        assert_eq!(numbers(&log, 0), [2, 3, 4, 5]);
+        log.trim(Some(LIMITS), since.or(Wanted::after(3)), None);
         assert_eq!(numbers(&log, 0), [3, 4, 5]);
         assert!(log.reaches_back_to(2) && !log.reaches_back_to(1));
+        log.trim(Some(LIMITS), Wanted::default(), None);
+        assert!(log.is_empty() && log.reaches_back_to(5));
     }
 
     #[test]
@@ -301,13 +337,13 @@ mod tests {
         let now = Instant::now();
         for _ in 0..20 {
             log.append(Bytes::from_static(b"0123456789"), 1, now);
-            log.trim(Some(LIMITS), Some(now), Some(3));
+            log.trim(Some(LIMITS), Wanted::after(0), Some(3));
         }
         assert_eq!(numbers(&log, 3), (4..=20).collect::<Vec<_>>());
         assert!(log.reaches_back_to(3));
-        log.trim(Some(LIMITS), Some(now), None);
+        log.trim(Some(LIMITS), Wanted::after(0), None);
         assert_eq!(numbers(&log, 0), (16..=20).collect::<Vec<_>>());
-        log.trim(None, None, None);
+        log.trim(None, Wanted::default(), None);
         assert_eq!(kept.bytes(), 0);
     }
 
@@ -337,7 +373,8 @@ mod tests {
                         last += events;
                     }
                 }
-                log.trim(Some(LIMITS), now.checked_sub(Duration::from_secs(10)), None);
+                let since = now.checked_sub(Duration::from_secs(10)).unwrap_or(now);
+                log.trim(Some(LIMITS), Wanted::since(since), None);
                 prop_assert!(log.entries.len() <= LIMITS.updates);
                 prop_assert!(log.bytes <= LIMITS.bytes);
                 let bytes: usize = log.entries.iter().map(Entry::bytes).sum();

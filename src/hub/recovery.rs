@@ -7,11 +7,20 @@
 //! A `pid` is looked up among its own user's sessions only, after the token was
 //! verified: whoever else presents it finds nothing.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde_json::Value;
+use tokio::time::Instant;
 
-use super::log::Offset;
+use super::log::{Offset, Wanted};
+use crate::transport::{PING_INTERVAL, PING_TIMEOUT};
+
+/// How late the loss of a connection may be noticed: when a ping is not answered in
+/// time. And something on top: engineioxide sends no ping while a socket upgrades,
+/// for 10 s at most, and the process may be late itself.
+const NOTICED_WITHIN: Duration = PING_INTERVAL
+    .saturating_add(PING_TIMEOUT)
+    .saturating_add(Duration::from_secs(15));
 
 /// A private session id: 128 random bits, known to its client alone. It has no
 /// `Display`, and its `Debug` shows nothing: it is not for logs.
@@ -39,6 +48,54 @@ impl Pid {
 impl fmt::Debug for Pid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[pid]")
+    }
+}
+
+/// Where a session stands with recovery.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Recovery {
+    pub(super) pid: Pid,
+    /// The newest event when the session began, which its client never sees.
+    pub(super) start: u64,
+    /// The newest event that its client has seen, as it said when it connected.
+    seen: u64,
+    /// Since when its socket is sent every event at once.
+    live: Option<Instant>,
+}
+
+impl Recovery {
+    pub(super) fn begin(newest: u64) -> Self {
+        Self {
+            pid: Pid::random(),
+            start: newest,
+            seen: newest,
+            live: None,
+        }
+    }
+
+    /// Goes on with another socket, whose client has seen all up to that event.
+    pub(super) fn resume(self, seen: u64) -> Self {
+        Self {
+            seen,
+            live: None,
+            ..self
+        }
+    }
+
+    pub(super) fn go_live(&mut self, now: Instant) {
+        self.live = Some(now);
+    }
+
+    /// What its client may come back for, if the loss of its connection was noticed
+    /// at `lost`, or is by then. Pings go through the same channel as events: once
+    /// a socket is live for so long, what it was sent before has arrived, or a ping
+    /// after that would not have been answered and the loss been noticed earlier.
+    pub(super) fn wants(&self, lost: Instant) -> Wanted {
+        let arrived_before = lost.checked_sub(NOTICED_WITHIN);
+        match (self.live, arrived_before) {
+            (Some(live), Some(moment)) if live < moment => Wanted::since(moment),
+            _ => Wanted::after(self.seen),
+        }
     }
 }
 
@@ -106,6 +163,23 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_may_not_have_arrived_is_wanted() {
+        let start = Instant::now() + Duration::from_hours(1);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut session = Recovery::begin(7);
+        assert_eq!(session.wants(at(0)), Wanted::after(7));
+        session.go_live(at(0));
+        assert_eq!(session.wants(at(60)), Wanted::after(7));
+        assert_eq!(session.wants(at(100)), Wanted::since(at(40)));
+        let mut session = session.resume(30);
+        // However long it was away: what it is replayed may be lost, too.
+        assert_eq!(session.wants(at(200)), Wanted::after(30));
+        session.go_live(at(200));
+        assert_eq!(session.wants(at(201)), Wanted::after(30));
+        assert_eq!(session.wants(at(261)), Wanted::since(at(201)));
+    }
 
     #[test]
     fn what_clients_send_is_understood() {

@@ -2,7 +2,7 @@
 //! topologies, of which `RABBITMQ_TOPOLOGY` chooses one.
 //!
 //! Either each user has a queue of their own ([`own_queues`]), or users share
-//! queues ([`common_queues`]): a few that are bound for them, or one that is bound
+//! queues ([`common_queues`]): one or a few that are bound for them, or one that is bound
 //! for everybody.
 //!
 //! A topology lives as long as its link, and only the link's task calls it: no two

@@ -83,7 +83,7 @@ struct Newcomer {
 }
 
 impl CommonQueues {
-    /// A few queues, bound for each of their users.
+    /// One queue or a few, bound for each of their users.
     pub(super) fn shared(shared: Arc<Shared>, epoch: u64) -> Self {
         let count = shared.config.shared_queues.into();
         Self::new(shared, epoch, count, false)
