@@ -33,6 +33,9 @@ export const EXCHANGE = 'chat3_updates';
 /** All tests run over the topology that this names. */
 export const topology = process.env.RABBITMQ_TOPOLOGY ?? 'per-user';
 
+/** More than the default, which has nothing to divide. */
+const SHARED_QUEUES = 3;
+
 /** The longest that anything here may take before its test has failed. */
 const DEADLINE_MS = 20_000;
 
@@ -164,7 +167,7 @@ export class Broker {
 
   /** Waits until the queues exist that connected `gateways` with so many `users` have. */
   async queuesAre(users, gateways = 1) {
-    const count = { 'per-user': users, shared: 4 * gateways, firehose: gateways }[topology];
+    const count = { 'per-user': users, shared: SHARED_QUEUES * gateways, firehose: gateways }[topology];
     return until(`${count} queues`, async () => {
       const queues = await this.queues();
       return queues.length === count ? { queues } : null;
@@ -240,7 +243,7 @@ export class Gateway {
       LOG_FILE: '',
       RABBITMQ_RECONNECT_DELAY: '200ms',
       RABBITMQ_TOPOLOGY: topology,
-      RABBITMQ_SHARED_QUEUES: '3',
+      RABBITMQ_SHARED_QUEUES: String(SHARED_QUEUES),
       ...(broker ? { RABBITMQ_URL: broker.url } : {}),
       ...options.env,
     };
