@@ -269,6 +269,29 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
     until("no queues", || broker.queues().is_empty()).await;
 }
 
+#[tokio::test]
+async fn a_lost_exchange_is_noticed_also_by_one_who_may_not_bind_any_more() {
+    let broker = Broker::start().await;
+    let publisher = Publisher::connect(&broker).await;
+    let service = connect_over(Topology::PerUser, &broker);
+    let carl = user("carl");
+    let subscribe = || service.subscribe_user(&carl, inbox().0);
+    subscribe().ready().await;
+
+    // RabbitMQ remembers for each channel what it may do: a refusal brings a new one.
+    let (configure, read) = ("^chat3_updates$", "^$");
+    broker.ctl(&["set_permissions", "rmuser", configure, ".*", read]);
+    drop(service.subscribe_user(&user("newcomer"), inbox().0));
+    // Longer than between two probes.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(service.is_user_subscribed(&carl), "who is bound stays so");
+
+    publisher.delete_exchange().await;
+    let noticed = || !service.is_user_subscribed(&carl);
+    until("the loss is noticed", noticed).await;
+    service.close().await;
+}
+
 fn user_ids() -> impl Iterator<Item = String> {
     (0..200).map(|i| format!("usr_{i}"))
 }

@@ -9,6 +9,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use amqprs::channel::ExchangeDeclareArguments;
 use futures_util::FutureExt;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
@@ -40,8 +41,18 @@ pub(super) struct Link {
     /// Users whose subscription the broker refused, and when to try again.
     parked: HashMap<User, Instant>,
     warned_of_missing_exchange: bool,
-    /// The probe of the exchange is not permitted: each try would cost a channel.
-    probe_refused: bool,
+    probe: Probe,
+}
+
+/// How it is looked whether the exchange still exists. What is not permitted would
+/// cost a channel each time.
+#[derive(Clone, Copy)]
+enum Probe {
+    /// A binding is made once more: what the gateway has the rights for.
+    Bind,
+    /// The exchange is declared passively, for which some versions want more rights.
+    Look,
+    Refused,
 }
 
 /// How a link ended.
@@ -65,7 +76,7 @@ impl Link {
             topology: topology::new(shared, epoch),
             parked: HashMap::new(),
             warned_of_missing_exchange: false,
-            probe_refused: false,
+            probe: Probe::Bind,
         })
     }
 
@@ -101,7 +112,7 @@ impl Link {
                     }
                 }
                 _ = probe.tick() => {
-                    if let Err(error) = self.probe_exchange().await {
+                    if let Err(error) = self.probe_exchange(shared).await {
                         return Ended::Lost(self.channels.loss_or(error));
                     }
                 }
@@ -229,19 +240,29 @@ impl Link {
         shared.return_changes(due.map(|(user, _)| user).collect());
     }
 
-    /// Makes a binding once more: without effect, unless the exchange was deleted
-    /// since, of which nothing else would tell.
-    async fn probe_exchange(&mut self) -> Result<(), LinkError> {
-        if self.probe_refused {
-            return Ok(());
-        }
+    /// Asks the broker for the exchange. Bindings go with it, and nothing else would
+    /// tell: one who is bound waits for ever.
+    async fn probe_exchange(&mut self, shared: &Shared) -> Result<(), LinkError> {
         let Some(bind) = self.topology.a_binding() else {
             return Ok(());
         };
         let admin = &self.channels.admins[0];
         let channel = admin.channel.clone();
-        let bind = async move { channel.queue_bind(bind).await };
-        match self.channels.rpc(admin, bind).await {
+        let asked = match self.probe {
+            Probe::Bind => {
+                let bind = async move { channel.queue_bind(bind).await };
+                self.channels.rpc(admin, bind).await
+            }
+            Probe::Look => {
+                let look = ExchangeDeclareArguments::new(&shared.config.exchange, "topic")
+                    .passive(true)
+                    .finish();
+                let look = async move { channel.exchange_declare(look).await };
+                self.channels.rpc(admin, look).await
+            }
+            Probe::Refused => return Ok(()),
+        };
+        match asked {
             // Its consumer's end tells the rest.
             Err(LinkError::Closed(close)) if close.missing_queue().is_some() => {
                 self.channels.reopen_admin(0).await
@@ -250,7 +271,10 @@ impl Link {
             Err(LinkError::Closed(close))
                 if close.code != NOT_FOUND && !self.channels.lost.is_cancelled() =>
             {
-                self.probe_refused = true;
+                self.probe = match self.probe {
+                    Probe::Bind => Probe::Look,
+                    Probe::Look | Probe::Refused => Probe::Refused,
+                };
                 self.channels.reopen_admin(0).await
             }
             other => other,
