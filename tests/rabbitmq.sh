@@ -48,6 +48,15 @@ CONF
     export RUNNING_UNDER_SYSTEMD=1
     exec "$bin/rabbitmq-server"
     ;;
-ctl) exec "$bin/rabbitmqctl" --quiet "$@" ;;
+ctl)
+    "$bin/rabbitmqctl" --quiet "$@" || {
+        status=$?
+        # Also that of a broker that accepts logins, but does not call itself
+        # started yet.
+        [ "$status" = 64 ] || exit "$status"
+        "$bin/rabbitmqctl" --quiet await_startup --timeout 60
+        exec "$bin/rabbitmqctl" --quiet "$@"
+    }
+    ;;
 epmd-kill) exec epmd -kill ;;
 esac
