@@ -20,13 +20,14 @@ mod link;
 mod topology;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use indexmap::IndexSet;
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinHandle,
@@ -95,11 +96,11 @@ struct Shared {
 #[derive(Default)]
 struct Wishes {
     users: HashMap<User, Wish>,
-    /// Users whose wish changed since the link looked. Kept only while a link is
-    /// up (a new link starts from all wishes), so they are bounded by the churn
-    /// between two looks.
-    joins: VecDeque<User>,
-    leaves: VecDeque<User>,
+    /// Users whose wish changed since the link looked, each once, whoever changes
+    /// theirs more often than the broker can follow. Kept only while a link is up:
+    /// a new one starts from all wishes.
+    joins: IndexSet<User>,
+    leaves: IndexSet<User>,
     linked: bool,
     next_serial: u64,
 }
@@ -277,9 +278,9 @@ impl Shared {
     fn note_change(&self, mut wishes: MutexGuard<'_, Wishes>, user: &User) {
         if wishes.linked {
             match wishes.users.contains_key(user) {
-                true => wishes.joins.push_back(user.clone()),
-                false => wishes.leaves.push_back(user.clone()),
-            }
+                true => wishes.joins.insert(user.clone()),
+                false => wishes.leaves.insert(user.clone()),
+            };
             drop(wishes);
             self.changed.notify_one();
         }
@@ -313,7 +314,7 @@ impl Shared {
     fn take_changes(&self, limit: usize) -> Vec<(User, Option<Wish>)> {
         let mut wishes = self.wishes();
         let wishes = &mut *wishes;
-        let take = |changes: &mut VecDeque<User>| {
+        let take = |changes: &mut IndexSet<User>| {
             let count = changes.len().min(limit);
             let with_wish = |user: User| {
                 let wish = wishes.users.get(&user).cloned();

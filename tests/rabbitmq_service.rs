@@ -292,6 +292,41 @@ async fn a_lost_exchange_is_noticed_also_by_one_who_may_not_bind_any_more() {
     service.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_loses_a_queue_gets_another_while_more_come_and_go_than_the_broker_can_take() {
+    let broker = Broker::start().await;
+    let publisher = Publisher::connect(&broker).await;
+    let service = Arc::new(connect_over(Topology::PerUser, &broker));
+    let (handler, mut inbox) = inbox();
+    service.subscribe_user(&user("carl"), handler).ready().await;
+    let queue = broker.queues().remove(0);
+
+    let (stop, (sender, _)) = (CancellationToken::new(), unbounded_channel());
+    let crowd: Vec<_> = (0..4)
+        .map(|seed| {
+            let rng = StdRng::seed_from_u64(seed);
+            tokio::spawn(churn(service.clone(), rng, sender.clone(), stop.clone()))
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    delete_queue(&broker, &queue);
+
+    let deadline = Instant::now() + DEADLINE;
+    let received = loop {
+        publisher.publish("user.carl.messageupdate", "x").await;
+        match timeout(Duration::from_millis(100), inbox.recv()).await {
+            Ok(received) => break received,
+            Err(_) => assert!(Instant::now() < deadline, "carl has no queue"),
+        }
+    };
+    assert_eq!(received.as_deref(), Some("x"));
+    stop.cancel();
+    for each in crowd {
+        each.await.unwrap();
+    }
+    service.close().await;
+}
+
 fn user_ids() -> impl Iterator<Item = String> {
     (0..200).map(|i| format!("usr_{i}"))
 }
@@ -340,11 +375,25 @@ async fn exchange(broker: &Broker, exists: bool) {
 
 /// Some of the gateway's queues go, under their consumers.
 fn delete_queues(broker: &Broker) {
-    // AMQP reserves exclusive queues to their connection.
+    delete(broker, "lists:sublist(rabbit_amqqueue:list(), 5)");
+}
+
+fn delete_queue(broker: &Broker, name: &str) {
+    let name = format!(r#"rabbit_misc:r(<<"/">>, queue, <<"{name}">>)"#);
+    delete(
+        broker,
+        &format!("[element(2, rabbit_amqqueue:lookup({name}))]"),
+    );
+}
+
+/// Deletes queues, an Erlang list, for which AMQP is no way: it reserves exclusive ones
+/// to their connection.
+fn delete(broker: &Broker, queues: &str) {
     broker.ctl(&[
         "eval",
-        r#"[catch rabbit_amqqueue:delete(Q, false, false, <<"test">>)
-            || Q <- lists:sublist(rabbit_amqqueue:list(), 5)]."#,
+        &format!(
+            r#"[catch rabbit_amqqueue:delete(Q, false, false, <<"test">>) || Q <- {queues}]."#
+        ),
     ]);
 }
 

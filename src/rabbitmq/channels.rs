@@ -52,8 +52,9 @@ const RPC_TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) const ADMIN_CHANNELS: usize = 16;
 
 /// amqprs never reuses the id of a channel that the server closed, and panics
-/// when it has used 65,535. A new connection long before that is cheap.
-const MAX_REOPENED_CHANNELS: usize = 500;
+/// when it has used all: 2,047 with RabbitMQ's default `channel_max`. A new connection
+/// is made before that. A round of changes that are all refused reopens some 300.
+const MAX_REOPENED_CHANNELS: usize = 1_500;
 
 /// Limit of handing off what consumers still hold when a link ends. Handlers do
 /// not block; only an acknowledgement into a dead connection could.

@@ -7,10 +7,9 @@
 //! The next round of changes begins when the one before has been answered, which
 //! keeps the operations on one user in order.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::ready, sync::Arc, time::Duration};
 
 use amqprs::channel::ExchangeDeclareArguments;
-use futures_util::FutureExt;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -55,6 +54,14 @@ enum Probe {
     Refused,
 }
 
+/// What follows a round of changes.
+#[derive(PartialEq)]
+enum Next {
+    Continue,
+    AwaitChange,
+    AwaitExchange,
+}
+
 /// How a link ended.
 pub(super) enum Ended {
     /// The service is closing.
@@ -81,30 +88,44 @@ impl Link {
     }
 
     /// Keeps the broker's state in line with the wishes until the link is lost.
+    ///
+    /// One round of changes at a time: users who come and go without end, and are
+    /// refused perhaps, keep nothing else waiting.
     pub(super) async fn run(&mut self, shared: &Shared) -> Ended {
         let mut probe = interval(EXCHANGE_PROBE);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
         probe.reset();
+        let mut report_at = None;
         loop {
-            let applied = self.apply_changes(shared).await;
-            let without_exchange = match applied {
-                Ok(()) => false,
-                Err(LinkError::Closed(close)) if close.code == NOT_FOUND => true,
+            let next = match self.apply_round(shared).await {
+                Ok(next) => next,
+                Err(LinkError::Closed(close)) if close.code == NOT_FOUND => Next::AwaitExchange,
                 Err(error) => return Ended::Lost(self.channels.loss_or(error)),
             };
             if let Err(worn) = self.channels.check_wear() {
                 return Ended::Lost(worn);
+            }
+            if next == Next::Continue {
+                self.report_progress(shared, report_at.get_or_insert_with(in_a_while));
+            } else {
+                report_at = None;
             }
             let retry_at = self.parked.values().min().copied();
             let tidy_at = self.topology.tidy_at();
             let due =
                 async |at: Option<Instant>| sleep_until(at.unwrap_or_else(Instant::now)).await;
             tokio::select! {
+                // What is rare comes first.
+                biased;
                 () = self.channels.lost.cancelled() => return Ended::Lost(self.channels.loss()),
                 () = shared.stop_consuming.cancelled() => return Ended::Stopped,
-                Some(queue) = self.channels.cancelled.recv() => self.forget_queue(shared, &queue),
-                () = shared.changed.notified(), if !without_exchange => {}
-                () = sleep(EXCHANGE_RETRY), if without_exchange => {}
+                Some(queue) = self.channels.cancelled.recv() => {
+                    self.forget_queue(shared, &queue);
+                    // Of our own deletes, there are many in each round.
+                    while let Ok(queue) = self.channels.cancelled.try_recv() {
+                        self.forget_queue(shared, &queue);
+                    }
+                }
                 () = due(retry_at), if retry_at.is_some() => self.unpark(shared),
                 () = due(tidy_at), if tidy_at.is_some() => {
                     if let Err(error) = self.topology.tidy(&mut self.channels).await {
@@ -116,36 +137,41 @@ impl Link {
                         return Ended::Lost(self.channels.loss_or(error));
                     }
                 }
+                () = ready(()), if next == Next::Continue => {}
+                () = shared.changed.notified(), if next == Next::AwaitChange => {}
+                () = sleep(EXCHANGE_RETRY), if next == Next::AwaitExchange => {}
             }
         }
     }
 
-    async fn apply_changes(&mut self, shared: &Shared) -> Result<(), LinkError> {
-        let mut progress = interval(PROGRESS_EVERY);
-        progress.reset();
-        loop {
-            if progress.tick().now_or_never().is_some() {
-                let (subscribed, to_do) = (self.topology.users_count(), shared.changes_count());
-                info!(subscribed, to_do, "RabbitMQ subscriptions in progress");
-            }
-            if let Err(error) = self.topology.prepare(&mut self.channels).await {
-                return Err(self.explain(shared, error));
-            }
-            // While nothing is known to work, one user tries it for all.
-            let limit = match self.topology.users_count() {
-                0 => 1,
-                _ => self.topology.round(),
-            };
-            let changes = shared.take_changes(limit);
-            if changes.is_empty() || shared.stop_consuming.is_cancelled() {
-                return Ok(());
-            }
-            let users: Vec<User> = changes.iter().map(|(user, _)| user.clone()).collect();
-            if let Err(error) = self.apply(shared, changes).await {
-                shared.return_changes(users);
-                return Err(error);
-            }
+    async fn apply_round(&mut self, shared: &Shared) -> Result<Next, LinkError> {
+        if let Err(error) = self.topology.prepare(&mut self.channels).await {
+            return Err(self.explain(shared, error));
         }
+        // While nothing is known to work, one user tries it for all.
+        let limit = match self.topology.users_count() {
+            0 => 1,
+            _ => self.topology.round(),
+        };
+        let changes = shared.take_changes(limit);
+        if changes.is_empty() {
+            return Ok(Next::AwaitChange);
+        }
+        let users: Vec<User> = changes.iter().map(|(user, _)| user.clone()).collect();
+        if let Err(error) = self.apply(shared, changes).await {
+            shared.return_changes(users);
+            return Err(error);
+        }
+        Ok(Next::Continue)
+    }
+
+    fn report_progress(&self, shared: &Shared, at: &mut Instant) {
+        if Instant::now() < *at {
+            return;
+        }
+        *at = in_a_while();
+        let (subscribed, to_do) = (self.topology.users_count(), shared.changes_count());
+        info!(subscribed, to_do, "RabbitMQ subscriptions in progress");
     }
 
     /// Brings the given users to the state that is wished. Applying a change
@@ -311,4 +337,9 @@ impl Link {
     pub(super) async fn close(self) {
         self.channels.close().await;
     }
+}
+
+/// When to report progress the next time.
+fn in_a_while() -> Instant {
+    Instant::now() + PROGRESS_EVERY
 }
