@@ -55,8 +55,12 @@ pub struct Metrics {
     memory_at_start: i64,
     /// Users whose updates are received.
     pub subscriptions: Gauge,
+    /// Subscriptions that the broker refused, each try.
+    pub subscriptions_refused: Counter,
     /// 1 while the broker connection is up.
     pub broker_connected: Gauge,
+    /// 1 while orders come from and go to the other instances.
+    pub control_connected: Gauge,
     /// Broker connections established after the first.
     pub broker_reconnects: Counter,
     /// Updates consumed; each is then delivered, kept or rejected, exactly once.
@@ -100,7 +104,9 @@ impl Metrics {
             memory_per_socket: Gauge::default(),
             memory_at_start: memory(),
             subscriptions: Gauge::default(),
+            subscriptions_refused: Counter::default(),
             broker_connected: Gauge::default(),
+            control_connected: Gauge::default(),
             broker_reconnects: Counter::default(),
             updates_received: Counter::default(),
             updates_unclaimed: Counter::default(),
@@ -172,9 +178,19 @@ impl Metrics {
             self.subscriptions.clone(),
         );
         r.register(
+            "subscriptions_refused",
+            "Subscriptions that RabbitMQ refused, each try",
+            self.subscriptions_refused.clone(),
+        );
+        r.register(
             "rabbitmq_connected",
             "1 while the RabbitMQ connection is up",
             self.broker_connected.clone(),
+        );
+        r.register(
+            "rabbitmq_control_connected",
+            "1 while orders come from and go to the other instances",
+            self.control_connected.clone(),
         );
         r.register(
             "rabbitmq_reconnects",

@@ -300,6 +300,7 @@ impl Shared {
         self.connected.send_replace(false);
         self.broadcasts.send_replace(None);
         self.metrics.broker_connected.set(0);
+        self.metrics.control_connected.set(0);
         let mut wishes = self.wishes();
         wishes.linked = false;
         wishes.joins.clear();
@@ -332,6 +333,10 @@ impl Shared {
         wishes.joins.len() + wishes.leaves.len()
     }
 
+    fn is_wished(&self, user: &User) -> bool {
+        self.wishes().users.contains_key(user)
+    }
+
     /// Gives back changes that could not be applied.
     fn return_changes(&self, users: Vec<User>) {
         self.wishes().joins.extend(users);
@@ -354,7 +359,7 @@ async fn supervise(shared: Arc<Shared>) {
             opened = Link::open(&shared, epoch) => opened,
             () = shared.stop_consuming.cancelled() => break,
         };
-        let patience = match opened {
+        let delay = match opened {
             Ok(link) => {
                 info!(address = %shared.config.url, "RabbitMQ connected");
                 if linked_before {
@@ -363,14 +368,18 @@ async fn supervise(shared: Arc<Shared>) {
                 linked_before = true;
                 let up_since = Instant::now();
                 let ended = run(&shared, link).await;
-                if up_since.elapsed() >= HEALTHY_AFTER {
+                let was_healthy = up_since.elapsed() >= HEALTHY_AFTER;
+                if was_healthy {
                     backoff = Backoff::new(shared.config.reconnect_delay);
                 }
                 match ended {
                     Ended::Stopped => break,
                     Ended::Lost(reason) => {
                         warn!(%reason, "⚠️  RabbitMQ connection closed");
-                        patience(&reason)
+                        match reason {
+                            LinkError::Worn if was_healthy => Duration::ZERO,
+                            reason => backoff.next(patience(&reason)),
+                        }
                     }
                 }
             }
@@ -380,10 +389,9 @@ async fn supervise(shared: Arc<Shared>) {
                     %error,
                     "⚠️  Failed to connect to RabbitMQ. Updates will not be available."
                 );
-                patience(&error)
+                backoff.next(patience(&error))
             }
         };
-        let delay = backoff.next(patience);
         info!(?delay, "RabbitMQ reconnect scheduled");
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
@@ -401,7 +409,7 @@ fn patience(error: &LinkError) -> Patience {
 }
 
 /// Applies wishes through `link` until it is lost or the service is closed.
-async fn run(shared: &Shared, mut link: Link) -> Ended {
+async fn run(shared: &Arc<Shared>, mut link: Link) -> Ended {
     shared.link_up();
     let ended = link.run(shared).await;
     shared.link_down();

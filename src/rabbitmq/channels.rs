@@ -53,8 +53,8 @@ pub(super) const ADMIN_CHANNELS: usize = 16;
 
 /// amqprs never reuses the id of a channel that the server closed, and panics
 /// when it has used all: 2,047 with RabbitMQ's default `channel_max`. A new connection
-/// is made before that. A round of changes that are all refused reopens some 300.
-const MAX_REOPENED_CHANNELS: usize = 1_500;
+/// is made before that.
+const MAX_REOPENED_CHANNELS: usize = 1_000;
 
 /// Limit of handing off what consumers still hold when a link ends. Handlers do
 /// not block; only an acknowledgement into a dead connection could.
@@ -62,6 +62,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Channels {
     connection: Connection,
+    epoch: u64,
     /// Declare, bind, delete. Each is replaced when the server closes it.
     pub(super) admins: Vec<OpenChannel>,
     /// Consume, cancel, acknowledge. The loss of one is the link's loss.
@@ -108,6 +109,7 @@ impl Channels {
         let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
         let mut channels = Self {
             connection,
+            epoch,
             admins: Vec::with_capacity(ADMIN_CHANNELS),
             consumers: Vec::with_capacity(consumers),
             prefetch: config.prefetch(),
@@ -128,15 +130,48 @@ impl Channels {
             channels.consumers.push(consumers);
         }
         if !config.control_exchange.is_empty() {
-            let channel = channels.open_channel(None).await?;
-            let queue = format!("chat3-gateway.{}.{epoch}.control", shared.instance);
-            let opened = Control::open(shared, channel, &queue).await;
-            let opened = opened.inspect_err(|error| {
-                warn!(%error, "RabbitMQ control exchange not usable: orders do not reach other instances");
-            });
-            channels.control = opened.ok();
+            channels.open_control(shared).await?;
         }
         Ok(channels)
+    }
+
+    /// Opens the way to the other instances, if RabbitMQ permits it.
+    async fn open_control(&mut self, shared: &Arc<Shared>) -> Result<(), LinkError> {
+        let channel = self.open_channel(None).await?;
+        let (instance, epoch) = (&shared.instance, self.epoch);
+        // The reopened one is not to be mistaken for the one that is going.
+        let queue = format!("chat3-gateway.{instance}.{epoch}.control{}", self.reopened);
+        let opened = Control::open(shared, channel, queue).await;
+        let opened = opened.inspect_err(|error| {
+            warn!(%error, "RabbitMQ control exchange not usable: orders do not reach other instances");
+        });
+        self.control = opened.ok();
+        shared
+            .metrics
+            .control_connected
+            .set(self.control.is_some().into());
+        Ok(())
+    }
+
+    /// Opens the way to the other instances anew, if its exchange or queue is gone:
+    /// an instance that hears no order must not be taken for one that does.
+    pub(super) async fn mend_control(&mut self, shared: &Arc<Shared>) -> Result<(), LinkError> {
+        let Some(control) = &self.control else {
+            return Ok(());
+        };
+        let Err(reason) = self.rpc(&control.channel, control.bind_again()).await else {
+            return Ok(());
+        };
+        if self.lost.is_cancelled() {
+            return Err(self.loss());
+        }
+        warn!(%reason, "RabbitMQ control channel lost: orders of the last moments may be missing");
+        self.control = None;
+        self.reopened += 1;
+        let open = self.open_control(shared);
+        timeout(RPC_TIMEOUT, open)
+            .await
+            .unwrap_or(Err(LinkError::Timeout(RPC_TIMEOUT)))
     }
 
     async fn open_consumers(&self) -> Result<Consumers, LinkError> {
@@ -163,23 +198,17 @@ impl Channels {
         open_channel(&self.connection, lost, &self.cancelled_sender).await
     }
 
-    /// Replaces an admin channel that the server has closed.
+    /// Replaces an admin channel that the server has closed; an error when the
+    /// connection should make way for a new one.
     pub(super) async fn reopen_admin(&mut self, channel: usize) -> Result<(), LinkError> {
         self.reopened += 1;
+        if self.reopened > MAX_REOPENED_CHANNELS {
+            return Err(LinkError::Worn);
+        }
         self.admins[channel] = timeout(RPC_TIMEOUT, self.open_channel(None))
             .await
             .unwrap_or(Err(LinkError::Timeout(RPC_TIMEOUT)))?;
         Ok(())
-    }
-
-    /// An error when the connection should make way for a new one.
-    pub(super) fn check_wear(&self) -> Result<(), LinkError> {
-        match self.reopened >= MAX_REOPENED_CHANNELS {
-            true => Err(LinkError::Amqp(
-                "renewed after many closed channels".to_owned(),
-            )),
-            false => Ok(()),
-        }
     }
 
     /// Starts consumers of queues, pipelined: without waiting for each answer, then

@@ -112,6 +112,9 @@ pub(crate) enum LinkError {
     Tls(String),
     #[error("TLS: {0}")]
     Certificates(#[from] TlsError),
+    /// It is not the broker's: a new connection works at once.
+    #[error("renewed after many refusals, each of which costs a channel")]
+    Worn,
 }
 
 fn advised(close: &ServerClose) -> String {
@@ -135,7 +138,7 @@ impl LinkError {
         match self {
             Self::Closed(close) => close.advice().is_some(),
             Self::Login(_) | Self::LoginOverTls(_) | Self::Tls(_) | Self::Certificates(_) => true,
-            Self::Timeout(_) | Self::Amqp(_) => false,
+            Self::Timeout(_) | Self::Amqp(_) | Self::Worn => false,
         }
     }
 }
@@ -184,7 +187,11 @@ fn login_error(error: Error, is_tls: bool) -> LinkError {
         }
         // A refused login is a connection closed without a word, as RabbitMQ does
         // for clients that do not announce `authentication_failure_close`.
-        Error::NetworkError(_) if text.contains("reset by peer") || text.contains("shutdown") => {
+        Error::NetworkError(_)
+            if ["reset by peer", "shutdown", "Broken pipe"]
+                .iter()
+                .any(|end| text.contains(end)) =>
+        {
             match is_tls {
                 true => LinkError::LoginOverTls(text),
                 false => LinkError::Login(text),

@@ -13,6 +13,7 @@ use amqprs::{
         QueueBindArguments, QueueDeclareArguments,
     },
     consumer::AsyncConsumer,
+    error::Error,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -30,6 +31,9 @@ const WAITING_MESSAGES: usize = 1_000;
 
 /// An open way to the other instances; closed by dropping it.
 pub(super) struct Control {
+    exchange: String,
+    queue: String,
+    pub(super) channel: OpenChannel,
     _publishing: AbortOnDropHandle<()>,
 }
 
@@ -39,10 +43,10 @@ impl Control {
     pub(super) async fn open(
         shared: &Arc<Shared>,
         channel: OpenChannel,
-        queue: &str,
+        queue: String,
     ) -> Result<Self, LinkError> {
         let exchange = &shared.config.control_exchange;
-        let declared = declare(&channel.channel, exchange, queue, shared).await;
+        let declared = declare(&channel.channel, exchange, &queue, shared).await;
         if let Err(error) = declared {
             return Err(channel
                 .close_reason
@@ -52,10 +56,26 @@ impl Control {
         }
         let (sender, messages) = mpsc::channel(WAITING_MESSAGES);
         shared.broadcasts.send_replace(Some(sender));
-        let publishing = publish(channel, exchange.clone(), shared.instance.clone(), messages);
+        let publishing = publish(
+            channel.channel.clone(),
+            exchange.clone(),
+            shared.instance.clone(),
+            messages,
+        );
         Ok(Self {
+            exchange: exchange.clone(),
+            queue,
+            channel,
             _publishing: AbortOnDropHandle::new(tokio::spawn(publishing)),
         })
+    }
+
+    /// Makes the binding once more, on [`Self::channel`]: refused if the exchange or
+    /// the queue is gone. Where the exchange was made anew, that is the remedy.
+    pub(super) fn bind_again(&self) -> impl Future<Output = Result<(), Error>> + use<> {
+        let channel = self.channel.channel.clone();
+        let bind = QueueBindArguments::new(&self.queue, &self.exchange, "");
+        async move { channel.queue_bind(bind).await }
     }
 }
 
@@ -87,15 +107,14 @@ async fn declare(
 }
 
 async fn publish(
-    // Dropping it would close the channel under the consumer.
-    channel: OpenChannel,
+    channel: Channel,
     exchange: String,
     instance: String,
     mut messages: mpsc::Receiver<Bytes>,
 ) {
     while let Some(message) = messages.recv().await {
         // Publishing on a channel that RabbitMQ has closed costs the connection.
-        if !channel.channel.is_open() {
+        if !channel.is_open() {
             warn!("RabbitMQ closed the control channel: orders do not reach other instances");
             return;
         }
@@ -105,7 +124,6 @@ async fn publish(
             .finish();
         let arguments = BasicPublishArguments::new(&exchange, "");
         let sent = channel
-            .channel
             .basic_publish(properties, message.to_vec(), arguments)
             .await;
         if let Err(error) = sent {

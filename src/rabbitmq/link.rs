@@ -10,6 +10,7 @@
 use std::{collections::HashMap, future::ready, sync::Arc, time::Duration};
 
 use amqprs::channel::ExchangeDeclareArguments;
+use indexmap::IndexSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -31,14 +32,22 @@ const EXCHANGE_RETRY: Duration = Duration::from_secs(2);
 /// How often it is looked whether the exchange still exists.
 const EXCHANGE_PROBE: Duration = Duration::from_secs(5);
 
-/// How long a refused subscription rests. Only an operator can mend it.
+/// How long refused subscriptions rest. Only an operator can mend them.
 pub(super) const REFUSED_RETRY: Duration = Duration::from_secs(30);
+
+/// If as many users are refused and none gets through, the others wait untried.
+const TRIES_FOR_ALL: usize = 16;
 
 pub(super) struct Link {
     channels: Channels,
     topology: Box<dyn Topology>,
-    /// Users whose subscription the broker refused, and when to try again.
-    parked: HashMap<User, Instant>,
+    /// Users whose subscription the broker refused, the longest waiting first. They
+    /// stay when they leave: one who comes back every second is not tried as often.
+    parked: IndexSet<User>,
+    /// When the next of them is tried.
+    retry_at: Instant,
+    /// One of them who is being tried.
+    retried: Option<User>,
     warned_of_missing_exchange: bool,
     probe: Probe,
 }
@@ -81,7 +90,9 @@ impl Link {
         Ok(Self {
             channels,
             topology: topology::new(shared, epoch),
-            parked: HashMap::new(),
+            parked: IndexSet::new(),
+            retry_at: Instant::now(),
+            retried: None,
             warned_of_missing_exchange: false,
             probe: Probe::Bind,
         })
@@ -91,7 +102,7 @@ impl Link {
     ///
     /// One round of changes at a time: users who come and go without end, and are
     /// refused perhaps, keep nothing else waiting.
-    pub(super) async fn run(&mut self, shared: &Shared) -> Ended {
+    pub(super) async fn run(&mut self, shared: &Arc<Shared>) -> Ended {
         let mut probe = interval(EXCHANGE_PROBE);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
         probe.reset();
@@ -102,15 +113,12 @@ impl Link {
                 Err(LinkError::Closed(close)) if close.code == NOT_FOUND => Next::AwaitExchange,
                 Err(error) => return Ended::Lost(self.channels.loss_or(error)),
             };
-            if let Err(worn) = self.channels.check_wear() {
-                return Ended::Lost(worn);
-            }
             if next == Next::Continue {
                 self.report_progress(shared, report_at.get_or_insert_with(in_a_while));
             } else {
                 report_at = None;
             }
-            let retry_at = self.parked.values().min().copied();
+            let retry_at = (!self.parked.is_empty()).then_some(self.retry_at);
             let tidy_at = self.topology.tidy_at();
             let due =
                 async |at: Option<Instant>| sleep_until(at.unwrap_or_else(Instant::now)).await;
@@ -133,7 +141,11 @@ impl Link {
                     }
                 }
                 _ = probe.tick() => {
-                    if let Err(error) = self.probe_exchange(shared).await {
+                    let probed = match self.probe_exchange(shared).await {
+                        Ok(()) => self.channels.mend_control(shared).await,
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = probed {
                         return Ended::Lost(self.channels.loss_or(error));
                     }
                 }
@@ -162,6 +174,11 @@ impl Link {
             shared.return_changes(users);
             return Err(error);
         }
+        let retried = self.retried.take_if(|user| users.contains(user));
+        if retried.is_some_and(|user| self.topology.serial(&user).is_some()) {
+            // What refused one may have refused all.
+            shared.return_changes(self.parked.drain(..).collect());
+        }
         Ok(Next::Continue)
     }
 
@@ -181,15 +198,20 @@ impl Link {
         shared: &Shared,
         changes: Vec<(User, Option<Wish>)>,
     ) -> Result<(), LinkError> {
+        let none_gets_through =
+            self.topology.users_count() == 0 && self.parked.len() >= TRIES_FOR_ALL;
         let mut missing: HashMap<User, Wish> = HashMap::new();
         let mut outdated = Vec::new();
         for (user, wish) in changes {
             let active_serial = self.topology.serial(&user);
             let wished_serial = wish.as_ref().map(|wish| wish.serial);
-            if active_serial == wished_serial {
+            if active_serial == wished_serial || self.parked.contains(&user) {
                 continue;
             }
-            self.parked.remove(&user);
+            if none_gets_through && self.retried.as_ref() != Some(&user) {
+                self.park(user);
+                continue;
+            }
             if active_serial.is_some() {
                 outdated.push(user.clone());
             }
@@ -229,8 +251,9 @@ impl Link {
             }
             let error = LinkError::Closed(close);
             for (user, _) in batch {
+                shared.metrics.subscriptions_refused.inc();
                 warn!(user_id = %user.id, %error, "RabbitMQ refused a subscription");
-                self.parked.insert(user, Instant::now() + REFUSED_RETRY);
+                self.park(user);
             }
         }
         Ok(())
@@ -259,11 +282,23 @@ impl Link {
         LinkError::Closed(close)
     }
 
-    /// Takes up again the users who have waited long enough after a refusal.
+    fn park(&mut self, user: User) {
+        if self.parked.is_empty() {
+            self.retry_at = Instant::now() + REFUSED_RETRY;
+        }
+        self.parked.insert(user);
+    }
+
+    /// Takes up again one of the users who were refused. One at a time: each further
+    /// refusal costs a channel, of which a connection has a limited number.
     fn unpark(&mut self, shared: &Shared) {
-        let now = Instant::now();
-        let due = self.parked.extract_if(|_, retry_at| *retry_at <= now);
-        shared.return_changes(due.map(|(user, _)| user).collect());
+        self.retry_at = Instant::now() + REFUSED_RETRY;
+        while let Some(user) = self.parked.shift_remove_index(0) {
+            if shared.is_wished(&user) {
+                self.retried = Some(user.clone());
+                return shared.return_changes(vec![user]);
+            }
+        }
     }
 
     /// Asks the broker for the exchange. Bindings go with it, and nothing else would

@@ -15,6 +15,9 @@ use amqprs::{
 };
 use tokio::{net::TcpStream, sync::watch, task::JoinHandle};
 
+/// Chat3's.
+pub const EXCHANGE: &str = "chat3_updates";
+
 /// The longest that anything here may take before its test has failed.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -29,6 +32,8 @@ impl Broker {
     pub async fn start() -> Self {
         let port = three_free_ports();
         let folder = std::env::temp_dir().join(format!("chat3-gateway-test-{port}"));
+        // A run that was killed may have left one, with what it had set.
+        let _ = std::fs::remove_dir_all(&folder);
         let mut broker = Self {
             process: run(&folder, port),
             port,
@@ -211,24 +216,24 @@ impl Publisher {
             _connection: connection,
             channel,
         };
-        publisher.declare_exchange().await;
+        publisher.declare_exchange(EXCHANGE, "topic").await;
         publisher
     }
 
-    pub async fn declare_exchange(&self) {
-        let exchange = ExchangeDeclareArguments::new("chat3_updates", "topic")
+    pub async fn declare_exchange(&self, name: &str, kind: &str) {
+        let exchange = ExchangeDeclareArguments::new(name, kind)
             .durable(true)
             .finish();
         self.channel.exchange_declare(exchange).await.unwrap();
     }
 
-    pub async fn delete_exchange(&self) {
-        let exchange = ExchangeDeleteArguments::new("chat3_updates");
+    pub async fn delete_exchange(&self, name: &str) {
+        let exchange = ExchangeDeleteArguments::new(name);
         self.channel.exchange_delete(exchange).await.unwrap();
     }
 
     pub async fn publish(&self, routing_key: &str, body: &str) {
-        let arguments = BasicPublishArguments::new("chat3_updates", routing_key);
+        let arguments = BasicPublishArguments::new(EXCHANGE, routing_key);
         self.channel
             .basic_publish(BasicProperties::default(), body.into(), arguments)
             .await
