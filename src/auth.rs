@@ -106,6 +106,9 @@ pub enum Refusal {
     AnotherUser,
     #[error("too many connections of this user")]
     TooManySockets,
+    /// Seldom read: the connection is closed with it.
+    #[error("too many tries to connect")]
+    TooManyConnects,
 }
 
 impl Refusal {
@@ -126,6 +129,7 @@ impl Refusal {
             Self::TokenRevoked => "token_revoked",
             Self::AnotherUser => "another_user",
             Self::TooManySockets => "too_many_sockets",
+            Self::TooManyConnects => "too_many_connects",
         }
     }
 }

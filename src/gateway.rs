@@ -43,7 +43,7 @@ use crate::{
     config::HttpConfig,
     hub::{Hub, Request, Session},
     leases::{Due, End, Lease, Leases},
-    limits::{ConnectLimit, EventLimit, Verdict},
+    limits::{ConnectLimit, EventLimit, SessionConnects, Verdict},
     metrics::Metrics,
     revocation::{InvalidOrder, Order, Revocations, Target, is_user},
     transport::{self, Connection, PING_INTERVAL, PING_TIMEOUT, Transports},
@@ -202,6 +202,7 @@ impl Gateway {
             self.transports.close(&socket);
             return std::future::pending().await;
         }
+        self.check_connects(&socket)?;
         let admission = self.admit(&socket, auth.as_ref()).await;
         let admission = admission.inspect_err(|refusal| {
             self.metrics.connect_refused(refusal.label());
@@ -209,7 +210,10 @@ impl Gateway {
         })?;
         socket.extensions.insert(admission.clone());
         // Before the reply: a socket that disconnects at once finds its handler.
-        socket.on_disconnect(disconnected);
+        let gateway = self.clone();
+        socket.on_disconnect(async move |socket: SocketRef, reason: DisconnectReason| {
+            gateway.disconnected(&socket, reason);
+        });
         let gateway = self.clone();
         socket.on_fallback(
             move |socket: SocketRef, event: Event, data: TryData<Value>, ack| {
@@ -228,6 +232,25 @@ impl Gateway {
         }
         self.metrics.connects.inc();
         Ok(())
+    }
+
+    /// One handshake, which is limited, is no way to any number of CONNECTs.
+    fn check_connects(&self, socket: &SocketRef) -> Result<(), Refusal> {
+        let connects = socket.req_parts().extensions.get::<SessionConnects>();
+        match connects.map_or(Verdict::Allowed, SessionConnects::check) {
+            Verdict::Allowed => return Ok(()),
+            Verdict::Ignored => {}
+            Verdict::TooMany => {
+                self.metrics
+                    .connect_refused(Refusal::TooManyConnects.label());
+                warn!(
+                    peer = transport::peer(socket),
+                    "closing a connection that asks to connect again and again"
+                );
+                self.transports.close(socket);
+            }
+        }
+        Err(Refusal::TooManyConnects)
     }
 
     async fn admit(
@@ -394,6 +417,33 @@ impl Gateway {
         Ok(count)
     }
 
+    /// Soon over: socketioxide forgets the socket only then.
+    fn disconnected(self: &Arc<Self>, socket: &SocketRef, reason: DisconnectReason) {
+        let Some(admission) = socket.extensions.remove::<Arc<Admission>>() else {
+            return;
+        };
+        let session = &admission.session;
+        debug!(user_id = %session.user().id, ?reason, "Socket disconnected");
+        let has_left = reason == DisconnectReason::ClientNSDisconnect;
+        if has_left {
+            session.end();
+        }
+        // Now, and not when the last task that holds it lets go.
+        session.leave();
+        if has_left {
+            // Its connection is the client's to close. One that is kept has to be used:
+            // nothing else limits those that carry no socket.
+            let (gateway, sid) = (self.clone(), socket.id);
+            let close = self.transports.closer(socket);
+            tokio::spawn(async move {
+                tokio::time::sleep(CONNECT_TIMEOUT).await;
+                if gateway.socket(sid).is_none() {
+                    close();
+                }
+            });
+        }
+    }
+
     fn socket(&self, sid: Sid) -> Option<SocketRef> {
         self.io.get()?.get_socket(sid)
     }
@@ -404,7 +454,7 @@ impl Gateway {
 async fn limit_handshakes(
     State(gateway): State<Arc<Gateway>>,
     Extension(connection): Extension<Connection>,
-    request: HttpRequest,
+    mut request: HttpRequest,
     next: Next,
 ) -> Response {
     if transport::session_id(request.uri()).is_some() {
@@ -433,6 +483,7 @@ async fn limit_handshakes(
             "too many connections from this address",
         );
     }
+    request.extensions_mut().insert(SessionConnects::default());
     next.run(request).await
 }
 
@@ -457,16 +508,4 @@ fn announce_expiry(socket: &SocketRef, expires_at: SystemTime) {
 fn timestamp(time: SystemTime) -> String {
     let end_of_years = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     humantime::format_rfc3339_seconds(time.min(end_of_years)).to_string()
-}
-
-async fn disconnected(socket: SocketRef, reason: DisconnectReason) {
-    if let Some(admission) = socket.extensions.remove::<Arc<Admission>>() {
-        let session = &admission.session;
-        debug!(user_id = %session.user().id, ?reason, "Socket disconnected");
-        if reason == DisconnectReason::ClientNSDisconnect {
-            session.end();
-        }
-        // Now, and not when the last task that holds it lets go.
-        session.leave();
-    }
 }

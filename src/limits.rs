@@ -62,6 +62,25 @@ impl ConnectLimit {
     }
 }
 
+/// How often an Engine.IO session may ask to be let in. A client asks once, and makes
+/// a new session after a refusal or a disconnect.
+const CONNECTS_PER_SESSION: u32 = 10;
+
+/// Counts how often an Engine.IO session asks to be let in; clones count together.
+#[derive(Clone, Default)]
+pub struct SessionConnects(Arc<AtomicU32>);
+
+impl SessionConnects {
+    /// Judges one more.
+    pub fn check(&self) -> Verdict {
+        match self.0.fetch_add(1, Ordering::Relaxed) {
+            ..CONNECTS_PER_SESSION => Verdict::Allowed,
+            CONNECTS_PER_SESSION => Verdict::TooMany,
+            _ => Verdict::Ignored,
+        }
+    }
+}
+
 /// Limits the rate of one socket's events.
 pub struct EventLimit {
     /// `None`: no limit.

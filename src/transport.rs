@@ -178,21 +178,32 @@ impl Transports {
     /// Closes the transport of one socket, whatever it is: an unmodified client
     /// then reconnects by itself.
     pub fn close(&self, socket: &SocketRef) {
-        if let Some(watched) = lock(&self.0.sockets).get_mut(&socket.id) {
+        self.close_session(socket.id, websocket_handshake(socket));
+    }
+
+    /// A [`Transports::close`] for later, which does not hold the socket until then.
+    pub fn closer(&self, socket: &SocketRef) -> impl FnOnce() + use<> {
+        let (transports, sid) = (self.clone(), socket.id);
+        let websocket = websocket_handshake(socket).cloned();
+        move || transports.close_session(sid, websocket.as_ref())
+    }
+
+    fn close_session(&self, sid: Sid, websocket: Option<&Connection>) {
+        if let Some(watched) = lock(&self.0.sockets).get_mut(&sid) {
             watched.closed = true;
             // The poll that waits would wait on; the next one is refused.
             if let Some(connection) = watched.polling.take() {
                 connection.close();
             }
         }
-        let websockets = self.websockets(socket);
+        let websockets = self.websockets_of(sid, websocket);
         for connection in &websockets {
             connection.close();
         }
         if websockets.is_empty()
             && let Some(end) = self.0.end_polling.get()
         {
-            end(socket.id);
+            end(sid);
         }
     }
 
@@ -211,10 +222,14 @@ impl Transports {
     /// The websocket under a socket; mid-upgrade, or after a refused second
     /// upgrade, there may be several.
     fn websockets(&self, socket: &SocketRef) -> Vec<Connection> {
-        match websocket_handshake(socket) {
+        self.websockets_of(socket.id, websocket_handshake(socket))
+    }
+
+    fn websockets_of(&self, sid: Sid, begun: Option<&Connection>) -> Vec<Connection> {
+        match begun {
             Some(connection) => vec![connection.clone()],
             None => lock(&self.0.upgraded)
-                .get(&socket.id)
+                .get(&sid)
                 .cloned()
                 .unwrap_or_default(),
         }
@@ -297,6 +312,14 @@ impl Transports {
         if let Role::Upgrade(sid) = role {
             upgraded.entry(sid).or_default().push(connection.clone());
         }
+    }
+
+    /// A connection whose upgrade was refused carries no socket.
+    fn if_upgraded(&self, connection: &Connection, response: Response) -> Response {
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            self.change_role(connection, Role::Http);
+        }
+        response
     }
 
     fn stalled(&self) {
@@ -388,7 +411,8 @@ pub async fn guard(
         if wants_websocket {
             transports.change_role(&connection, Role::Websocket);
         }
-        return next.run(lean(request)).await;
+        let response = next.run(lean(request)).await;
+        return transports.if_upgraded(&connection, response);
     };
     // While draining, whoever is not in yet must not get in: see `close_unwatched`.
     let is_closed = match lock(&transports.0.sockets).get(&sid) {
@@ -406,7 +430,8 @@ pub async fn guard(
         if let Some(reply) = transports.connect_reply(sid) {
             connection.expect(reply);
         }
-        return next.run(lean(request)).await;
+        let response = next.run(lean(request)).await;
+        return transports.if_upgraded(&connection, response);
     }
     let is_poll = request.method() == Method::GET;
     if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {

@@ -32,6 +32,9 @@ const EXCHANGE_RETRY: Duration = Duration::from_secs(2);
 /// How often it is looked whether the exchange still exists.
 const EXCHANGE_PROBE: Duration = Duration::from_secs(5);
 
+/// How long the exchange is not looked for when neither way is permitted.
+const PROBE_RETRY: Duration = Duration::from_secs(600);
+
 /// How long refused subscriptions rest. Only an operator can mend them.
 pub(super) const REFUSED_RETRY: Duration = Duration::from_secs(30);
 
@@ -60,7 +63,8 @@ enum Probe {
     Bind,
     /// The exchange is declared passively, for which some versions want more rights.
     Look,
-    Refused,
+    /// It is not asked for a while, since then.
+    Refused(Instant),
 }
 
 /// What follows a round of changes.
@@ -310,7 +314,8 @@ impl Link {
         let admin = &self.channels.admins[0];
         let channel = admin.channel.clone();
         let asked = match self.probe {
-            Probe::Bind => {
+            Probe::Refused(since) if since.elapsed() < PROBE_RETRY => return Ok(()),
+            Probe::Bind | Probe::Refused(_) => {
                 let bind = async move { channel.queue_bind(bind).await };
                 self.channels.rpc(admin, bind).await
             }
@@ -321,7 +326,6 @@ impl Link {
                 let look = async move { channel.exchange_declare(look).await };
                 self.channels.rpc(admin, look).await
             }
-            Probe::Refused => return Ok(()),
         };
         match asked {
             // Its consumer's end tells the rest.
@@ -334,7 +338,7 @@ impl Link {
             {
                 self.probe = match self.probe {
                     Probe::Bind => Probe::Look,
-                    Probe::Look | Probe::Refused => Probe::Refused,
+                    Probe::Look | Probe::Refused(_) => Probe::Refused(Instant::now()),
                 };
                 self.channels.reopen_admin(0).await
             }
