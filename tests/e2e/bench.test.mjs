@@ -9,7 +9,7 @@ import path from 'node:path';
 import { Figures } from '../bench/figures.mjs';
 import { startServer } from '../bench/servers.mjs';
 import { declareExchange, turn } from '../bench/turn.mjs';
-import { Broker, Publisher, Tab, run, temporaryFolder, testsFolder } from './harness.mjs';
+import { Broker, Publisher, Tab, run, temporaryFolder, testsFolder, until } from './harness.mjs';
 
 const scenario = {
   users: 20,
@@ -80,11 +80,12 @@ test('the Node reference serves tabs that come and go, and comes back after the 
   const server = await startServer('node', broker);
   after(() => server.stop());
   const seen = async (tab) => {
+    const count = tab.events.length;
     // Subscribed some time after the connect, as in the original.
-    for (const count = tab.events.length; tab.events.length < count + 2;) {
+    await until('an update', () => {
       publisher.update('usr_alice');
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
+      return tab.events.length >= count + 2;
+    });
     assert.deepEqual(tab.events.slice(0, 2).map(({ event }) => event), ['chat3:update', 'message:new']);
     assert.deepEqual(tab.events[0].args[0].data, tab.events[1].args[0]);
   };

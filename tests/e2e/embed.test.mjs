@@ -27,7 +27,9 @@ test('one port serves the backend and the sockets, and the bot is subscribed', a
     tab.close();
     publisher.update('usr_bot');
     await until('the bot has its update', () => output.includes('update for the bot'));
-    assert.equal((await backend.terminate('SIGINT')).code, 0);
+    child.kill('SIGINT');
+    await until('the exit', () => child.exitCode !== null);
+    assert.equal(child.exitCode, 0);
   } finally {
     child.kill('SIGKILL');
   }

@@ -13,6 +13,14 @@ before(async () => {
   publisher = await Publisher.connect(broker);
 });
 
+/** How many messages the broker has sent to consumers so far. */
+async function handedOut() {
+  const counters = await broker.ctl('eval', 'rabbit_global_counters:overview().');
+  const counts = [...counters.matchAll(/messages_delivered_total => (\d+)/g)].map(([, count]) => Number(count));
+  assert.notEqual(counts.length, 0, counters);
+  return counts.reduce((sum, count) => sum + count);
+}
+
 for (const signal of ['SIGTERM', 'SIGINT']) {
   test(`${signal} closes transports, not sockets: clients reconnect to the next gateway by themselves`, async () => {
     const port = await freePort();
@@ -31,8 +39,10 @@ for (const signal of ['SIGTERM', 'SIGINT']) {
     }
     await broker.queuesAre(0, 0);
     const second = await Gateway.start(broker, { env: { PORT: String(port) } });
+    for (const tab of tabs) await tab.when('reconnected', () => tab.connects === 2);
+    // They may have come before its link to RabbitMQ, and so before their subscriptions.
+    await second.metricIs('subscriptions', 3);
     for (const [i, user] of ['usr_a', 'usr_b', 'usr_c'].entries()) {
-      await tabs[i].when('reconnected', () => tabs[i].connects === 2);
       await tabs[i].saw(publisher.update(user));
     }
     await second.terminate();
@@ -42,6 +52,7 @@ for (const signal of ['SIGTERM', 'SIGINT']) {
 test('what was consumed before SIGTERM reaches the sockets', async () => {
   const gateway = await Gateway.start(broker);
   const tab = await Tab.open(gateway, 'usr_flush', { reconnection: false });
+  const before = await handedOut();
   const published = Array.from({ length: 1000 }, () => publisher.update('usr_flush')._id);
   await tab.when('the first update', () => tab.ids.length > 0);
   const { code } = await gateway.terminate();
@@ -49,6 +60,7 @@ test('what was consumed before SIGTERM reaches the sockets', async () => {
   await tab.when('disconnected', () => tab.disconnects.length > 0);
   // Without holes; what the broker had not handed out yet is left to it.
   assert.deepEqual(tab.ids, published.slice(0, tab.ids.length));
+  assert.equal(tab.ids.length, (await handedOut()) - before);
 });
 
 test('without a broker it exits as well', async () => {
@@ -60,7 +72,7 @@ test('without a broker it exits as well', async () => {
 });
 
 test('while draining it is not ready, and handshakes are turned away', async () => {
-  const gateway = await Gateway.start(broker);
+  const gateway = await Gateway.start(broker, { env: { SHUTDOWN_TIMEOUT: '6s' } });
   assert.equal((await gateway.get('/ready')).status, 200);
   // A frozen broker keeps the drain waiting long enough to look at it.
   await Tab.open(gateway, 'usr_draining');
@@ -73,7 +85,7 @@ test('while draining it is not ready, and handshakes are turned away', async () 
     assert.equal((await gateway.get('/health')).status, 200);
     const { code, ms } = await exit;
     assert.equal(code, 0);
-    assert.ok(ms < 10_500, `${ms} ms`);
+    assert.ok(ms < 10_000, `${ms} ms`);
   } finally {
     broker.child.kill('SIGCONT');
   }
@@ -87,11 +99,11 @@ test('a second signal ends it at once', async () => {
     const exit = gateway.terminate();
     await gateway.logged(/Shutting down/);
     // Twice within 300 ms counts once: here time itself is under test.
-    await new Promise((resolve) => setTimeout(resolve, 400));
+    await new Promise((resolve) => setTimeout(resolve, 1500));
     gateway.child.kill('SIGTERM');
     const { code, ms } = await exit;
     assert.equal(code, 130);
-    assert.ok(ms < 2000, `${ms} ms`);
+    assert.ok(ms < 6000, `${ms} ms`);
   } finally {
     broker.child.kill('SIGCONT');
   }
@@ -102,6 +114,7 @@ test('SIGTERM under full load: what was acknowledged arrived, without a hole, on
   const users = Array.from({ length: 50 }, (_, i) => `usr_load_${i}`);
   const tabs = await Promise.all(users.map((user) => Tab.open(gateway, user, { reconnection: false, transports: ['websocket'] })));
   const published = new Map(users.map((user) => [user, []]));
+  const before = await handedOut();
   const timer = setInterval(() => {
     for (const user of users) for (let i = 0; i < 5; i += 1) published.get(user).push(publisher.update(user)._id);
   }, 20);
@@ -116,10 +129,12 @@ test('SIGTERM under full load: what was acknowledged arrived, without a hole, on
     // Both events of an update, or neither.
     assert.equal(tabs[i].events.length, 2 * tabs[i].ids.length);
   }
+  const arrived = tabs.reduce((sum, tab) => sum + tab.ids.length, 0);
+  assert.equal(arrived, (await handedOut()) - before);
 });
 
 test('with a client that takes nothing and a frozen broker it still exits in time', async () => {
-  const gateway = await Gateway.start(broker);
+  const gateway = await Gateway.start(broker, { env: { SHUTDOWN_TIMEOUT: '4s' } });
   const stuck = await Tab.open(gateway, 'usr_stuck', { transports: ['websocket'] });
   stuck.socket.io.engine.transport.ws._socket?.pause();
   for (let i = 0; i < 200; i += 1) publisher.update('usr_stuck', { data: { content: 'x'.repeat(50_000) } });
@@ -128,7 +143,7 @@ test('with a client that takes nothing and a frozen broker it still exits in tim
   try {
     const { code, ms } = await gateway.terminate();
     assert.equal(code, 0);
-    assert.ok(ms < 10_500, `${ms} ms`);
+    assert.ok(ms < 8000, `${ms} ms`);
   } finally {
     broker.child.kill('SIGCONT');
   }
@@ -143,9 +158,9 @@ test('connections are closed over the spread, not in one wave', async () => {
   assert.equal(code, 0);
   await until('all are disconnected', () => closings.length === tabs.length);
   const spread = Math.max(...closings) - Math.min(...closings);
-  assert.ok(spread > 1000, `${spread} ms`);
+  assert.ok(spread > 700, `${spread} ms`);
   const inAnyHalfSecond = Math.max(...closings.map((time) => closings.filter((other) => other >= time && other < time + 500).length));
-  assert.ok(inAnyHalfSecond < 100, `${inAnyHalfSecond} within half a second`);
+  assert.ok(inAnyHalfSecond < 125, `${inAnyHalfSecond} within half a second`);
   assert.ok(ms < 5000, `${ms} ms`);
 });
 
