@@ -43,7 +43,7 @@ let gateway;
 before(async () => {
   broker = await Broker.start();
   publisher = await Publisher.connect(broker);
-  gateway = await Gateway.start(broker, { env: { ADMIN_TOKEN: 'operator', JWT_LEEWAY: '0s', JWT_EXPIRY_NOTICE: '2s', MAX_SOCKETS_PER_USER: '1' } });
+  gateway = await Gateway.start(broker, { env: { ADMIN_TOKEN: 'operator', JWT_LEEWAY: '0s', JWT_EXPIRY_NOTICE: '6s', MAX_SOCKETS_PER_USER: '1' } });
 });
 
 test('the document is valid AsyncAPI 3.0', () => {
@@ -143,7 +143,7 @@ test('an update that says it is another event is no message:update and no dialog
 });
 
 test('the announcement, the refresh and the order to leave are as described', async () => {
-  const tokens = [token('usr_access', {}, { expiresIn: '3s' }), token('usr_access')];
+  const tokens = [token('usr_access', {}, { expiresIn: '9s' }), token('usr_access')];
   const auth = (give) => give({ token: tokens.length > 1 ? tokens.shift() : tokens[0] });
   const tab = new Tab(gateway, null, { auth, transports: ['websocket'] });
   await tab.when('connected', () => tab.connects === 1);

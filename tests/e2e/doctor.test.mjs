@@ -201,7 +201,8 @@ test('the text has no colours where it is not a terminal, and each problem has w
 });
 
 test('an absent broker: not known, nothing listens, or something else answers', async () => {
-  says(await doctor('amqp://a:b@no-such-host.invalid/'), 'dns', 'problem', /not known/, /name server/);
+  // A name server that is away itself does not answer.
+  says(await doctor('amqp://a:b@no-such-host.invalid/'), 'dns', 'problem', /not known|no answer within/, /name server/);
   const refused = await doctor(`amqp://a:b@localhost:${await freePort()}/`);
   says(refused, 'tcp', 'problem', /refused/, /is RabbitMQ running/);
   assert.deepEqual(problems(refused), ['tcp']);

@@ -39,6 +39,12 @@ const SHARED_QUEUES = 3;
 /** The longest that anything here may take before its test has failed. */
 const DEADLINE_MS = 20_000;
 
+/** The longest for what the gateway itself has limits for: 45 s for a session without heartbeats is the longest of them. */
+const END_DEADLINE_MS = 60_000;
+
+/** A gateway that takes longer to let a client in may have given up waiting for its subscription, after 2 s. */
+const SLOW_CONNECT_MS = 1500;
+
 /** What is to be stopped when the test file ends, last started first. */
 const cleanups = [];
 after(async () => {
@@ -60,6 +66,15 @@ export async function until(what, check, deadlineMs = DEADLINE_MS) {
     if (Date.now() > end) throw new Error(`not within ${deadlineMs} ms: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
+}
+
+/** Resolves as `promise` does; for what tells of its end, but may never come to it. */
+async function inTime(what, promise, deadlineMs) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`not within ${deadlineMs} ms: ${what}`)), deadlineMs);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
 async function isFree(port) {
@@ -91,6 +106,11 @@ function temporaryFolder() {
 function exited(child) {
   if (child.exitCode !== null || child.signalCode !== null) return Promise.resolve();
   return new Promise((resolve) => child.once('exit', resolve));
+}
+
+/** The end of a child and of all that it wrote, which may come after its exit. To be asked for before that. */
+function closed(child) {
+  return new Promise((resolve) => child.once('close', resolve));
 }
 
 /** A private RabbitMQ that can be killed and started again. */
@@ -230,6 +250,14 @@ export function anUpdate(userId, fields = {}) {
   };
 }
 
+/** Whether docs/METRICS.md, which has every metric, knows a metric of this name and these labels. */
+function hasLabelsOfThePage(metric) {
+  const page = readFileSync(path.join(tests, '..', 'docs', 'METRICS.md'), 'utf8');
+  const labels = [...metric.matchAll(/(\w+)="([^"]*)"/g)];
+  const family = metric.replaceAll(/="[^"]*"/g, '');
+  return labels.length > 0 && [family, ...labels.map(([, , value]) => value)].every((code) => page.includes(`\`${code}\``));
+}
+
 /** A running gateway process. */
 export class Gateway {
   /** Starts `serve` (or what `options.args` says) and waits until it listens. */
@@ -252,6 +280,7 @@ export class Gateway {
     gateway.child = spawn(gatewayBinary, options.args ?? ['serve'], { env, cwd: gateway.folder });
     gateway.child.stdout.on('data', (data) => (gateway.logs += data));
     gateway.child.stderr.on('data', (data) => (gateway.logs += data));
+    gateway.closed = closed(gateway.child).then(() => (gateway.isClosed = true));
     cleanups.push(() => gateway.kill());
     const listening = await gateway.logged(/Listening\W+address\W+[\d.]+:(\d+)/);
     gateway.url = `http://127.0.0.1:${listening[1]}`;
@@ -263,8 +292,8 @@ export class Gateway {
   async logged(pattern, deadlineMs) {
     return until(`a log line like ${pattern}`, () => {
       const match = this.logs.match(pattern);
-      if (!match && this.child.exitCode !== null) {
-        throw new Error(`the gateway exited with ${this.child.exitCode}:\n${this.logs}`);
+      if (!match && this.isClosed) {
+        throw new Error(`the gateway exited with ${this.child.exitCode ?? this.child.signalCode}:\n${this.logs}`);
       }
       return match;
     }, deadlineMs).catch((error) => {
@@ -284,11 +313,13 @@ export class Gateway {
     return (await this.get(path, options)).json();
   }
 
-  /** One metric's value, e.g. `updates_rejected_total{reason="empty"}`; 0 when absent. */
+  /** One metric's value, e.g. `updates_rejected_total{reason="empty"}`; 0 as long as nothing has had its labels. */
   async metric(name) {
     const text = await (await this.get('/metrics')).text();
     const line = text.split('\n').find((line) => line.startsWith(`chat3_gateway_${name} `));
-    return line ? Number(line.split(' ')[1]) : 0;
+    if (line) return Number(line.split(' ')[1]);
+    if (!hasLabelsOfThePage(name)) throw new Error(`no metric ${name} in /metrics, nor with such labels in docs/METRICS.md`);
+    return 0;
   }
 
   async metricIs(name, expected, deadlineMs) {
@@ -305,13 +336,13 @@ export class Gateway {
   async terminate(signal = 'SIGTERM') {
     const start = Date.now();
     this.child.kill(signal);
-    await exited(this.child);
+    await inTime(`the exit after ${signal}`, this.closed, END_DEADLINE_MS);
     return { code: this.child.exitCode, signal: this.child.signalCode, ms: Date.now() - start };
   }
 
   async kill() {
     this.child.kill('SIGKILL');
-    await exited(this.child);
+    await this.closed;
   }
 }
 
@@ -322,7 +353,7 @@ export async function runGateway(args, { env = {}, cwd = temporaryFolder() } = {
   child.stdout.on('data', (data) => (stdout += data));
   child.stderr.on('data', (data) => (stderr += data));
   const stuck = setTimeout(() => child.kill('SIGKILL'), DEADLINE_MS);
-  await exited(child);
+  await closed(child);
   clearTimeout(stuck);
   return { code: child.exitCode, stdout, stderr };
 }
@@ -331,6 +362,18 @@ export async function runGateway(args, { env = {}, cwd = temporaryFolder() } = {
 export function token(userId, claims = {}, { secret = SECRET, algorithm = 'HS256', expiresIn = '1h' } = {}) {
   const options = expiresIn === null ? { algorithm } : { algorithm, expiresIn };
   return jwt.sign({ userId, ...claims }, secret, options);
+}
+
+/**
+ * Waits until everybody is subscribed, or RabbitMQ has refused that. A few seconds at most:
+ * it may also be the test's subject that nobody is, or where the metrics are.
+ */
+async function subscribed(gateway) {
+  const isRefused = /RabbitMQ (exchange not found|refused a subscription)/;
+  await until('all subscriptions', async () => {
+    const [subscriptions, ...users] = await Promise.all(['subscriptions', 'users', 'users_away'].map((name) => gateway.metric(name)));
+    return subscriptions === users[0] + users[1] || isRefused.test(gateway.logs);
+  }, 5000).catch(() => {});
 }
 
 /** A browser tab: a socket.io-client socket that remembers what it received. */
@@ -359,10 +402,12 @@ export class Tab {
     openTabs.add(this);
   }
 
-  /** Connects a tab of `userId` and waits until it is in. */
+  /** Connects a tab of `userId` and waits until it is in, and receives what is published from then on. */
   static async open(gateway, userId, { claims, ...options } = {}) {
+    const start = Date.now();
     const tab = new Tab(gateway, token(userId, claims), options);
     await tab.when('connected', () => tab.connects > 0);
+    if (Date.now() - start > SLOW_CONNECT_MS) await subscribed(gateway);
     return tab;
   }
 
@@ -499,15 +544,12 @@ export class Poller {
   }
 
   async poll() {
-    return (await fetch(this.url)).text();
+    return (await fetch(this.url, { signal: AbortSignal.timeout(DEADLINE_MS) })).text();
   }
 
   /** Polls until it is in, and returns its pid. */
   async pid() {
-    for (;;) {
-      const match = (await this.poll()).match(/40\{.*"pid":"(\w+)"/);
-      if (match) return match[1];
-    }
+    return until('the CONNECT reply', async () => (await this.poll()).match(/40\{.*"pid":"(\w+)"/)?.[1]);
   }
 }
 
@@ -518,8 +560,10 @@ export async function rawConnection(gateway) {
   socket.received = '';
   socket.on('data', (data) => (socket.received += data.toString('latin1')));
   socket.on('error', () => {});
-  socket.ended = new Promise((resolve) => socket.on('close', resolve));
-  await new Promise((resolve) => socket.once('connect', resolve));
+  const ended = new Promise((resolve) => socket.on('close', resolve));
+  // The time runs for whoever waits, and from when.
+  Object.defineProperty(socket, 'ended', { get: () => inTime('the end of the connection', ended, END_DEADLINE_MS) });
+  await inTime('a connection', new Promise((resolve) => socket.once('connect', resolve)), DEADLINE_MS);
   return socket;
 }
 

@@ -36,11 +36,17 @@ const asEvents = (published) => published.flatMap((update) => [
   { event: 'message:new', args: [update.data] },
 ]);
 
+/** Waits until a tab has as many events as `published` makes: it must be these, in order. */
+async function sawAll(tab, published) {
+  await tab.when('all events', () => tab.events.length >= 2 * published.length);
+  assert.deepEqual(tab.events, asEvents(published));
+}
+
 /** Publishes so many updates and waits until the gateway has taken them. */
-async function publish(userId, count, server = gateway) {
+async function publish(userId, count, { server = gateway, fields = {} } = {}) {
   const before = await server.metric('updates_received_total');
-  const published = Array.from({ length: count }, () => publisher.update(userId));
-  await until('updates received', async () => (await server.metric('updates_received_total')) >= before + count);
+  const published = Array.from({ length: count }, () => publisher.update(userId, fields));
+  await until('updates received', async () => (await server.metric('updates_received_total')) >= before + count, 60_000);
   return published;
 }
 
@@ -70,7 +76,7 @@ for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
         published.push(publisher.update(userId));
         await tab.saw(published.at(-1));
       }
-      assert.deepEqual(tab.events, asEvents(published));
+      await sawAll(tab, published);
       assert.deepEqual(tab.recovered, [false, true, true, true]);
       tab.close();
     });
@@ -83,7 +89,7 @@ for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
     await tab.when('reconnected', () => tab.connects === 2);
     assert.deepEqual(tab.recovered, [false, true]);
     const first = publisher.update(userId);
-    await tab.saw(first);
+    await sawAll(tab, [first]);
     // The client keeps the last offset of a session that cannot be recovered and
     // sends it with the next one's pid, as long as that has brought no event.
     tab.socket._pid = '0'.repeat(32);
@@ -93,9 +99,8 @@ for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
     await tab.when('the cut', () => tab.disconnects.length === 3);
     const missed = await publish(userId, 3);
     network.restore();
-    await tab.saw(missed.at(-1));
+    await sawAll(tab, [first, ...missed]);
     assert.deepEqual(tab.recovered, [false, true, false, true]);
-    assert.deepEqual(tab.events, asEvents([first, ...missed]));
     tab.close();
   });
 }
@@ -111,9 +116,8 @@ test('cuts at any place of a burst neither lose nor double an event', async () =
     network.reset();
     await tab.when('reconnected', () => tab.connects === round + 2);
   }
-  await tab.saw(published.at(-1));
+  await sawAll(tab, published);
   assert.deepEqual(tab.recovered, [false, ...Array(12).fill(true)]);
-  assert.deepEqual(tab.events, asEvents(published));
   tab.close();
 });
 
@@ -125,11 +129,10 @@ test('a client that comes back over another network while its old connection loo
   const first = publisher.update(userId);
   await tab.saw(first);
   lift.blackhole();
-  const missed = await publish(userId, 5, server);
+  const missed = await publish(userId, 5, { server });
   // As a phone that changed networks: its browser notices, the server does not.
   tab.socket.io.engine.transport.ws.terminate();
-  await tab.saw(missed.at(-1));
-  assert.deepEqual(tab.events, asEvents([first, ...missed]));
+  await sawAll(tab, [first, ...missed]);
   assert.deepEqual(tab.recovered, [false, true]);
   await server.metricIs('sockets', 1);
   tab.close();
@@ -145,10 +148,7 @@ test('each tab of a user recovers for itself', async () => {
   await tabs[0].when('the cut', () => tabs[0].disconnects.length === 1);
   const missed = await publish(userId, 5);
   network.restore();
-  for (const tab of tabs) {
-    await tab.saw(missed.at(-1));
-    assert.deepEqual(tab.events, asEvents([first, ...missed]));
-  }
+  for (const tab of tabs) await sawAll(tab, [first, ...missed]);
   assert.deepEqual([tabs[0].recovered, tabs[1].recovered], [[false, true], [false]]);
   for (const tab of tabs) tab.close();
 });
@@ -187,27 +187,25 @@ test('after its own disconnect() a client starts fresh, and nothing waits for it
 });
 
 test('a gap that is too long, too large, or longer than the window is not filled, not even in part', async () => {
-  const server = await Gateway.start(broker, {
-    env: { RECOVERY_WINDOW: '2s', RECOVERY_MAX_UPDATES: '20', RECOVERY_MAX_BYTES: '20000' },
-  });
-  const lift = await Network.to(server);
-  for (const [what, outage] of [
-    ['too many updates', (userId) => publish(userId, 21, server)],
-    ['too many bytes', async (userId) => {
-      for (let i = 0; i < 3; i += 1) publisher.update(userId, { data: { filler: 'x'.repeat(9000) } });
-    }],
-    ['too long', async (userId) => {
-      await publish(userId, 1, server);
-      await server.metricIs('users_away', 0);
+  for (const [what, window, outcome, outage] of [
+    ['too many updates', '30s', 'gap', (userId, server) => publish(userId, 21, { server })],
+    ['too many bytes', '30s', 'gap', (userId, server) => publish(userId, 3, { server, fields: { data: { filler: 'x'.repeat(9000) } } })],
+    ['too long', '3s', 'unknown', async (userId, server) => {
+      await publish(userId, 1, { server });
+      await server.metricIs('recoveries_lost_total{reason="expired"}', 1);
     }],
   ]) {
+    const server = await Gateway.start(broker, {
+      env: { RECOVERY_WINDOW: window, RECOVERY_MAX_UPDATES: '20', RECOVERY_MAX_BYTES: '20000' },
+    });
+    const lift = await Network.to(server);
     const userId = aUser();
     const tab = await Tab.open(server, userId, { url: lift.url, ...WEBSOCKET });
     const first = publisher.update(userId);
     await tab.saw(first);
     lift.cut();
     await tab.when('the cut', () => tab.disconnects.length === 1);
-    await outage(userId);
+    await outage(userId, server);
     await until('all is taken', async () =>
       (await server.metric('updates_kept_total')) + (await server.metric('updates_delivered_total')) ===
       (await server.metric('updates_received_total')));
@@ -221,15 +219,14 @@ test('a gap that is too long, too large, or longer than the window is not filled
     lift.reset();
     await tab.when('reconnected', () => tab.connects === 3);
     assert.equal(tab.recovered.at(-1), true, what);
+    assert.equal(await server.metric(`recoveries_total{outcome="${outcome}"}`), 1, what);
     tab.close();
+    await server.kill();
   }
-  assert.equal(await server.metric('recoveries_total{outcome="gap"}'), 2);
-  assert.equal(await server.metric('recoveries_total{outcome="unknown"}'), 1);
-  await server.kill();
 });
 
 test('the window begins when the loss is noticed, and what was missed before is there', async () => {
-  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
+  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '3s' } });
   const lift = await Network.to(server);
   const userId = aUser();
   const tab = await Tab.open(server, userId, { url: lift.url, ...WEBSOCKET });
@@ -237,7 +234,7 @@ test('the window begins when the loss is noticed, and what was missed before is 
   const missed = publisher.update(userId);
   await server.metricIs('updates_delivered_total', 1);
   // Longer than the window, and neither end knows.
-  await pause(1500);
+  await pause(4500);
   assert.equal(await server.metric('sockets'), 1);
   lift.reset();
   await tab.saw(missed);
@@ -247,7 +244,7 @@ test('the window begins when the loss is noticed, and what was missed before is 
 });
 
 test('when the window is over, nothing of the user is left', async () => {
-  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
+  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '3s' } });
   const lift = await Network.to(server);
   const tab = await Tab.open(server, aUser(), { url: lift.url, ...WEBSOCKET });
   lift.cut();
@@ -319,10 +316,8 @@ test('a replay larger than a socket may lag behind is paced and complete', async
     lift.cut();
     await tab.when('the cut', () => tab.disconnects.length === 1);
     // More packets, and more bytes, than one socket's buffer takes.
-    const small = await publish(userId, 6_000, server);
-    const received = await server.metric('updates_received_total');
-    const large = Array.from({ length: 200 }, () => publisher.update(userId, { eventType: 'message.update', data: { filler: 'я'.repeat(50_000) } }));
-    await server.metricIs('updates_received_total', received + large.length);
+    const small = await publish(userId, 6_000, { server });
+    const large = await publish(userId, 200, { server, fields: { eventType: 'message.update', data: { filler: 'я'.repeat(50_000) } } });
     // A polling session does not notice the cut and is given up for its full buffer.
     const slow = await server.metric('slow_sockets_total');
     lift.restore();
@@ -417,13 +412,11 @@ for (const [version, connect] of [['3.1', io3], ['4.5', io45]]) {
     const userId = aUser();
     const tab = await Tab.open(gateway, userId, { connect, url: network.url });
     const first = publisher.update(userId);
-    await tab.saw(first);
+    await sawAll(tab, [first]);
     await upgraded(tab);
     network.reset();
     await tab.when('reconnected', () => tab.connects === 2);
-    const second = publisher.update(userId);
-    await tab.saw(second);
-    assert.deepEqual(tab.events, asEvents([first, second]));
+    await sawAll(tab, [first, publisher.update(userId)]);
     tab.close();
   });
 }
@@ -436,9 +429,7 @@ test('a client that opts out, and every client where recovery is off, is sent no
     const lift = await Network.to(server);
     const tab = new Tab(server, null, { auth: { token: token(userId), ...fields }, url: lift.url });
     await tab.when('connected', () => tab.connects === 1);
-    const update = publisher.update(userId);
-    await tab.saw(update);
-    assert.deepEqual(tab.events, asEvents([update]));
+    await sawAll(tab, [publisher.update(userId)]);
     assert.deepEqual(tab.offsets, []);
     assert.equal(tab.socket._pid, undefined);
     assert.equal(await server.metric('recovery_updates'), 0);
@@ -480,7 +471,7 @@ test('when memory for recovery is full, the users away longest lose theirs first
 });
 
 test('a replay whose client leaves in its midst, or takes nothing of it, comes to an end', async () => {
-  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '3s', SOCKET_WRITE_TIMEOUT: '2s', MAX_SOCKETS_PER_USER: '2' } });
+  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '9s', SOCKET_WRITE_TIMEOUT: '2s', MAX_SOCKETS_PER_USER: '2' } });
   const userId = aUser();
   const auth = { token: token(userId) };
   const pids = [];
@@ -625,8 +616,9 @@ async function wander(server, random, steps) {
     if (count > 0) await probe.saw({ _id: model.published.at(-1) });
     taken = model.published.length;
   };
-  // See `upgraded`.
-  const connected = () => tab.when('connected', () => tab.socket.connected, 60_000);
+  // See `upgraded`: 45 s from the last ping, which may have come within 25 s.
+  const patience = 100_000;
+  const connected = () => tab.when('connected', () => tab.socket.connected, patience);
   for (let step = 0; step < steps; step += 1) {
     const count = Math.floor(random() * 40);
     const time = random() * 80;
@@ -650,23 +642,30 @@ async function wander(server, random, steps) {
   await connected();
   // Once more, in quiet: a live socket sees everything to the end.
   await publishSome(1);
-  await tab.saw({ _id: model.published.at(-1) }, 60_000);
+  await tab.saw({ _id: model.published.at(-1) }, patience);
   model.check();
   const recovered = tab.recovered.filter(Boolean).length;
   for (const each of [tab, probe]) each.close();
   return { recovered, fresh: tab.recovered.length - recovered };
 }
 
-test('whatever happens to the network, a client sees each event once and in order, or is told and sees nothing of the gap', async () => {
-  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s', RECOVERY_MAX_UPDATES: '100' } });
-  const seed = Number(process.env.RECOVERY_SEED ?? Math.floor(Math.random() * 1e9));
+/** Twelve walks at once, and how often they reached either end: `recovered` or `fresh`. */
+async function wanderAll(server, seed) {
   const walks = Array.from({ length: 12 }, (_, i) => wander(server, randomFrom(seed + i), 25));
   const ends = await Promise.allSettled(walks);
   const failed = ends.find(({ status }) => status === 'rejected');
   if (failed) throw new Error(`with RECOVERY_SEED=${seed}: ${failed.reason.message}`, { cause: failed.reason });
   const total = (what) => ends.reduce((sum, { value }) => sum + value[what], 0);
-  // Both ends must have been reached often, or this proves nothing.
-  assert.ok(total('recovered') > 50, `recovered ${total('recovered')}`);
-  assert.ok(total('fresh') > 30, `fresh ${total('fresh')}`);
+  return { seed, recovered: total('recovered'), fresh: total('fresh') };
+}
+
+test('whatever happens to the network, a client sees each event once and in order, or is told and sees nothing of the gap', async () => {
+  const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s', RECOVERY_MAX_UPDATES: '100' } });
+  const aSeed = () => Number(process.env.RECOVERY_SEED ?? Math.floor(Math.random() * 1e9));
+  // Both ends must be reached often, or this proves nothing. A busy machine can spoil that once.
+  const isProof = ({ recovered, fresh }) => recovered > 50 && fresh > 30;
+  let reached = await wanderAll(server, aSeed());
+  if (!isProof(reached)) reached = await wanderAll(server, aSeed());
+  assert.ok(isProof(reached), JSON.stringify(reached));
   await server.kill();
 });
