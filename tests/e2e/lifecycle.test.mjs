@@ -384,7 +384,7 @@ test('the way between instances is back after a loss of the broker', async () =>
   for (const server of [one, other]) await server.kill();
 });
 
-test('a control exchange that is deleted costs no update, and is said to be gone', async () => {
+test('a control exchange that is deleted costs no update, is said to be gone, and made anew', async () => {
   await publisher.channel.deleteExchange('chat3_gateway_control');
   const env = { ADMIN_TOKEN: 'operator', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control' };
   const server = await Gateway.start(broker, { env });
@@ -394,6 +394,8 @@ test('a control exchange that is deleted costs no update, and is said to be gone
   await until('the end of broadcasts', async () => !(await order()).broadcast);
   assert.match(server.logs, /RabbitMQ closed the control channel/);
   await tab.saw(publisher.update('usr_deleted'));
+  await until('broadcasts again', async () => (await order()).broadcast);
+  await server.metricIs('rabbitmq_control_connected', 1);
   assert.doesNotMatch(server.logs, /RabbitMQ connection closed/);
   tab.close();
   await server.kill();
