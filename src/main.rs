@@ -102,6 +102,10 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let terminated = termination()?;
     let _logs = telemetry::init(&args.log);
     let metrics = Metrics::new();
+    anyhow::ensure!(
+        args.rabbitmq.control_exchange != args.rabbitmq.exchange,
+        "RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_EXCHANGE: orders need an exchange of their own"
+    );
     let tenant_required = args.rabbitmq.binding_keys.need_tenant();
     let verifier = Verifier::new(&args.jwt, tenant_required, &metrics)?;
     let rabbitmq = Arc::new(RabbitMqService::connect(args.rabbitmq, metrics.clone()));

@@ -267,6 +267,14 @@ async fn control(
     if name.is_empty() {
         return Ok(());
     }
+    if name == config.exchange {
+        report.problem(
+            "control_exchange",
+            format!("{name} is Chat3's exchange for updates"),
+            "name another in RABBITMQ_CONTROL_EXCHANGE",
+        );
+        return Ok(());
+    }
     let found = session.look_at_exchange(name, "fanout").await?;
     let advice = format!(
         "{} Without it, orders to send users away reach one instance only",

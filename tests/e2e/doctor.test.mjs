@@ -373,7 +373,11 @@ test('the rights on the control exchange are tried without making it or sending 
     says(await doctor(url, { env }), 'control_exchange', 'ok', exists ? /exists/ : /does not exist yet/);
     if (queue) assert.equal((await place.channel.checkQueue(queue)).messageCount, 0);
   }
-  assert.match((await doctor(place.url, { env: { RABBITMQ_CONTROL_EXCHANGE: EXCHANGE } })).worst.control_exchange.finding, /is a topic exchange/);
+  const wrong = async (name) => (await doctor(place.url, { env: { RABBITMQ_CONTROL_EXCHANGE: name } })).worst.control_exchange;
+  assert.match((await wrong(EXCHANGE)).finding, /Chat3's exchange/);
+  assert.doesNotMatch((await wrong(EXCHANGE)).advice, /delete/);
+  await place.channel.assertExchange('topical', 'topic');
+  assert.match((await wrong('topical')).finding, /is a topic exchange/);
 });
 
 test('an exchange that is missing, of another type or otherwise declared', async () => {

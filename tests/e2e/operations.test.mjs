@@ -40,6 +40,7 @@ for (const [what, args, env, pattern] of [
   ['an unknown environment', [], { NODE_ENV: 'staging' }, /NODE_ENV.*staging/],
   ['a delay without unit', [], { RABBITMQ_RECONNECT_DELAY: '5' }, /RABBITMQ_RECONNECT_DELAY/],
   ['a binding key for everybody', [], { RABBITMQ_BINDING_KEYS: 'user.*.*' }, /RABBITMQ_BINDING_KEYS.*\{userId\}/],
+  ['orders over the exchange of the updates', ['serve'], { RABBITMQ_CONTROL_EXCHANGE: 'chat3_updates' }, /RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_EXCHANGE/],
   ['an origin with a path', [], { CORS_ORIGIN: 'https://a.example/x' }, /CORS_ORIGIN/],
   ['an unknown command', ['server'], {}, /server/],
 ]) {
