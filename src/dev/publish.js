@@ -6,7 +6,7 @@ import { identity, identityOf } from './users.js';
 
 const drafts = new Map(); // generation and type -> edited JSON, so that switching never loses an edit
 let templates = { documented: [], original: [], current: [] };
-let publishing = false;
+let published = Promise.resolve(); // what was pressed so far
 let panes;
 
 const generation = () => byId('publish-generation').value;
@@ -101,11 +101,12 @@ function showPublished(answers, headline) {
   showResult(missed ? 'warn' : 'ok', headline, `Key ${routingKey} → ${routed}${missed ? `; ${offline}` : ''}`);
 }
 
-// One after another, so that the order in the log is the order sent. The buttons get aria-disabled and not
-// disabled: a disabled button would drop the keyboard focus.
-async function sendAll(requests) {
-  if (publishing) return;
-  setPublishing(true);
+// A press waits for the ones before it: none is lost, and the order in the log is the order of the presses.
+function sendAll(requests) {
+  published = published.then(() => send(requests));
+}
+
+async function send(requests) {
   const begun = performance.now();
   const names = [...new Set(requests.map((request) => request.userId))];
   const answers = [];
@@ -120,14 +121,7 @@ async function sendAll(requests) {
     showPublished(answers, answers.length === names.length ? `Published to ${names.join(' and ')}` : `Published ${answers.length} updates in ${took}`);
   } catch (error) {
     showResult('error', requests.length === 1 ? 'Not published' : `Stopped after ${answers.length} of ${requests.length}`, error.message);
-  } finally {
-    setPublishing(false);
   }
-}
-
-function setPublishing(on) {
-  publishing = on;
-  for (const id of ['publish-button', 'publish-all', 'publish-burst']) byId(id).setAttribute('aria-disabled', String(on));
 }
 
 // The browser's own validation covers the required fields; the JSON is ours to check.

@@ -113,10 +113,15 @@ function cut(pane) {
   socket.io.engine.close();
 }
 
+// Cut in the midst of an upgrade, the transport is closed when that is over, and the client, which was told to
+// stay away, does. So it is connected after that; not within the event, where it would begin an attempt of its own
+// as well and wait for its end ever after.
 function restore(pane) {
+  const { socket } = pane;
+  const connect = () => pane.socket === socket && socket.connect();
   setState(pane, 'reconnecting');
-  pane.socket.io.reconnection(true);
-  pane.socket.connect();
+  socket.io.reconnection(true);
+  if (socket.connected) socket.once('disconnect', () => setTimeout(connect)); else connect();
 }
 
 function onExpiring(pane, expiresAt) {

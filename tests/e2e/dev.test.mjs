@@ -6,7 +6,7 @@ import { after, before, test } from 'node:test';
 
 import { chromium } from 'playwright-core';
 
-import { Gateway, SECRET, Tab, token } from './harness.mjs';
+import { Gateway, SECRET, Tab, token, until } from './harness.mjs';
 
 let gateway;
 
@@ -133,17 +133,38 @@ before(async () => {
 });
 after(() => browser?.close());
 
-/** The page with both users live; its errors fail the test. */
-async function openPage(options = {}, server = gateway) {
+/** Holds what waits for `opens` until `open()`. */
+function aGate() {
+  const gate = {};
+  gate.opens = new Promise((resolve) => (gate.open = resolve));
+  return gate;
+}
+
+async function newPage(options) {
   const page = await browser.newPage(options);
   page.problems = [];
   page.on('pageerror', (error) => page.problems.push(error.message));
   page.on('console', (message) => message.type() === 'error' && page.problems.push(message.text()));
-  await page.goto(server.url);
-  for (const pane of ['a', 'b']) await page.waitForSelector(`[data-user-pane=${pane}] [data-role=status][data-state=live]`);
   return page;
 }
 
+/**
+ * The page with both users live, their upgrades over, and the samples loaded; its errors fail the test.
+ * A connection that is cut in the midst of its upgrade would be one.
+ */
+async function openPage(options = {}, server = gateway) {
+  const page = await newPage(options);
+  await page.goto(server.url);
+  for (const pane of ['a', 'b']) {
+    await state(page, pane, 'live');
+    await inPane(page, pane, 'transport').filter({ hasText: 'websocket' }).waitFor();
+  }
+  await page.waitForSelector('#publish-type option[value="message.create"]', { state: 'attached' });
+  return page;
+}
+
+const state = (page, pane, name) => page.waitForSelector(`[data-user-pane=${pane}] [data-role=status][data-state=${name}]`);
+const inPane = (page, pane, role) => page.locator(`[data-user-pane=${pane}] [data-role="${role}"]`);
 const rows = (page, pane, event) => page.locator(`[data-user-pane=${pane}] [data-role=log] [data-event="${event}"]`);
 
 test('page: an update published to one user is seen by that user and not by the other', async () => {
@@ -179,9 +200,6 @@ test('page: one of each of the 13 documented types arrives', async () => {
   assert.deepEqual(page.problems, []);
   await page.close();
 });
-
-const state = (page, pane, name) => page.waitForSelector(`[data-user-pane=${pane}] [data-role=status][data-state=${name}]`);
-const inPane = (page, pane, role) => page.locator(`[data-user-pane=${pane}] [data-role="${role}"]`);
 
 test('page: each documented type and each of today\'s shows the documented events, to both users', async () => {
   const page = await openPage();
@@ -227,6 +245,29 @@ test('page: invalid JSON is explained and not published', async () => {
   await page.close();
 });
 
+test('page: what is pressed while an update is on its way is published after it', async () => {
+  const page = await openPage();
+  const answered = aGate();
+  await page.route('**/dev/updates', async (route) => {
+    await answered.opens;
+    await route.continue();
+  });
+  const contents = ['first', 'second', 'third'];
+  for (const content of contents) {
+    await page.fill('#publish-data', JSON.stringify({ content }));
+    await page.keyboard.press('Control+Enter');
+  }
+  assert.equal(await rows(page, 'a', 'message:new').count(), 0);
+  answered.open();
+  await rows(page, 'a', 'message:new').nth(2).waitFor();
+  await page.evaluate(() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; });
+  await inPane(page, 'a', 'copy-log').click();
+  const log = JSON.parse(await page.evaluate(() => window.copied));
+  assert.deepEqual(log.filter(({ event }) => event === 'message:new').map(({ payload }) => payload.content), contents);
+  assert.deepEqual(page.problems, []);
+  await page.close();
+});
+
 test('page: what is published while a connection is cut comes once, marked as replayed', async () => {
   const page = await openPage();
   await page.selectOption('#publish-to', 'both');
@@ -254,11 +295,53 @@ test('page: what is published while a connection is cut comes once, marked as re
   await page.close();
 });
 
+test('page: a connection that is cut in the midst of its upgrade, and restored before that is over, comes back', async () => {
+  const page = await newPage();
+  // It begins with a websocket, here as soon as the connection is live, and is over when the last poll is answered, with nothing.
+  const [PROBED, NOOP] = ['3probe', '6'];
+  const [live, restored] = [aGate(), aGate()];
+  let probed = 0;
+  await page.routeWebSocket(/transport=websocket/, async (near) => {
+    await live.opens;
+    const far = near.connectToServer();
+    far.onMessage((message) => {
+      near.send(message);
+      if (message === PROBED) probed += 1;
+    });
+  });
+  await page.route(/transport=polling.*&sid=/, async (route) => {
+    const response = await route.fetch();
+    if ((await response.text()) === NOOP) await restored.opens;
+    await route.fulfill({ response });
+  });
+  await page.goto(gateway.url);
+  for (const pane of ['a', 'b']) await state(page, pane, 'live');
+  live.open();
+  await until('both in the midst of the upgrade', () => probed === 2);
+  await inPane(page, 'a', 'cut').click();
+  await state(page, 'a', 'cut');
+  await inPane(page, 'a', 'cut').click();
+  await state(page, 'a', 'reconnecting');
+  assert.equal(await rows(page, 'a', 'disconnect').count(), 0);
+  restored.open();
+  await state(page, 'a', 'recovered');
+  await inPane(page, 'a', 'transport').filter({ hasText: 'websocket' }).waitFor();
+  // And comes back the next time as well.
+  await inPane(page, 'a', 'cut').click();
+  await rows(page, 'a', 'disconnect').nth(1).waitFor();
+  await inPane(page, 'a', 'cut').click();
+  await rows(page, 'a', 'connect').nth(2).waitFor();
+  await state(page, 'a', 'recovered');
+  assert.deepEqual(page.problems, []);
+  await page.close();
+});
+
 test('page: a connection that missed more than is kept says so', async () => {
   const own = await Gateway.start(null, { args: ['dev'], env: { RECOVERY_MAX_UPDATES: '1' } });
   const page = await openPage({}, own);
   await inPane(page, 'a', 'cut').click();
   await state(page, 'a', 'cut');
+  await rows(page, 'a', 'disconnect').first().waitFor();
   await page.fill('#publish-burst-count', '3');
   await page.click('#publish-burst');
   await page.waitForSelector('#publish-result[data-state=ok]');

@@ -163,7 +163,7 @@ class App {
     await until('Vite serves', async () => {
       if (vited.exitCode !== null) throw new Error(`Vite did not start: ${output}`);
       return fetch(app.url).then(({ ok }) => ok, () => false);
-    });
+    }, 60_000);
     return app;
   }
 
@@ -268,7 +268,9 @@ test('two users talk: messages, reactions, statuses, typing, edits and deletions
   await bob.getByRole('button', { name: 'Remove Carol' }).click();
   await alice.getByRole('button', { name: 'Add Carol' }).waitFor();
   await carol.getByText('You are not a member of this dialog.').waitFor();
-  await close(alice, bob);
+  // What she asks for is refused now, as the page tells.
+  carol.problems = carol.problems.filter((problem) => !problem.includes('403'));
+  await close(alice, bob, carol);
 });
 
 test('a cut connection: what was published meanwhile is seen once, and the badge says recovered', async () => {
@@ -290,7 +292,7 @@ test('a cut connection: what was published meanwhile is seen once, and the badge
   await message(alice, 'While it was cut').waitFor();
   await bob.screenshot({ path: path.join(screenshots, 'react-recovered.png') });
   await send(bob, 'After the cut');
-  await message(alice, 'After the cut').waitFor();
+  for (const page of [alice, bob]) await message(page, 'After the cut').waitFor();
   for (const page of [alice, bob]) {
     const texts = (await page.locator('.content').allTextContents()).slice(-3);
     assert.deepEqual(texts, ['Before the cut', 'While it was cut', 'After the cut']);
@@ -347,19 +349,25 @@ test('the token is replaced before it expires, on the same connection', async ()
   const context = await browser.newContext();
   const page = await context.newPage();
   const accepted = [];
-  let sockets = 0;
+  let handshakes = 0;
   page.on('websocket', (socket) => {
     if (!socket.url().includes('/socket.io/')) return;
-    socket.on('framereceived', ({ payload }) => {
-      if (String(payload).startsWith('40{')) sockets += 1;
-      if (/^43\d+\[\{"ok":true/.test(payload)) accepted.push(payload);
-    });
+    socket.on('framereceived', ({ payload }) => /^43\d+\[\{"ok":true/.test(payload) && accepted.push(payload));
+  });
+  // A connection begins with a request that has no session yet.
+  page.on('request', (request) => {
+    const url = new URL(request.url());
+    if (url.pathname === '/socket.io/' && !url.searchParams.has('sid')) handshakes += 1;
   });
   await page.goto(`${impatient.url}/?user=usr_alice`);
   await badge(page, 'live');
-  await until('two refreshes', () => accepted.length >= 2);
+  await until('a refresh', () => accepted.length >= 1);
+  // React's strict mode connects more than once in the beginning.
+  const before = handshakes;
+  assert.ok(before > 0);
+  await until('another', () => accepted.length >= 2);
   assert.equal(await page.locator('.badge').getAttribute('data-status'), 'live');
-  assert.ok(sockets <= 1);
+  assert.equal(handshakes, before);
   await context.close();
 });
 
