@@ -328,7 +328,7 @@ export class Gateway {
       value = await this.metric(name);
       return value === expected;
     }, deadlineMs).catch((error) => {
-      throw new Error(`${error.message} (it is ${value})`);
+      throw new Error(`${error.message} (it is ${value})\n${this.logs.slice(-4000)}`);
     });
   }
 
