@@ -1,4 +1,5 @@
-//! How much a client may ask for: connects by address, events by socket.
+//! How much a client may ask for: connects by address and by session, events by
+//! socket.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},

@@ -354,9 +354,10 @@ impl Shared {
 async fn supervise(shared: Arc<Shared>) {
     let mut backoff = Backoff::new(shared.config.reconnect_delay);
     let mut linked_before = false;
+    let mut refused = IndexSet::new();
     for epoch in 0_u64.. {
         let opened = tokio::select! {
-            opened = Link::open(&shared, epoch) => opened,
+            opened = Link::open(&shared, epoch, &refused) => opened,
             () = shared.stop_consuming.cancelled() => break,
         };
         let delay = match opened {
@@ -372,14 +373,20 @@ async fn supervise(shared: Arc<Shared>) {
                 if was_healthy {
                     backoff = Backoff::new(shared.config.reconnect_delay);
                 }
+                refused.clear();
                 match ended {
                     Ended::Stopped => break,
+                    Ended::Worn(users) => {
+                        warn!(reason = %LinkError::Worn, "⚠️  RabbitMQ connection closed");
+                        refused = users;
+                        match was_healthy {
+                            true => Duration::ZERO,
+                            false => backoff.next(WHILE_AWAY),
+                        }
+                    }
                     Ended::Lost(reason) => {
                         warn!(%reason, "⚠️  RabbitMQ connection closed");
-                        match reason {
-                            LinkError::Worn if was_healthy => Duration::ZERO,
-                            reason => backoff.next(patience(&reason)),
-                        }
+                        backoff.next(patience(&reason))
                     }
                 }
             }
@@ -423,7 +430,7 @@ async fn run(shared: &Arc<Shared>, mut link: Link) -> Ended {
             link.close().await;
         }
         // Old consumers end before new ones start: a user's order holds over a reconnect.
-        Ended::Lost(_) => {
+        Ended::Lost(_) | Ended::Worn(_) => {
             link.close().await;
             Channels::handed_off(&handing_off).await;
         }

@@ -26,7 +26,10 @@ use amqprs::{
     connection::Connection,
 };
 use futures_util::future::join_all;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
@@ -56,6 +59,9 @@ pub(super) const ADMIN_CHANNELS: usize = 16;
 /// is made before that.
 const MAX_REOPENED_CHANNELS: usize = 1_000;
 
+/// How often the way to the other instances is tried where RabbitMQ refuses it.
+const CONTROL_RETRY: Duration = Duration::from_secs(120);
+
 /// Limit of handing off what consumers still hold when a link ends. Handlers do
 /// not block; only an acknowledgement into a dead connection could.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -77,6 +83,7 @@ pub(super) struct Channels {
     handing_off: TaskTracker,
     /// The way to the other instances.
     control: Option<Control>,
+    control_tried: Instant,
     reopened: usize,
 }
 
@@ -84,7 +91,7 @@ pub(super) struct Channels {
 pub(super) struct Consumers {
     pub(super) channel: OpenChannel,
     acks: Arc<Acks>,
-    _acknowledging: AbortOnDropHandle<()>,
+    acknowledging: AbortOnDropHandle<()>,
 }
 
 impl Channels {
@@ -119,6 +126,7 @@ impl Channels {
             cancelled_sender,
             handing_off: TaskTracker::new(),
             control: None,
+            control_tried: Instant::now(),
             reopened: 0,
         };
         for _ in 0..ADMIN_CHANNELS {
@@ -137,6 +145,7 @@ impl Channels {
 
     /// Opens the way to the other instances, if RabbitMQ permits it.
     async fn open_control(&mut self, shared: &Arc<Shared>) -> Result<(), LinkError> {
+        self.control_tried = Instant::now();
         let channel = self.open_channel(None).await?;
         let (instance, epoch) = (&shared.instance, self.epoch);
         // The reopened one is not to be mistaken for the one that is going.
@@ -156,17 +165,21 @@ impl Channels {
     /// Opens the way to the other instances anew, if its exchange or queue is gone:
     /// an instance that hears no order must not be taken for one that does.
     pub(super) async fn mend_control(&mut self, shared: &Arc<Shared>) -> Result<(), LinkError> {
-        let Some(control) = &self.control else {
+        if shared.config.control_exchange.is_empty() {
             return Ok(());
-        };
-        let Err(reason) = self.rpc(&control.channel, control.bind_again()).await else {
-            return Ok(());
-        };
-        if self.lost.is_cancelled() {
-            return Err(self.loss());
         }
-        warn!(%reason, "RabbitMQ control channel lost: orders of the last moments may be missing");
-        self.control = None;
+        if let Some(control) = &self.control {
+            let Err(reason) = self.rpc(&control.channel, control.bind_again()).await else {
+                return Ok(());
+            };
+            if self.lost.is_cancelled() {
+                return Err(self.loss());
+            }
+            warn!(%reason, "RabbitMQ control channel lost: orders of the last moments may be missing");
+            self.control = None;
+        } else if self.control_tried.elapsed() < CONTROL_RETRY {
+            return Ok(());
+        }
         self.reopened += 1;
         let open = self.open_control(shared);
         timeout(RPC_TIMEOUT, open)
@@ -187,7 +200,7 @@ impl Channels {
         Ok(Consumers {
             channel,
             acks,
-            _acknowledging: AbortOnDropHandle::new(acknowledging),
+            acknowledging: AbortOnDropHandle::new(acknowledging),
         })
     }
 
@@ -304,6 +317,12 @@ impl Channels {
     /// Ends all consumers at once, so that nothing more is received: the answer
     /// to `channel.close` comes behind all deliveries. The queues, auto-delete, go.
     pub(super) async fn stop_consuming(&mut self) {
+        for on in &mut self.consumers {
+            on.acknowledging.abort();
+            // Behind `channel.close`, an acknowledgement would cost the connection
+            // (504), and what is on its way with it.
+            let _ = (&mut on.acknowledging).await;
+        }
         self.flush_acks().await;
         let stop = async |on: &Consumers| {
             let channel = on.channel.channel.clone();

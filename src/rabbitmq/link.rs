@@ -38,6 +38,9 @@ const PROBE_RETRY: Duration = Duration::from_secs(600);
 /// How long refused subscriptions rest. Only an operator can mend them.
 pub(super) const REFUSED_RETRY: Duration = Duration::from_secs(30);
 
+/// How long at most, when those who try it are refused again and again.
+const MAX_REFUSED_RETRY: Duration = Duration::from_secs(120);
+
 /// If as many users are refused and none gets through, the others wait untried.
 const TRIES_FOR_ALL: usize = 16;
 
@@ -49,6 +52,9 @@ pub(super) struct Link {
     parked: IndexSet<User>,
     /// When the next of them is tried.
     retry_at: Instant,
+    /// Grows while those who are tried are refused again.
+    retry_pause: Duration,
+    retries: usize,
     /// One of them who is being tried.
     retried: Option<User>,
     warned_of_missing_exchange: bool,
@@ -80,12 +86,19 @@ pub(super) enum Ended {
     /// The service is closing.
     Stopped,
     Lost(LinkError),
+    /// Refusals have used up the connection's channels; by these users.
+    Worn(IndexSet<User>),
 }
 
 impl Link {
-    /// Connects and opens the channels.
+    /// Connects and opens the channels. Users of whom it is known that the broker
+    /// refuses them are not tried at once.
     #[cfg_attr(feature = "otlp", tracing::instrument(name = "rabbitmq_connect", skip_all, fields(otel.kind = "client", epoch)))]
-    pub(super) async fn open(shared: &Arc<Shared>, epoch: u64) -> Result<Self, LinkError> {
+    pub(super) async fn open(
+        shared: &Arc<Shared>,
+        epoch: u64,
+        refused: &IndexSet<User>,
+    ) -> Result<Self, LinkError> {
         let open = Channels::open(shared, epoch, topology::consumer_channels(shared));
         let limit = shared.config.connect_timeout;
         let channels = timeout(limit, open)
@@ -94,8 +107,10 @@ impl Link {
         Ok(Self {
             channels,
             topology: topology::new(shared, epoch),
-            parked: IndexSet::new(),
-            retry_at: Instant::now(),
+            parked: refused.clone(),
+            retry_at: Instant::now() + REFUSED_RETRY,
+            retry_pause: REFUSED_RETRY,
+            retries: 0,
             retried: None,
             warned_of_missing_exchange: false,
             probe: Probe::Bind,
@@ -115,7 +130,7 @@ impl Link {
             let next = match self.apply_round(shared).await {
                 Ok(next) => next,
                 Err(LinkError::Closed(close)) if close.code == NOT_FOUND => Next::AwaitExchange,
-                Err(error) => return Ended::Lost(self.channels.loss_or(error)),
+                Err(error) => return self.ended(error),
             };
             if next == Next::Continue {
                 self.report_progress(shared, report_at.get_or_insert_with(in_a_while));
@@ -138,19 +153,19 @@ impl Link {
                         self.forget_queue(shared, &queue);
                     }
                 }
-                () = due(retry_at), if retry_at.is_some() => self.unpark(shared),
-                () = due(tidy_at), if tidy_at.is_some() => {
-                    if let Err(error) = self.topology.tidy(&mut self.channels).await {
-                        return Ended::Lost(self.channels.loss_or(error));
-                    }
-                }
                 _ = probe.tick() => {
                     let probed = match self.probe_exchange(shared).await {
                         Ok(()) => self.channels.mend_control(shared).await,
                         Err(error) => Err(error),
                     };
                     if let Err(error) = probed {
-                        return Ended::Lost(self.channels.loss_or(error));
+                        return self.ended(error);
+                    }
+                }
+                () = due(retry_at), if retry_at.is_some() => self.unpark(shared),
+                () = due(tidy_at), if tidy_at.is_some() => {
+                    if let Err(error) = self.topology.tidy(&mut self.channels).await {
+                        return self.ended(error);
                     }
                 }
                 () = ready(()), if next == Next::Continue => {}
@@ -160,13 +175,20 @@ impl Link {
         }
     }
 
+    fn ended(&mut self, error: LinkError) -> Ended {
+        match self.channels.loss_or(error) {
+            LinkError::Worn => Ended::Worn(std::mem::take(&mut self.parked)),
+            error => Ended::Lost(error),
+        }
+    }
+
     async fn apply_round(&mut self, shared: &Shared) -> Result<Next, LinkError> {
         if let Err(error) = self.topology.prepare(&mut self.channels).await {
             return Err(self.explain(shared, error));
         }
         // While nothing is known to work, one user tries it for all.
         let limit = match self.topology.users_count() {
-            0 => 1,
+            0 if self.parked.len() < TRIES_FOR_ALL => 1,
             _ => self.topology.round(),
         };
         let changes = shared.take_changes(limit);
@@ -181,6 +203,7 @@ impl Link {
         let retried = self.retried.take_if(|user| users.contains(user));
         if retried.is_some_and(|user| self.topology.serial(&user).is_some()) {
             // What refused one may have refused all.
+            self.retry_pause = REFUSED_RETRY;
             shared.return_changes(self.parked.drain(..).collect());
         }
         Ok(Next::Continue)
@@ -287,8 +310,9 @@ impl Link {
     }
 
     fn park(&mut self, user: User) {
-        if self.parked.is_empty() {
-            self.retry_at = Instant::now() + REFUSED_RETRY;
+        if self.parked.is_empty() && self.retried.is_none() {
+            self.retry_pause = REFUSED_RETRY;
+            self.retry_at = Instant::now() + self.retry_pause;
         }
         self.parked.insert(user);
     }
@@ -296,13 +320,19 @@ impl Link {
     /// Takes up again one of the users who were refused. One at a time: each further
     /// refusal costs a channel, of which a connection has a limited number.
     fn unpark(&mut self, shared: &Shared) {
-        self.retry_at = Instant::now() + REFUSED_RETRY;
-        while let Some(user) = self.parked.shift_remove_index(0) {
-            if shared.is_wished(&user) {
-                self.retried = Some(user.clone());
-                return shared.return_changes(vec![user]);
-            }
+        self.parked.retain(|user| shared.is_wished(user));
+        // The longest waiting and the last in turn: that one may not have been tried.
+        self.retries += 1;
+        let user = match self.retries % 2 {
+            1 => self.parked.shift_remove_index(0),
+            _ => self.parked.pop(),
+        };
+        if let Some(user) = user {
+            self.retried = Some(user.clone());
+            shared.return_changes(vec![user]);
         }
+        self.retry_at = Instant::now() + self.retry_pause;
+        self.retry_pause = (self.retry_pause * 2).min(MAX_REFUSED_RETRY);
     }
 
     /// Asks the broker for the exchange. Bindings go with it, and nothing else would

@@ -99,7 +99,7 @@ export async function freePort() {
 
 function temporaryFolder() {
   const folder = mkdtempSync(path.join(os.tmpdir(), 'chat3-gateway-test-'));
-  cleanups.push(() => rmSync(folder, { recursive: true, force: true }));
+  cleanups.push(() => rmSync(folder, { recursive: true, force: true, maxRetries: 5, retryDelay: 200 }));
   return folder;
 }
 
