@@ -308,6 +308,7 @@ async fn who_loses_a_queue_gets_another_while_more_come_and_go_than_the_broker_c
             tokio::spawn(churn(service.clone(), rng, sender.clone(), stop.clone()))
         })
         .collect();
+    // So long that there is always more to do.
     tokio::time::sleep(Duration::from_secs(1)).await;
     delete_queue(&broker, &queue);
 
