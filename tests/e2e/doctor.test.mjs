@@ -462,7 +462,7 @@ test('a token is explained claim by claim, and the verdict is the gateway\'s', a
   for (const [bad, part, pattern, refusal] of [
     [token('usr_a', claims, { secret: 'another' }), 'signature', /another secret or key/, 'invalid token'],
     [none, 'alg', /not an algorithm/, 'invalid token'],
-    [token('usr_a', { ...claims, exp: now - 3600 }, { expiresIn: null }), 'exp', /1h ago\): expired/, 'token expired'],
+    [token('usr_a', { ...claims, exp: now - 3600 }, { expiresIn: null }), 'exp', /\(1h .*ago\): expired/, 'token expired'],
     [token('usr_a', claims, { expiresIn: null }), 'exp', /missing, and required/, 'token without expiry'],
     [token('usr_a', { ...claims, nbf: now + 3600 }), 'nbf', /not valid yet/, 'token not valid yet'],
     [token('usr_a', { ...claims, iss: 'other' }), 'iss', /"other"; "backend" is required/, 'token issuer not accepted'],
