@@ -7,6 +7,9 @@
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
 export DEBIAN_FRONTEND := noninteractive
 
+# Where cargo puts what `--release` builds.
+release := $(abspath $(or $(CARGO_TARGET_DIR),target))/release
+
 # $(call need,COMMAND-OR-FILE,PACKAGES): installs PACKAGES unless COMMAND is there.
 need = @command -v $(1) >/dev/null || { echo "installing $(2)"; $(as_root) apt-get update -qq && \
 	$(as_root) apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
@@ -67,10 +70,10 @@ soak: rabbitmq src/dev/node_modules tests/node_modules ## The long runs: clients
 
 jitter: rabbitmq src/dev/node_modules tests/node_modules ## A thousand clients on a bad network, and what their recovery costs
 	cargo build --locked --release
-	cd tests && GATEWAY_BIN=../target/release/chat3-gateway node --test jitter.mjs
+	cd tests && GATEWAY_BIN=$(release)/chat3-gateway node --test jitter.mjs
 
 # The driver takes its broker from the tests' harness, which brings a test report that says nothing here.
-bench-run = cd tests && GATEWAY_BIN=../target/release/chat3-gateway \
+bench-run = cd tests && GATEWAY_BIN=$(release)/chat3-gateway \
 	node --test-reporter=tap --test-reporter-destination=/dev/null bench/run.mjs
 bench-needs: rabbitmq tests/node_modules examples/node-reference/node_modules
 	cargo build --locked --release --bins --examples

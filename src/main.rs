@@ -1,6 +1,6 @@
 //! The `chat3-gateway` command.
 
-use std::{io::ErrorKind, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::Router;
@@ -50,17 +50,26 @@ fn main() -> ExitCode {
     }
 }
 
-/// Reads `.env` into the environment; what is set already wins.
+/// Reads `.env`, here or in the nearest folder above, into the environment; what
+/// is set already wins.
 fn load_dotenv() -> anyhow::Result<()> {
-    match dotenvy::dotenv() {
-        Ok(_) => Ok(()),
-        Err(dotenvy::Error::Io(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
+    let here = std::env::current_dir().context("cannot tell the working directory")?;
+    let candidates = here.ancestors().map(|folder| folder.join(".env"));
+    let Some(path) = candidates.into_iter().find(|file| file.is_file()) else {
+        return Ok(());
+    };
+    let read = std::fs::read_to_string(&path);
+    let text = read.with_context(|| format!("cannot read {}", path.display()))?;
+    dotenvy::from_read(text.as_bytes()).map_err(|error| match error {
         // The library's message would quote the line, which may hold a secret.
-        Err(dotenvy::Error::LineParse(_, position)) => {
-            anyhow::bail!(".env is malformed (at character {position} of a line)")
+        dotenvy::Error::LineParse(line, _) => {
+            let mut places = text.match_indices(&line).map(|(at, _)| &text[..at]);
+            let before = places.find(|before| before.is_empty() || before.ends_with('\n'));
+            let number = 1 + before.unwrap_or_default().matches('\n').count();
+            anyhow::anyhow!("{}:{number} is malformed", path.display())
         }
-        Err(error) => Err(error).context("cannot read .env"),
-    }
+        error => anyhow::Error::new(error).context(format!("cannot read {}", path.display())),
+    })
 }
 
 fn run_to_end(cli: Cli) -> anyhow::Result<ExitCode> {

@@ -14,6 +14,7 @@ use amqprs::{
 };
 use anyhow::Context;
 use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
 
 use crate::{
     config::PublishArgs,
@@ -178,16 +179,20 @@ pub async fn publish(args: &PublishArgs) -> anyhow::Result<u64> {
         .context("no answer in time")
         .and_then(|opened| Ok(opened?))
         .with_context(|| format!("cannot connect to RabbitMQ at {address}"))?;
-    let channel = connection.open_channel(None).await?;
+    let (cancelled, _no_consumers) = mpsc::unbounded_channel();
+    let on = rabbitmq::open_channel(&connection, None, &cancelled).await?;
+    let channel = on.channel.clone();
     let exchange = &args.rabbitmq.exchange;
     // As Chat3 declares it: the same declaration twice is no conflict.
     let declare = ExchangeDeclareArguments::new(exchange, "topic")
         .durable(true)
         .finish();
-    channel
-        .exchange_declare(declare)
-        .await
-        .with_context(|| format!("cannot declare the exchange {exchange}"))?;
+    let declaring = channel.clone();
+    on.ask(CONNECT_TIMEOUT, async move {
+        declaring.exchange_declare(declare).await
+    })
+    .await
+    .with_context(|| format!("cannot declare the exchange {exchange}"))?;
     channel
         .confirm_select(ConfirmSelectArguments::default())
         .await?;

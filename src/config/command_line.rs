@@ -1,10 +1,15 @@
 //! The command line: the commands, their arguments, and what is wrong with them.
 
-use std::{error::Error as _, fmt::Write as _, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    error::Error,
+    num::{IntErrorKind, NonZeroUsize, ParseIntError},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{
     Args, CommandFactory, Parser, Subcommand,
-    error::{ContextKind, ContextValue},
+    error::{ContextKind, ContextValue, ErrorKind},
 };
 
 use super::{
@@ -54,14 +59,20 @@ impl Cli {
 }
 
 fn describe(error: &clap::Error) -> String {
-    let invalid = |kind| match error.get(kind) {
+    let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
     };
-    let flag = invalid(ContextKind::InvalidArg).and_then(|arg| arg.split([' ', '=']).next());
-    let argument = flag.and_then(|flag| find_argument(&Cli::command(), flag));
-    let (Some(flag), Some(argument), Some(value)) =
-        (flag, argument, invalid(ContextKind::InvalidValue))
+    if let (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+    {
+        let settings = missing.iter().map(|setting| named(flag_of(setting)).0);
+        let settings = settings.collect::<Vec<_>>().join(" and ");
+        return format!("required but not given: {settings}");
+    }
+    let flag = text(ContextKind::InvalidArg).map(flag_of);
+    let (Some((name, Some(argument))), Some(value)) =
+        (flag.map(named), text(ContextKind::InvalidValue))
     else {
         // Not about a value: clap's first paragraph says it, without the usage.
         let text = error.to_string();
@@ -72,21 +83,46 @@ fn describe(error: &clap::Error) -> String {
             line.join(" ").trim_start_matches("error: ")
         );
     };
-    let mut text = match argument.get_env() {
-        Some(variable) => format!("{} ({flag})", variable.to_string_lossy()),
-        None => flag.to_owned(),
-    };
-    if !argument.is_hide_env_values_set() {
-        write!(text, ": {value:?}").expect("writing to a String does not fail");
-    }
     let reason = match (error.get(ContextKind::ValidValue), error.source()) {
         (Some(ContextValue::Strings(valid)), _) if !valid.is_empty() => {
             format!("is none of {}", valid.join(", "))
         }
-        (_, Some(source)) => source.to_string(),
+        (_, Some(source)) => in_words(source),
         _ => "must have a value".to_owned(),
     };
-    text + " " + &reason
+    let value = format!("{value:?}");
+    match argument.is_hide_env_values_set() {
+        true => format!("{name} {reason}"),
+        // A reason that begins with the value has no need of it before.
+        false if reason.starts_with(&value) => format!("{name}: {reason}"),
+        false => format!("{name}: {value} {reason}"),
+    }
+}
+
+/// The flag in clap's notation of an argument (`--port <PORT>`).
+fn flag_of(notation: &str) -> &str {
+    notation.split([' ', '=']).next().unwrap_or(notation)
+}
+
+/// A flag by the name that most settings are made by, and what it stands for.
+fn named(flag: &str) -> (String, Option<clap::Arg>) {
+    let argument = find_argument(&Cli::command(), flag);
+    let variable = argument.as_ref().and_then(clap::Arg::get_env);
+    let name = match variable {
+        Some(variable) => format!("{} ({flag})", variable.to_string_lossy()),
+        None => flag.to_owned(),
+    };
+    (name, argument)
+}
+
+/// What is wrong with a value. Rust's own words for numbers are about its types.
+fn in_words(source: &(dyn Error + 'static)) -> String {
+    match source.downcast_ref().map(ParseIntError::kind) {
+        Some(IntErrorKind::PosOverflow) => "is too large".to_owned(),
+        Some(IntErrorKind::Zero) => "must be at least 1".to_owned(),
+        Some(_) => "must be a whole number, and not negative".to_owned(),
+        None => source.to_string(),
+    }
 }
 
 fn find_argument(command: &clap::Command, flag: &str) -> Option<clap::Arg> {
@@ -190,7 +226,7 @@ pub struct PublishArgs {
     #[arg(long, value_name = "JSON", value_parser = parse_json)]
     pub data: Option<serde_json::Value>,
     /// How many updates to publish
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub count: u64,
     /// Updates per second; as fast as possible when absent
     #[arg(long, value_name = "N", value_parser = parse_rate)]

@@ -82,21 +82,11 @@ impl Session {
             Some(open) => open,
             None => self.another_channel().await?,
         };
-        // In a task of its own: amqprs gives the answer to a dropped question to the next.
-        let asked = tokio::spawn(question(on.channel.clone()));
-        let answer = timeout(STEP, asked).await;
-        match answer {
-            Ok(Ok(Ok(value))) => {
-                self.channel = Some(on);
-                Ok(value)
-            }
-            Ok(Ok(Err(error))) => Err(match on.close_reason.get() {
-                Some(close) => LinkError::Closed(close.clone()),
-                None => error.into(),
-            }),
-            Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
-            Err(_) => Err(LinkError::Timeout(STEP)),
+        let answer = on.ask(STEP, question(on.channel.clone())).await;
+        if answer.is_ok() {
+            self.channel = Some(on);
         }
+        answer
     }
 
     /// Declares an exclusive queue as `serve` does, bounded.

@@ -14,7 +14,7 @@ use amqprs::{
 use async_trait::async_trait;
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{
@@ -205,24 +205,14 @@ async fn hear(
         })
         .collect();
     drop(sender);
-    let begin = tokio::spawn(async move {
+    on.ask(STEP, async move {
         barrier(&channel, PREFETCH).await?;
         for (ear, consume) in consumers {
             channel.basic_consume(ear, consume).await?;
         }
-        Ok::<_, amqprs::error::Error>(())
-    });
-    match timeout(STEP, begin).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) => {
-            return Err(match on.close_reason.get() {
-                Some(close) => LinkError::Closed(close.clone()),
-                None => error.into(),
-            });
-        }
-        Ok(Err(panic)) => return Err(LinkError::Amqp(panic.to_string())),
-        Err(_) => return Err(LinkError::Timeout(STEP)),
-    }
+        Ok(())
+    })
+    .await?;
     let mut heard = Heard::default();
     let end = Instant::now() + listen;
     while heard.updates.len() + heard.for_nobody < ENOUGH {

@@ -282,18 +282,9 @@ impl Channels {
         on: &OpenChannel,
         call: impl Future<Output = Result<T, amqprs::error::Error>> + Send + 'static,
     ) -> Result<T, LinkError> {
-        let answered = tokio::select! {
-            answered = timeout(RPC_TIMEOUT, tokio::spawn(call)) => answered,
-            () = self.lost.cancelled() => return Err(self.loss()),
-        };
-        match answered {
-            Ok(Ok(Ok(value))) => Ok(value),
-            Ok(Ok(Err(error))) => Err(match on.close_reason.get() {
-                Some(close) => LinkError::Closed(close.clone()),
-                None => error.into(),
-            }),
-            Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
-            Err(_) => Err(LinkError::Timeout(RPC_TIMEOUT)),
+        tokio::select! {
+            answered = on.ask(RPC_TIMEOUT, call) => answered,
+            () = self.lost.cancelled() => Err(self.loss()),
         }
     }
 

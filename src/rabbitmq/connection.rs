@@ -20,7 +20,10 @@ use amqprs::{
     tls::TlsAdaptor,
 };
 use async_trait::async_trait;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::DropGuard;
 
@@ -253,7 +256,33 @@ pub(crate) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Erro
 /// A channel, and why the server closed it.
 pub(crate) struct OpenChannel {
     pub(crate) channel: Channel,
-    pub(crate) close_reason: Arc<OnceLock<ServerClose>>,
+    pub(super) close_reason: Arc<OnceLock<ServerClose>>,
+}
+
+impl OpenChannel {
+    /// Waits for one RPC on this channel, or for a sequence that ends in one, for
+    /// at most `limit`. It runs in a task of its own, which nothing drops: amqprs
+    /// gives the answer to a dropped call to the next one.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, LinkError> {
+        match timeout(limit, tokio::spawn(call)).await {
+            Ok(Ok(answer)) => answer.map_err(|error| self.refusal_or(error)),
+            Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
+            Err(_) => Err(LinkError::Timeout(limit)),
+        }
+    }
+
+    /// What the server said when it closed the channel, if it did; else `error`,
+    /// which only tells that a call did not succeed.
+    pub(super) fn refusal_or(&self, error: Error) -> LinkError {
+        match self.close_reason.get() {
+            Some(close) => LinkError::Closed(close.clone()),
+            None => error.into(),
+        }
+    }
 }
 
 /// Owned by amqprs's reader: dropped when the connection is gone for whatever reason.

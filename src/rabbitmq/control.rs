@@ -46,14 +46,9 @@ impl Control {
         queue: String,
     ) -> Result<Self, LinkError> {
         let exchange = &shared.config.control_exchange;
-        let declared = declare(&channel.channel, exchange, &queue, shared).await;
-        if let Err(error) = declared {
-            return Err(channel
-                .close_reason
-                .get()
-                .cloned()
-                .map_or(error, LinkError::Closed));
-        }
+        declare(&channel.channel, exchange, &queue, shared)
+            .await
+            .map_err(|error| channel.refusal_or(error))?;
         let (sender, messages) = mpsc::channel(WAITING_MESSAGES);
         shared.broadcasts.send_replace(Some(sender));
         let publishing = publish(
@@ -84,7 +79,7 @@ async fn declare(
     exchange: &str,
     queue: &str,
     shared: &Arc<Shared>,
-) -> Result<(), LinkError> {
+) -> Result<(), Error> {
     let declare =
         ExchangeDeclareArguments::of_type(exchange, amqprs::channel::ExchangeType::Fanout)
             .durable(true)

@@ -35,13 +35,20 @@ test('without a key it does not start, and names JWT_SECRET', async () => {
 for (const [what, args, env, pattern] of [
   ['a malformed RABBITMQ_URL', [], { RABBITMQ_URL: 'http://user:s3cret@host/' }, /RABBITMQ_URL.*scheme/],
   ['a port that is none', ['--port', '70000'], {}, /PORT.*70000/],
+  ['a number that is none', [], { RECOVERY_MAX_UPDATES: 'many' }, /RECOVERY_MAX_UPDATES \(--recovery-max-updates\): "many" must be a whole number, and not negative$/m],
+  ['no threads', [], { WORKER_THREADS: '0' }, /WORKER_THREADS \(--worker-threads\): "0" must be at least 1$/m],
+  ['more than any number', [], { RECOVERY_MAX_BYTES: '99999999999999999999' }, /RECOVERY_MAX_BYTES.* is too large$/m],
+  ['a client certificate without key', ['serve'], { RABBITMQ_CLIENT_CERT_FILE: 'client.pem' },
+    /^chat3-gateway: required but not given: RABBITMQ_CLIENT_KEY_FILE \(--rabbitmq-client-key-file\)$/m],
+  ['a token for nobody', ['token'], {}, /required but not given: --user$/m],
+  ['no updates at all', ['publish', '--user', 'a', '--event', 'message.create', '--count', '0'], {}, /--count: "0" /],
   ['an unknown flag', ['--colour'], {}, /--colour/],
   ['an unknown log format', [], { LOG_FORMAT: 'xml' }, /LOG_FORMAT.*xml.*text, json/],
   ['an unknown environment', [], { NODE_ENV: 'staging' }, /NODE_ENV.*staging/],
   ['a delay without unit', [], { RABBITMQ_RECONNECT_DELAY: '5' }, /RABBITMQ_RECONNECT_DELAY/],
   ['a binding key for everybody', [], { RABBITMQ_BINDING_KEYS: 'user.*.*' }, /RABBITMQ_BINDING_KEYS.*\{userId\}/],
   ['orders over the exchange of the updates', ['serve'], { RABBITMQ_CONTROL_EXCHANGE: 'chat3_updates' }, /RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_EXCHANGE/],
-  ['an origin with a path', [], { CORS_ORIGIN: 'https://a.example/x' }, /CORS_ORIGIN/],
+  ['an origin with a path', [], { CORS_ORIGIN: 'https://a.example/x' }, /CORS_ORIGIN \(--cors-origin\): "https:\/\/a.example\/x" is not an origin/],
   ['an unknown command', ['server'], {}, /server/],
 ]) {
   test(`${what} is one clear line`, async () => {
@@ -95,10 +102,19 @@ test('a .env file is honoured, and the environment wins over it', async () => {
 
 test('a malformed .env is one line that does not repeat it', async () => {
   const cwd = temporaryFolder();
-  writeFileSync(path.join(cwd, '.env'), 'JWT_SECRET="unclosed-s3cret\n');
-  const result = await runGateway([], { cwd });
-  failedWithOneLine(result, /\.env is malformed/);
-  assert.doesNotMatch(result.stderr, /s3cret/);
+  const file = path.join(cwd, '.env');
+  const below = path.join(cwd, 'below');
+  mkdirSync(below);
+  for (const [text, line] of [
+    ['JWT_SECRET="unclosed-s3cret\n', 1],
+    ['# JWT SECRET=s3cret, once\nPORT=3001\nJWT SECRET=s3cret\nHOST=::\n', 3],
+    ['PORT=3001\n\nJWT_SECRET="s3cret\nHOST=::\n', 3],
+  ]) {
+    writeFileSync(file, text);
+    const result = await runGateway([], { cwd: below });
+    failedWithOneLine(result, new RegExp(`${file}:${line} is malformed`));
+    assert.doesNotMatch(result.stderr, /s3cret/);
+  }
 });
 
 test('`token` signs what the gateway lets in', async () => {
@@ -143,6 +159,12 @@ test('`publish` declares the exchange as Chat3 would', async () => {
   assert.equal(code, 0);
   const listing = await broker.ctl('list_exchanges', '--no-table-headers', 'name', 'type', 'durable');
   assert.match(listing, new RegExp(`${exchange}\ttopic\ttrue`));
+});
+
+test('`publish` says why RabbitMQ refused', async () => {
+  const args = ['publish', '--user', 'u', '--event', 'message.create', '--rabbitmq-updates-exchange', 'amq.direct'];
+  const result = await runGateway(args, { env: { RABBITMQ_URL: broker.url } });
+  failedWithOneLine(result, /cannot declare the exchange amq\.direct: closed by RabbitMQ: 406 PRECONDITION_FAILED.*type/);
 });
 
 test('health, readiness and metrics answer', async () => {
