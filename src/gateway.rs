@@ -56,9 +56,9 @@ const AUTH_REVOKED: &str = "auth:revoked";
 /// Sent by a client with its next token.
 const AUTH_REFRESH: &str = "auth:refresh";
 
-/// Packets that a socket may lag behind: so many that the limit in bytes (16 MiB,
-/// see `hub::audience`) is met first, unless updates are tiny. Memory is taken
-/// only as packets wait, in blocks of 32.
+/// Packets that a socket may lag behind: so many that the limit in bytes (see
+/// `hub::audience`) is met first, however small they are. Memory is taken only as
+/// packets wait, in blocks of 32.
 const SOCKET_BUFFER_PACKETS: usize = 64 * 1024;
 
 /// Largest message from a client, in bytes. Clients send a token and little else.

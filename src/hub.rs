@@ -30,7 +30,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::warn;
 
 use self::{
-    audience::{Audience, Fed, Left},
+    audience::{Audience, Left},
     log::Limits,
 };
 pub use self::{
@@ -44,12 +44,6 @@ use crate::{
     transport::Transports,
     user::{User, UserId},
 };
-
-/// Pause of a replay that is ahead of its socket.
-const REPLAY_PAUSE: Duration = Duration::from_millis(5);
-
-/// The same while its socket takes nothing.
-const MAX_REPLAY_PAUSE: Duration = Duration::from_millis(250);
 
 /// Longest time between two looks at what has expired.
 const MAX_EXPIRY_TICK: Duration = Duration::from_secs(5);
@@ -237,8 +231,9 @@ impl Hub {
         }
     }
 
-    /// Frees memory if too much is kept: users without a socket lose recovery
-    /// first, in the order in which they left.
+    /// Frees memory if too much is kept: sockets that lag far behind are closed
+    /// first; then users without a socket lose recovery, in the order in which they
+    /// left; then all do.
     fn evict(&self) {
         let kept = &self.metrics.kept;
         if kept.bytes() <= self.recovery.total_bytes {
@@ -251,6 +246,9 @@ impl Hub {
             limit = self.recovery.total_bytes,
             "too much is kept for recovery: the users away longest lose it"
         );
+        for audience in self.audiences() {
+            audience.cut_far_behind();
+        }
         let away: Vec<(User, u64)> = {
             let departures = lock(&self.departures);
             let left = |departure: &Departure| (departure.user.clone(), departure.session);
@@ -368,26 +366,11 @@ impl Session {
     /// Sends what came since [`Session::admit`] and what was missed before, at the
     /// pace that the socket takes it; then the socket is sent every further update.
     pub async fn go_live(&self, socket: SocketRef) {
-        let transports = &self.hub.transports;
-        let (mut pause, mut progress) = (REPLAY_PAUSE, Instant::now());
-        loop {
-            let taken = transports.taken(&socket);
-            match self.audience.feed(self.number, &socket) {
-                Fed::Live => return,
-                Fed::More => {}
-                // It was sent away, and has something else to read.
-                Fed::Over if self.ended.load(Ordering::Relaxed) => return,
-                // Another connection of the same client went on from here.
-                Fed::Over => return transports.close(&socket),
-            }
-            tokio::time::sleep(pause).await;
-            if transports.taken(&socket) > taken {
-                (pause, progress) = (REPLAY_PAUSE, Instant::now());
-            } else if progress.elapsed() < transports.write_timeout() {
-                pause = MAX_REPLAY_PAUSE.min(pause * 2);
-            } else {
-                return self.audience.cut(&socket, "nothing of a replay is taken");
-            }
+        let is_live = self.audience.catch_up(self.number, &socket).await;
+        // One that was sent away has something else to read; else another connection
+        // of the same client went on from here.
+        if !is_live && !self.ended.load(Ordering::Relaxed) {
+            self.hub.transports.close(&socket);
         }
     }
 

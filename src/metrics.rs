@@ -69,7 +69,7 @@ pub struct Metrics {
     pub updates_unclaimed: Counter,
     /// Updates handed to the sockets of their user, at least one.
     pub updates_delivered: Counter,
-    /// Updates kept for a user who is away, and handed to no socket.
+    /// Updates kept for a user who is away or lags behind, and handed to no socket.
     pub updates_kept: Counter,
     updates_rejected: Family<Reason, Counter>,
     events_emitted: Family<Event, Counter>,

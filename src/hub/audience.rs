@@ -6,12 +6,15 @@
 //! the user's sockets.
 
 use std::{
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-    time::SystemTime,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use socketioxide::{SendError, SocketError, extract::SocketRef};
-use tokio::time::Instant;
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep},
+};
 use tracing::{debug, warn};
 
 use super::{
@@ -29,13 +32,26 @@ use crate::{
     user::User,
 };
 
-/// Bytes that a socket may lag behind, besides what the network buffers hold:
-/// several bursts of ordinary updates, and an end to what one stuck phone costs.
-const MAX_LAG_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes that a socket is handed ahead of what its peer has taken: a burst of
+/// ordinary updates. What comes then waits in the log, once for all of the user's
+/// sockets, and the smallest updates of so many bytes are still fewer packets than
+/// a socket's buffer takes.
+const MAX_AHEAD_BYTES: usize = 64 * 1024;
 
-/// Bytes that a replay runs ahead of its socket. The smallest updates of that
-/// many bytes are still fewer packets than a socket's buffer takes.
-const REPLAY_AHEAD_BYTES: usize = 256 * 1024;
+/// Bytes that a socket which catches up is handed until its writer gets its turn:
+/// the buffer that gathers them for one write does not shrink again.
+const TURN_BYTES: u64 = 8 * 1024;
+
+/// Bytes of updates that may wait for a socket which is behind, besides those that
+/// are kept for recovery anyway: many bursts, and an end to what one stuck phone
+/// costs.
+const MAX_BEHIND_BYTES: usize = 8 * 1024 * 1024;
+
+/// Pause for a socket that has not taken what it was handed.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The same while it goes on taking nothing.
+const MAX_PAUSE: Duration = Duration::from_millis(250);
 
 /// Sessions of one user that are away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
@@ -90,9 +106,14 @@ impl Member {
 enum State {
     /// Not admitted yet. Updates that come now precede its `connect`.
     Joining,
-    /// Admitted, and sent everything up to the event of this number; what comes
-    /// after is in the log. Lasts until it has caught up.
-    Behind(u64),
+    /// Admitted, and handed everything up to the event `seen`; what comes after is
+    /// in the log. Lasts until [`Audience::catch_up`] is done. With the socket from
+    /// the first that it was handed on.
+    Behind {
+        seen: u64,
+        socket: Option<SocketRef>,
+    },
+    /// Handed every event at once, until it lags.
     Live(SocketRef),
     /// Did not keep up: its transport is closed, and nothing is sent any more.
     Cut,
@@ -102,11 +123,13 @@ enum State {
 
 /// How far [`Audience::feed`] got.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fed {
+enum Fed {
     /// The socket has caught up and is live.
     Live,
-    /// There is more when the socket has taken some.
-    More,
+    /// There is more, after the socket's writer has had its turn.
+    Turn,
+    /// There is more, when the socket's peer has taken some.
+    Full,
     /// The session is over, or another connection has taken it over.
     Over,
 }
@@ -195,7 +218,7 @@ impl Audience {
             _ => (Some(Recovery::begin(newest)), newest),
         };
         let member = room.member(session)?;
-        member.state = State::Behind(seen);
+        member.state = State::Behind { seen, socket: None };
         member.recovery = recovery;
         self.settle(&mut room);
         recovery.map(|recovery| recovery.pid)
@@ -235,32 +258,65 @@ impl Audience {
         let mut member = room.members.swap_remove(index);
         self.leave_crowd(&mut member);
         match &member.state {
-            State::Live(socket) => self.transports.close(socket),
+            State::Live(socket)
+            | State::Behind {
+                socket: Some(socket),
+                ..
+            } => self.transports.close(socket),
             State::Away(since) if self.is_expired(*since) => return None,
             _ => {}
         }
         member.recovery
     }
 
-    /// Hands an admitted session's socket what it has not seen, as far as it has
-    /// room, and makes it live when that was all.
-    pub(super) fn feed(&self, session: u64, socket: &SocketRef) -> Fed {
+    /// Hands an admitted session's socket what it was not handed yet, at the pace at
+    /// which its peer takes it, until it is live. `false`: the session is over, or
+    /// another connection of the client's has taken it over.
+    pub(super) async fn catch_up(&self, session: u64, socket: &SocketRef) -> bool {
+        let (mut pause, mut progress) = (PAUSE, Instant::now());
+        loop {
+            let taken = self.transports.taken(socket);
+            match self.feed(session, socket) {
+                Fed::Live => return true,
+                Fed::Over => return false,
+                Fed::Turn => yield_now().await,
+                Fed::Full => {
+                    sleep(pause).await;
+                    if self.transports.taken(socket) > taken {
+                        (pause, progress) = (PAUSE, Instant::now());
+                    } else if progress.elapsed() < self.transports.write_timeout() {
+                        pause = MAX_PAUSE.min(pause * 2);
+                    } else {
+                        self.cut(socket, "nothing of what waits is taken");
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// One step of [`Self::catch_up`].
+    fn feed(&self, session: u64, socket: &SocketRef) -> Fed {
         let mut room = self.room();
         let Room { members, log, .. } = &mut *room;
         let member = members.iter_mut().find(|member| member.session == session);
         let Some((member, mut seen)) = member.and_then(|member| match member.state {
-            State::Behind(seen) => Some((member, seen)),
+            State::Behind { seen, .. } => Some((member, seen)),
             _ => None,
         }) else {
             return Fed::Over;
         };
+        let mut in_turn = 0;
         let fed = loop {
             let Some(entry) = log.after(seen).next() else {
                 break Fed::Live;
             };
             let lag = &mut member.lag;
-            if lag.exceeds(REPLAY_AHEAD_BYTES, socket, &self.transports) {
-                break Fed::More;
+            if lag.exceeds(MAX_AHEAD_BYTES, socket, &self.transports) {
+                break Fed::Full;
+            }
+            if in_turn > TURN_BYTES {
+                break Fed::Turn;
             }
             let Ok(update) = Update::decode(&entry.body) else {
                 // Cannot be: it was decoded when it was kept.
@@ -269,6 +325,7 @@ impl Audience {
             };
             let offsets = member.recovery.is_some();
             let events = Events::new(log, entry.first, &update);
+            in_turn += events.bytes();
             let seen_before = seen;
             let emitted = events.emit(socket, &mut seen, offsets, lag);
             for name in events.names(seen_before, seen) {
@@ -276,7 +333,7 @@ impl Audience {
             }
             match emitted {
                 Ok(()) => {}
-                Err(SendError::Socket(SocketError::InternalChannelFull)) => break Fed::More,
+                Err(SendError::Socket(SocketError::InternalChannelFull)) => break Fed::Full,
                 Err(_) => break Fed::Over,
             }
         };
@@ -288,20 +345,27 @@ impl Audience {
                 }
                 State::Live(socket.clone())
             }
-            // What was missed, and what came since: both have their limits.
-            Fed::More
-                if log.bytes_after(seen)
-                    > (self.limits.map_or(0, |limits| limits.bytes))
-                        .saturating_add(MAX_LAG_BYTES) =>
-            {
-                self.cut(socket, "a replay falls behind");
+            Fed::Full if log.bytes_after(seen) > self.max_behind_bytes() => {
+                self.cut(socket, "too many bytes wait");
                 State::Cut
             }
-            _ => State::Behind(seen),
+            _ => State::Behind {
+                seen,
+                socket: Some(socket.clone()),
+            },
         };
+        if fed == Fed::Turn {
+            return fed;
+        }
         self.gather_crowd(&mut room);
         self.trim(&mut room, now);
         fed
+    }
+
+    /// What was missed, and what came since: both have their limits.
+    fn max_behind_bytes(&self) -> usize {
+        let kept = self.limits.map_or(0, |limits| limits.bytes);
+        kept.saturating_add(MAX_BEHIND_BYTES)
     }
 
     /// Notes that the session's socket is gone; `may_return` if it was lost rather
@@ -381,6 +445,27 @@ impl Audience {
         }
     }
 
+    /// Closes the sockets for which more waits than is kept for recovery, to free
+    /// memory.
+    pub(super) fn cut_far_behind(&self) {
+        let mut room = self.room();
+        let Room { members, log, .. } = &mut *room;
+        for member in members {
+            let State::Behind {
+                seen,
+                socket: Some(socket),
+            } = &member.state
+            else {
+                continue;
+            };
+            if log.bytes_after(*seen) > self.limits.map_or(0, |limits| limits.bytes) {
+                self.cut(socket, "too much waits, and memory is short");
+                member.state = State::Cut;
+            }
+        }
+        self.trim(&mut room, Instant::now());
+    }
+
     /// Forgets what is kept, to free memory: what was missed so far can no longer
     /// be recovered.
     pub(super) fn forget(&self) {
@@ -422,7 +507,7 @@ impl Audience {
 
     /// Hands one update to all sockets, and keeps it. Called for one update at a time.
     #[cfg_attr(feature = "otlp", tracing::instrument(level = "debug", name = "deliver", skip_all, fields(otel.kind = "consumer", user_id = %self.user.id, routing_key = delivery.routing_key)))]
-    pub(super) fn deliver(&self, delivery: &Delivery) {
+    pub(super) fn deliver(self: &Arc<Self>, delivery: &Delivery) {
         self.metrics.updates_received.inc();
         let update = match self.accept(delivery) {
             Ok(update) => update,
@@ -453,12 +538,15 @@ impl Audience {
         let events = 1 + u64::from(specialised.is_some());
         let first = log.append(body.clone(), events, now);
         let events = Events::new(log, first, &update);
-        let mut live = 0_u64;
-        for member in &*members {
+        let (mut live, mut late) = (0_u64, Vec::new());
+        for member in &mut *members {
+            if let Some(socket) = self.falls_behind(member, first - 1) {
+                late.push((member.session, socket));
+            }
             match &member.state {
                 State::Joining => {}
                 // They may come back for it, or it is handed off from the log.
-                State::Away(_) | State::Behind(_) => kept = true,
+                State::Away(_) | State::Behind { .. } => kept = true,
                 State::Cut => kept |= member.recovery.is_some(),
                 State::Live(_) => live += 1,
             }
@@ -470,6 +558,10 @@ impl Audience {
         }
         self.trim(&mut room, now);
         drop(room);
+        for (session, socket) in late {
+            let audience = self.clone();
+            tokio::spawn(async move { audience.catch_up(session, &socket).await });
+        }
         if handed_off == 0 {
             return match kept {
                 true => _ = self.metrics.updates_kept.inc(),
@@ -507,6 +599,29 @@ impl Audience {
         }
     }
 
+    /// A live member whose peer takes too little is behind from now on, with what
+    /// comes after the event `seen`; returns its socket.
+    fn falls_behind(&self, member: &mut Member, seen: u64) -> Option<SocketRef> {
+        let State::Live(socket) = &member.state else {
+            return None;
+        };
+        let lag = &mut member.lag;
+        if !lag.exceeds(MAX_AHEAD_BYTES, socket, &self.transports) {
+            return None;
+        }
+        debug!(user_id = %self.user.id, sid = %socket.id, "a socket lags behind");
+        let socket = socket.clone();
+        self.leave_crowd(member);
+        if let Some(recovery) = &mut member.recovery {
+            recovery.fall_behind();
+        }
+        member.state = State::Behind {
+            seen,
+            socket: Some(socket.clone()),
+        };
+        Some(socket)
+    }
+
     /// Whether the member, if it is live, took the update.
     fn hand_off(&self, member: &mut Member, events: &Events<'_>) -> bool {
         let State::Live(socket) = &member.state else {
@@ -514,7 +629,6 @@ impl Audience {
         };
         let lag = &mut member.lag;
         let problem = match events.emit(socket, &mut 0, member.recovery.is_some(), lag) {
-            Ok(()) if lag.exceeds(MAX_LAG_BYTES, socket, &self.transports) => "too many bytes wait",
             Ok(()) => return true,
             Err(SendError::Socket(SocketError::InternalChannelFull)) => "too many packets wait",
             Err(SendError::Socket(SocketError::Closed)) => return false,
@@ -539,19 +653,17 @@ impl Audience {
         }
         let mut handed_off = 0;
         for member in members {
-            let State::Live(socket) = &member.state else {
+            if !member.is_live() {
                 continue;
-            };
+            }
             member.lag.add(events.bytes());
-            let problem = if missed[usize::from(member.recovery.is_some())] {
-                "too many packets wait for this one or another of the user's"
-            } else if member.lag.exceeds(MAX_LAG_BYTES, socket, &self.transports) {
-                "too many bytes wait"
-            } else {
-                handed_off += 1;
-                continue;
-            };
-            self.cut_off(member, problem);
+            match missed[usize::from(member.recovery.is_some())] {
+                true => self.cut_off(
+                    member,
+                    "too many packets wait for one of the user's sockets",
+                ),
+                false => handed_off += 1,
+            }
         }
         handed_off
     }
@@ -647,7 +759,7 @@ impl Audience {
         let wanted = room.members.iter().filter_map(wants);
         let wanted = wanted.reduce(Wanted::or).unwrap_or_default();
         let behind = |member: &Member| match member.state {
-            State::Behind(cursor) => Some(cursor),
+            State::Behind { seen, .. } => Some(seen),
             _ => None,
         };
         let needed = room.members.iter().filter_map(behind).min();

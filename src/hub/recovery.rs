@@ -86,6 +86,12 @@ impl Recovery {
         self.live = Some(now);
     }
 
+    /// From now on events wait before they are sent, so that an event's age does
+    /// not tell any more whether it has arrived.
+    pub(super) fn fall_behind(&mut self) {
+        self.live = None;
+    }
+
     /// What its client may come back for, if the loss of its connection was noticed
     /// at `lost`, or is by then. Pings go through the same channel as events: once
     /// a socket is live for so long, what it was sent before has arrived, or a ping

@@ -18,6 +18,8 @@ before(async () => {
   publisher = await Publisher.connect(broker);
 });
 
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
 /** Waits until `count` sockets, of as many users, are all that there is. */
 async function nothingBut(count, deadlineMs) {
   for (const name of ['sockets', 'users', 'subscriptions']) await gateway.metricIs(name, count, deadlineMs);
@@ -88,6 +90,44 @@ test('a socket whose buffer overflows is cut off at once, and an honest client c
   if (honest.disconnects.length === 0) assert.deepEqual(honest.ids.filter((id) => !later.has(id)), published);
   await gateway.metricIs('sockets', 1);
   stuck.destroy();
+});
+
+/** The events that a raw websocket was sent, in order. */
+const eventsOf = ({ received }) => [...received.matchAll(/\["(chat3:update|message:new)",\{"_id":"([^"]+)"/g)].map(([, name, id]) => `${name} ${id}`);
+
+/** The events of updates, as each socket of their user must be sent them. */
+const eventsFor = (published) => published.flatMap(({ _id, data }) => [`chat3:update ${_id}`, `message:new ${data._id}`]);
+
+/** An update of 20 KB. */
+function publishLarge(userId, number) {
+  return publisher.update(userId, { data: { _id: `msg_large_${number}`, content: 'x'.repeat(20_000) } });
+}
+
+test('sockets that read by fits and starts get every event once, in order', async () => {
+  gateway = await Gateway.start(broker, { env: { SOCKET_WRITE_TIMEOUT: '100s', RUST_LOG: 'info,chat3_gateway::hub=debug' } });
+  const sockets = await Promise.all([1, 2].map(() => rawWebsocket(gateway, 'usr_fitful')));
+  const published = [];
+  for (let round = 0; round < 4; round += 1) {
+    for (const socket of sockets) socket.pause();
+    for (let i = 0; i < 300; i += 1) published.push(publishLarge('usr_fitful', published.length));
+    await gateway.metricIs('updates_received_total', published.length);
+    for (const socket of sockets) {
+      await pause(Math.random() * 300);
+      socket.resume();
+    }
+    // The next stop comes while they catch up, or right after.
+    const most = (published.length - Math.random() * 60) * 40_000;
+    await until('most of it', () => sockets.every(({ bytesRead }) => bytesRead > most));
+  }
+  for (const [index, socket] of sockets.entries()) {
+    const last = `"message:new",{"_id":"${published.at(-1).data._id}"`;
+    await until(`the last event on socket ${index}`, () => socket.received.includes(last));
+    assert.deepEqual(eventsOf(socket), eventsFor(published));
+    socket.destroy();
+  }
+  const lagged = gateway.logs.split('a socket lags behind').length - 1;
+  assert.ok(lagged >= 4, `lagged ${lagged} times`);
+  assert.equal(await gateway.metric('slow_sockets_total'), 0);
 });
 
 test('a polling client that stops polling is cut off, and is told that its session is gone', async () => {

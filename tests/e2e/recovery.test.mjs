@@ -9,7 +9,7 @@ import { io as io45 } from 'socket.io-client-4.5';
 import { io as io46 } from 'socket.io-client-4.6';
 import { io as io48 } from 'socket.io-client';
 
-import { Broker, Gateway, Network, Poller, Publisher, Tab, token, until } from './harness.mjs';
+import { Broker, Gateway, Network, Poller, Publisher, Tab, rawWebsocket, token, until } from './harness.mjs';
 
 let broker;
 let gateway;
@@ -470,6 +470,29 @@ test('when memory for recovery is full, the users away longest lose theirs first
   for (const tab of tabs.slice(1)) await tab.when('the missed updates', () => tab.ids.length === 3);
   assert.equal(tabs[0].ids.length, 0);
   for (const tab of tabs) tab.close();
+  await server.kill();
+});
+
+test('where memory is short, a socket that lags far behind is closed before anybody loses recovery', async () => {
+  const env = { RECOVERY_TOTAL_BYTES: '3000000', RECOVERY_MAX_BYTES: '200000', RECOVERY_WINDOW: '40s', SOCKET_WRITE_TIMEOUT: '100s' };
+  const server = await Gateway.start(broker, { env });
+  const [awayId, slowId] = [aUser(), aUser()];
+  const away = await Tab.open(server, awayId, { reconnection: false, ...WEBSOCKET });
+  away.socket.io.engine.transport.ws.terminate();
+  await server.metricIs('users_away', 1);
+  const missed = await publish(awayId, 5, { server });
+  const slow = await rawWebsocket(server, slowId);
+  slow.pause();
+  // The system's buffers take some megabytes of it.
+  for (let i = 0; i < 380; i += 1) publisher.update(slowId, { data: { filler: 'x'.repeat(20_000) } });
+  await server.metricIs('slow_sockets_total', 1);
+  await server.logged(/closing a socket that does not keep up.*memory is short/);
+  away.socket.connect();
+  await sawAll(away, missed);
+  assert.deepEqual(away.recovered, [false, true]);
+  assert.equal(await server.metric('recoveries_lost_total{reason="memory"}'), 0);
+  away.close();
+  slow.destroy();
   await server.kill();
 });
 
