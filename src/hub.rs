@@ -48,6 +48,9 @@ use crate::{
 /// Longest time between two looks at what has expired.
 const MAX_EXPIRY_TICK: Duration = Duration::from_secs(5);
 
+/// Time between two looks at whether all sockets have caught up.
+const CAUGHT_UP_POLL: Duration = Duration::from_millis(20);
+
 pub struct Hub {
     broker: Arc<dyn Broker>,
     transports: Transports,
@@ -269,6 +272,22 @@ impl Hub {
                 return;
             }
             audience.forget();
+        }
+    }
+
+    /// Returns when every socket has been handed what waits for it, or none of those
+    /// that lag takes any more. To be called when nothing new comes.
+    pub async fn caught_up(&self) {
+        let (mut least, mut progress) = (usize::MAX, Instant::now());
+        while progress.elapsed() < 2 * audience::MAX_PAUSE {
+            let audiences = self.audiences();
+            let waiting = audiences.iter().map(|audience| audience.waiting_bytes());
+            match waiting.sum() {
+                0 => return,
+                bytes if bytes < least => (least, progress) = (bytes, Instant::now()),
+                _ => {}
+            }
+            tokio::time::sleep(CAUGHT_UP_POLL).await;
         }
     }
 

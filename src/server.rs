@@ -44,6 +44,7 @@ pub struct Server {
     admin: Option<(TcpListener, Router)>,
     io: SocketIo,
     broker: Arc<dyn Broker>,
+    hub: Arc<Hub>,
     transports: Transports,
     shutdown_spread: Duration,
     shutdown_timeout: Duration,
@@ -122,8 +123,13 @@ impl Server {
         // Outermost, so that refusals too are readable to a browser.
         let socket_io = socket_io.layer(cors(&config.cors_origin));
         let admin_token = config.admin_token.clone();
-        let (probes, operators) =
-            http::routers(gateway, hub, transports.clone(), metrics, admin_token);
+        let (probes, operators) = http::routers(
+            gateway,
+            hub.clone(),
+            transports.clone(),
+            metrics,
+            admin_token,
+        );
         let mut router = probes.clone().merge(socket_io).merge(extra);
         let admin = if let Some(address) = config.admin_addr {
             let listener = TcpListener::bind(address).await;
@@ -142,6 +148,7 @@ impl Server {
             admin,
             io,
             broker,
+            hub,
             transports,
             shutdown_spread: config.shutdown_spread,
             shutdown_timeout: config.shutdown_timeout,
@@ -184,7 +191,9 @@ impl Server {
         until
             .within(0.35, "consumers", self.broker.stop_consuming())
             .await;
-        // From here on no socket is sent anything new.
+        // From here on no socket is sent anything new; some have not been sent all.
+        let caught_up = self.hub.caught_up();
+        until.within(0.5, "sockets that lag", caught_up).await;
         let sockets = self.io.sockets();
         let closed = self
             .transports

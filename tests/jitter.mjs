@@ -132,3 +132,34 @@ test('what a user who is away costs, and an update kept for them', async () => {
   await gateway.terminate();
   await broker.stop();
 });
+
+test('what a socket keeps of a long replay', async () => {
+  const USERS = 500;
+  const UPDATES = 150;
+  const broker = await Broker.start();
+  const publisher = await Publisher.connect(broker);
+  const gateway = await Gateway.start(broker, { env: { RABBITMQ_TOPOLOGY: 'shared' } });
+  const { pid } = gateway.child;
+  const tabs = Array.from({ length: USERS }, (_, i) => new Tab(gateway, token(`usr_back_${i}`), { transports: ['websocket'], reconnection: false }));
+  for (const tab of tabs) await tab.when('connected', () => tab.connects === 1);
+  // The allocator returns memory within 10 s.
+  await pause(15_000);
+  const before = residentBytes(pid);
+  for (const tab of tabs) tab.socket.io.engine.transport.ws.terminate();
+  await gateway.metricIs('users_away', USERS);
+  for (let round = 1; round <= UPDATES; round += 1) {
+    for (let i = 0; i < USERS; i += 1) publisher.update(`usr_back_${i}`);
+    await gateway.metricIs('updates_received_total', round * USERS);
+  }
+  for (const tab of tabs) tab.socket.connect();
+  for (const tab of tabs) await tab.when('the replay', () => tab.ids.length === UPDATES, 60_000);
+  // Until then the replay itself may be lost.
+  await gateway.metricIs('recovery_bytes', 0, 100_000);
+  await pause(15_000);
+  const figures = { bytesKeptOfAReplay: Math.round((residentBytes(pid) - before) / USERS) };
+  console.log(JSON.stringify(figures));
+  assert.ok(figures.bytesKeptOfAReplay < 48_000, JSON.stringify(figures));
+  for (const tab of tabs) tab.close();
+  await gateway.terminate();
+  await broker.stop();
+});

@@ -51,7 +51,7 @@ const MAX_BEHIND_BYTES: usize = 8 * 1024 * 1024;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// The same while it goes on taking nothing.
-const MAX_PAUSE: Duration = Duration::from_millis(250);
+pub(super) const MAX_PAUSE: Duration = Duration::from_millis(250);
 
 /// Sessions of one user that are away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
@@ -360,6 +360,16 @@ impl Audience {
         self.gather_crowd(&mut room);
         self.trim(&mut room, now);
         fed
+    }
+
+    /// Bytes of updates that wait for connected sockets which are behind.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        let room = self.room();
+        let behind = room.members.iter().filter_map(|member| match member.state {
+            State::Behind { seen, .. } => Some(room.log.bytes_after(seen)),
+            _ => None,
+        });
+        behind.sum()
     }
 
     /// What was missed, and what came since: both have their limits.

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 
-import { Broker, Gateway, HANDSHAKE, Publisher, Tab, frame, freePort, rawConnection, token, until } from './harness.mjs';
+import { Broker, Gateway, HANDSHAKE, Publisher, Tab, frame, freePort, rawConnection, rawWebsocket, token, until } from './harness.mjs';
 
 let broker;
 let publisher;
@@ -134,6 +134,26 @@ test('SIGTERM under full load: what was consumed arrived, without a hole, on eve
   const handedOut = (await handedOutSoFar()) - before;
   assert.ok(handedOut > 1000, `${handedOut}`);
   assert.equal(arrived, handedOut);
+});
+
+test('what waits for a socket that lags reaches it before a shutdown', async () => {
+  const gateway = await Gateway.start(broker);
+  const socket = await rawWebsocket(gateway, 'usr_late');
+  socket.pause();
+  const content = 'x'.repeat(20_000);
+  // The system's buffers take the first megabytes of it.
+  for (let i = 1; i <= 400; i += 1) publisher.update('usr_late', { data: { _id: `msg_late_${i}`, content } });
+  await gateway.metricIs('updates_received_total', 400);
+  assert.ok((await gateway.metric('updates_kept_total')) > 0);
+  // The gateway looks ever more rarely whether it takes something: time itself is under test.
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  socket.resume();
+  const { code, ms } = await gateway.terminate();
+  assert.equal(code, 0);
+  assert.ok(ms < 10_000, `${ms} ms`);
+  await socket.ended;
+  const arrived = [...socket.received.matchAll(/"message:new",\{"_id":"msg_late_(\d+)"/g)].map(([, number]) => Number(number));
+  assert.deepEqual(arrived, Array.from({ length: 400 }, (_, i) => i + 1));
 });
 
 test('with a client that takes nothing and a frozen broker it still exits in time', async () => {
