@@ -161,7 +161,8 @@ impl Audience {
             metrics,
             crowd: Crowd::new(),
             room: Mutex::new(Room {
-                members: Vec::new(),
+                // Most users have one.
+                members: Vec::with_capacity(1),
                 log,
                 stretch: 0,
                 presence: None,
