@@ -236,7 +236,7 @@ impl Hub {
 
     /// Frees memory if too much is kept: sockets that lag far behind are closed
     /// first; then users without a socket lose recovery, in the order in which they
-    /// left; then all do.
+    /// left; then those whose sockets lag at all; then all.
     fn evict(&self) {
         let kept = &self.metrics.kept;
         if kept.bytes() <= self.recovery.total_bytes {
@@ -244,33 +244,34 @@ impl Hub {
         }
         // Below the limit by some, so that this is not for every tick.
         let target = self.recovery.total_bytes / 10 * 9;
+        let is_enough = || kept.bytes() <= target;
         warn!(
             bytes = kept.bytes(),
             limit = self.recovery.total_bytes,
             "too much is kept for recovery: the users away longest lose it"
         );
-        for audience in self.audiences() {
-            audience.cut_far_behind();
+        let audiences = self.audiences();
+        for audience in audiences.iter().take_while(|_| !is_enough()) {
+            audience.cut_behind(self.recovery.max_bytes);
         }
         let away: Vec<(User, u64)> = {
             let departures = lock(&self.departures);
             let left = |departure: &Departure| (departure.user.clone(), departure.session);
             departures.iter().map(left).collect()
         };
-        for (user, session) in away {
-            if kept.bytes() <= target {
-                return;
-            }
+        for (user, session) in away.into_iter().take_while(|_| !is_enough()) {
             let users = self.users();
             if let Some(online) = users.get(&user) {
                 online.audience.evict_if_away_since(session);
                 self.remove_if_empty(users, &user);
             }
         }
-        for audience in self.audiences() {
-            if kept.bytes() <= target {
-                return;
+        for audience in audiences.iter().take_while(|_| !is_enough()) {
+            if audience.cut_behind(0) {
+                audience.forget();
             }
+        }
+        for audience in audiences.iter().take_while(|_| !is_enough()) {
             audience.forget();
         }
     }

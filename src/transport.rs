@@ -219,6 +219,14 @@ impl Transports {
         written + sockets.get(&socket.id).map_or(0, |watched| watched.polled)
     }
 
+    /// Whether a socket has a websocket that has had nothing to write lately. Of one
+    /// that polls, nothing can be said.
+    pub fn has_written_all(&self, socket: &SocketRef) -> bool {
+        let websockets = self.websockets(socket);
+        let is_quiet = |connection: &Connection| connection.is_quiet(FLUSHED_AFTER);
+        !websockets.is_empty() && websockets.iter().all(is_quiet)
+    }
+
     /// The websocket under a socket; mid-upgrade, or after a refused second
     /// upgrade, there may be several.
     fn websockets(&self, socket: &SocketRef) -> Vec<Connection> {
@@ -245,9 +253,7 @@ impl Transports {
         let start = Instant::now();
         for (socket, number) in sockets.iter().zip(1..) {
             tokio::time::sleep_until(start + pause * number).await;
-            let websockets = self.websockets(socket);
-            let is_quiet = |connection: &Connection| connection.is_quiet(FLUSHED_AFTER);
-            if !websockets.is_empty() && websockets.iter().all(is_quiet) {
+            if self.has_written_all(socket) {
                 self.close(socket);
             }
         }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use socketioxide::{SendError, SocketError, extract::SocketRef};
+use socketioxide::{SendError, SocketError, TransportType, extract::SocketRef};
 use tokio::{
     task::yield_now,
     time::{Instant, sleep},
@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use super::{
     crowd::Crowd,
-    events::{Events, Lag},
+    events::{Events, Form, Lag},
     log::{Limits, Log, Offset, Wanted},
     recovery::{Outcome, Pid, Recovery, Request},
 };
@@ -38,9 +38,13 @@ use crate::{
 /// a socket's buffer takes.
 const MAX_AHEAD_BYTES: usize = 64 * 1024;
 
+/// The same for a socket that polls, and so takes this much in a round trip.
+const MAX_AHEAD_POLLING_BYTES: usize = 512 * 1024;
+
 /// Bytes that a socket which catches up is handed until its writer gets its turn:
-/// the buffer that gathers them for one write does not shrink again.
-const TURN_BYTES: u64 = 8 * 1024;
+/// the buffer that gathers them for one write does not shrink again. As much as a
+/// queue's consumer adds in a turn of its own, so that a burst does not outrun it.
+const TURN_BYTES: u64 = 16 * 1024;
 
 /// Bytes of updates that may wait for a socket which is behind, besides those that
 /// are kept for recovery anyway: many bursts, and an end to what one stuck phone
@@ -274,24 +278,30 @@ impl Audience {
     /// which its peer takes it, until it is live. `false`: the session is over, or
     /// another connection of the client's has taken it over.
     pub(super) async fn catch_up(&self, session: u64, socket: &SocketRef) -> bool {
+        let transports = &self.transports;
         let (mut pause, mut progress) = (PAUSE, Instant::now());
+        let mut taken = transports.taken(socket);
         loop {
-            let taken = self.transports.taken(socket);
             match self.feed(session, socket) {
                 Fed::Live => return true,
                 Fed::Over => return false,
                 Fed::Turn => yield_now().await,
+                Fed::Full if progress.elapsed() > transports.write_timeout() => {
+                    self.give_up(session, socket, "nothing of what waits is taken");
+                }
                 Fed::Full => {
                     sleep(pause).await;
-                    if self.transports.taken(socket) > taken {
-                        (pause, progress) = (PAUSE, Instant::now());
-                    } else if progress.elapsed() < self.transports.write_timeout() {
-                        pause = MAX_PAUSE.min(pause * 2);
-                    } else {
-                        self.cut(socket, "nothing of what waits is taken");
-                        return false;
-                    }
+                    pause = MAX_PAUSE.min(pause * 2);
                 }
+            }
+            let by_now = transports.taken(socket);
+            if by_now > taken {
+                (taken, pause, progress) = (by_now, PAUSE, Instant::now());
+            } else if pause == MAX_PAUSE
+                && is_websocket(socket)
+                && transports.has_written_all(socket)
+            {
+                self.forgive(session);
             }
         }
     }
@@ -313,7 +323,7 @@ impl Audience {
                 break Fed::Live;
             };
             let lag = &mut member.lag;
-            if lag.exceeds(MAX_AHEAD_BYTES, socket, &self.transports) {
+            if lag.exceeds(max_ahead_bytes(socket), socket, &self.transports) {
                 break Fed::Full;
             }
             if in_turn > TURN_BYTES {
@@ -326,7 +336,7 @@ impl Audience {
             };
             let offsets = member.recovery.is_some();
             let events = Events::new(log, entry.first, &update);
-            in_turn += events.bytes();
+            in_turn += events.bytes(Form::of(socket, offsets));
             let seen_before = seen;
             let emitted = events.emit(socket, &mut seen, offsets, lag);
             for name in events.names(seen_before, seen) {
@@ -346,7 +356,11 @@ impl Audience {
                 }
                 State::Live(socket.clone())
             }
-            Fed::Full if log.bytes_after(seen) > self.max_behind_bytes() => {
+            // A look at all of the log saves the one at what waits of it.
+            Fed::Full | Fed::Turn
+                if log.bytes() > self.max_behind_bytes()
+                    && log.bytes_after(seen) > self.max_behind_bytes() =>
+            {
                 self.cut(socket, "too many bytes wait");
                 State::Cut
             }
@@ -361,6 +375,27 @@ impl Audience {
         self.gather_crowd(&mut room);
         self.trim(&mut room, now);
         fed
+    }
+
+    /// Closes the transport of a session's socket, if that is still behind.
+    fn give_up(&self, session: u64, socket: &SocketRef, problem: &str) {
+        let mut room = self.room();
+        let Some(member) = room.member(session) else {
+            return;
+        };
+        if matches!(member.state, State::Behind { .. }) {
+            self.cut(socket, problem);
+            member.state = State::Cut;
+            self.trim(&mut room, Instant::now());
+        }
+    }
+
+    /// Believes that nothing waits for a session's socket. It should have been
+    /// counted so: but a mistake there would keep updates from the socket for ever.
+    fn forgive(&self, session: u64) {
+        if let Some(member) = self.room().member(session) {
+            member.lag.clear();
+        }
     }
 
     /// Bytes of updates that wait for connected sockets which are behind.
@@ -456,11 +491,12 @@ impl Audience {
         }
     }
 
-    /// Closes the sockets for which more waits than is kept for recovery, to free
-    /// memory.
-    pub(super) fn cut_far_behind(&self) {
+    /// Closes the sockets for which more than so many bytes of updates wait, to free
+    /// memory; returns whether there were any.
+    pub(super) fn cut_behind(&self, bytes: usize) -> bool {
         let mut room = self.room();
         let Room { members, log, .. } = &mut *room;
+        let mut were_any = false;
         for member in members {
             let State::Behind {
                 seen,
@@ -469,12 +505,14 @@ impl Audience {
             else {
                 continue;
             };
-            if log.bytes_after(*seen) > self.limits.map_or(0, |limits| limits.bytes) {
+            if log.bytes_after(*seen) > bytes {
                 self.cut(socket, "too much waits, and memory is short");
                 member.state = State::Cut;
+                were_any = true;
             }
         }
         self.trim(&mut room, Instant::now());
+        were_any
     }
 
     /// Forgets what is kept, to free memory: what was missed so far can no longer
@@ -617,7 +655,7 @@ impl Audience {
             return None;
         };
         let lag = &mut member.lag;
-        if !lag.exceeds(MAX_AHEAD_BYTES, socket, &self.transports) {
+        if !lag.exceeds(max_ahead_bytes(socket), socket, &self.transports) {
             return None;
         }
         debug!(user_id = %self.user.id, sid = %socket.id, "a socket lags behind");
@@ -664,10 +702,12 @@ impl Audience {
         }
         let mut handed_off = 0;
         for member in members {
-            if !member.is_live() {
+            let State::Live(socket) = &member.state else {
                 continue;
-            }
-            member.lag.add(events.bytes());
+            };
+            member
+                .lag
+                .add(events.bytes(Form::of(socket, member.recovery.is_some())));
             match missed[usize::from(member.recovery.is_some())] {
                 true => self.cut_off(
                     member,
@@ -780,6 +820,17 @@ impl Audience {
     fn room(&self) -> MutexGuard<'_, Room> {
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn max_ahead_bytes(socket: &SocketRef) -> usize {
+    match is_websocket(socket) {
+        true => MAX_AHEAD_BYTES,
+        false => MAX_AHEAD_POLLING_BYTES,
+    }
+}
+
+fn is_websocket(socket: &SocketRef) -> bool {
+    socket.transport_type() == TransportType::Websocket
 }
 
 impl Room {

@@ -2,16 +2,13 @@
 //! crowd. Also how far a socket lags behind what was handed to it.
 
 use serde_json::value::RawValue;
-use socketioxide::{SendError, extract::SocketRef};
+use socketioxide::{SendError, TransportType, extract::SocketRef};
 
 use super::{crowd::Crowd, log::Log};
 use crate::{
     transport::Transports,
     update::{CHAT3_UPDATE, SpecialisedEvent, Update},
 };
-
-/// What an event takes besides its payload, at least: its name and offset.
-const FRAMING_BYTES: usize = 32;
 
 /// How far a socket lags behind.
 #[derive(Default)]
@@ -23,6 +20,11 @@ pub(super) struct Lag {
 }
 
 impl Lag {
+    /// Notes that nothing waits for the socket any more.
+    pub(super) fn clear(&mut self) {
+        self.handed = self.taken;
+    }
+
     /// Notes that so many bytes were handed to the socket.
     pub(super) fn add(&mut self, bytes: u64) {
         self.handed += bytes;
@@ -63,8 +65,37 @@ struct Event<'a> {
 }
 
 impl Event<'_> {
-    fn bytes(&self) -> u64 {
-        (FRAMING_BYTES + self.payload.get().len()) as u64
+    /// Bytes of the event on the wire: `42["name",payload,"offset"]` (Socket.IO
+    /// protocol v5) in a websocket frame of the server's (RFC 6455), or in a polling
+    /// response, where what separates it from others is left out. Never more than
+    /// will be taken: a socket must not seem to lag for ever.
+    fn bytes(&self, form: Form) -> u64 {
+        let offset = match form.with_offset {
+            true => ",\"\"".len() + self.offset.len(),
+            false => 0,
+        };
+        let packet = "42[\"\",]".len() + self.name.len() + self.payload.get().len() + offset;
+        let header = match (form.over, packet) {
+            (TransportType::Polling, _) => 0,
+            (TransportType::Websocket, ..126) => 2,
+            (TransportType::Websocket, ..=0xffff) => 4,
+            (TransportType::Websocket, _) => 10,
+        };
+        (packet + header) as u64
+    }
+}
+
+/// What a socket's events look like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    pub(super) with_offset: bool,
+    pub(super) over: TransportType,
+}
+
+impl Form {
+    pub(super) fn of(socket: &SocketRef, with_offset: bool) -> Self {
+        let over = socket.transport_type();
+        Self { with_offset, over }
     }
 }
 
@@ -101,6 +132,7 @@ impl<'a> Events<'a> {
         with_offsets: bool,
         lag: &mut Lag,
     ) -> Result<(), SendError> {
+        let form = Form::of(socket, with_offsets);
         for event in self.each() {
             if event.number <= *seen {
                 continue;
@@ -111,7 +143,7 @@ impl<'a> Events<'a> {
                 false => socket.emit(event.name, &(event.payload,))?,
             }
             *seen = event.number;
-            lag.add(event.bytes());
+            lag.add(event.bytes(form));
         }
         Ok(())
     }
@@ -126,13 +158,61 @@ impl<'a> Events<'a> {
     }
 
     /// What they add to a socket's [`Lag`].
-    pub(super) fn bytes(&self) -> u64 {
-        self.each().map(|event| event.bytes()).sum()
+    pub(super) fn bytes(&self, form: Form) -> u64 {
+        self.each().map(|event| event.bytes(form)).sum()
     }
 
     /// The names of the events after number `after`, up to and including `until`.
     pub(super) fn names(&self, after: u64, until: u64) -> impl Iterator<Item = &'static str> {
         let is_between = move |event: &Event| event.number > after && event.number <= until;
         self.each().filter(is_between).map(|event| event.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_counted_as_what_is_written() {
+        for length in [1, 80, 81, 90, 91, 92, 700, 65_505, 65_506, 65_520, 65_521] {
+            let payload = serde_json::value::to_raw_value(&"x".repeat(length)).unwrap();
+            let event = Event {
+                number: 1,
+                name: "message:new",
+                payload: &payload,
+                offset: "0badcafe-1f",
+            };
+            let args = [
+                (false, String::new()),
+                (true, r#","0badcafe-1f""#.to_owned()),
+            ];
+            for (with_offset, offset) in args {
+                let packet = format!(r#"42["message:new",{payload}{offset}]"#);
+                let mut frame = Vec::new();
+                put_into_frame(&packet, &mut frame);
+                let over = TransportType::Websocket;
+                assert_eq!(event.bytes(Form { with_offset, over }), frame.len() as u64);
+                let over = TransportType::Polling;
+                assert_eq!(event.bytes(Form { with_offset, over }), packet.len() as u64);
+            }
+        }
+    }
+
+    /// A server's text frame, RFC 6455, 5.2.
+    fn put_into_frame(text: &str, frame: &mut Vec<u8>) {
+        frame.push(0x81);
+        match (u8::try_from(text.len()), u16::try_from(text.len())) {
+            (Ok(length @ ..126), _) => frame.push(length),
+            (_, Ok(length)) => {
+                frame.push(126);
+                frame.extend(length.to_be_bytes());
+            }
+            _ => {
+                frame.push(127);
+                frame.extend((text.len() as u64).to_be_bytes());
+            }
+        }
+        frame.extend(text.as_bytes());
     }
 }

@@ -167,6 +167,11 @@ impl Log {
         self.entries.range(start..)
     }
 
+    /// Bytes of all that is here.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Bytes of the updates with an event after `number`.
     pub(super) fn bytes_after(&self, number: u64) -> usize {
         self.after(number).map(Entry::bytes).sum()

@@ -16,7 +16,7 @@ use crate::broker::{Delivery, Handler};
 
 /// Bytes of updates after which the sockets get their turn to write: on one thread
 /// they would else only lag further behind while a burst is handed to them.
-const TURN_BYTES: usize = 16 * 1024;
+const TURN_BYTES: usize = 8 * 1024;
 
 /// Hands a queue's updates to `deliver` until the consumer has ended, and settles
 /// each. What amqprs buffers in `messages` is bounded by the prefetch.

@@ -473,27 +473,61 @@ test('when memory for recovery is full, the users away longest lose theirs first
   await server.kill();
 });
 
-test('where memory is short, a socket that lags far behind is closed before anybody loses recovery', async () => {
-  const env = { RECOVERY_TOTAL_BYTES: '3000000', RECOVERY_MAX_BYTES: '200000', RECOVERY_WINDOW: '40s', SOCKET_WRITE_TIMEOUT: '100s' };
-  const server = await Gateway.start(broker, { env });
-  const [awayId, slowId] = [aUser(), aUser()];
-  const away = await Tab.open(server, awayId, { reconnection: false, ...WEBSOCKET });
-  away.socket.io.engine.transport.ws.terminate();
-  await server.metricIs('users_away', 1);
-  const missed = await publish(awayId, 5, { server });
-  const slow = await rawWebsocket(server, slowId);
-  slow.pause();
-  // The system's buffers take some megabytes of it.
-  for (let i = 0; i < 380; i += 1) publisher.update(slowId, { data: { filler: 'x'.repeat(20_000) } });
-  await server.metricIs('slow_sockets_total', 1);
-  await server.logged(/closing a socket that does not keep up.*memory is short/);
-  away.socket.connect();
-  await sawAll(away, missed);
-  assert.deepEqual(away.recovered, [false, true]);
-  assert.equal(await server.metric('recoveries_lost_total{reason="memory"}'), 0);
-  away.close();
-  slow.destroy();
-  await server.kill();
+for (const [how, count, maxBytes] of [['far behind', 1, '200000'], ['less than is kept', 2, '9000000']]) {
+  test(`where memory is short, sockets that lag (${how}) are closed before anybody else loses recovery`, async () => {
+    const env = { RECOVERY_TOTAL_BYTES: '3000000', RECOVERY_MAX_BYTES: maxBytes, RECOVERY_WINDOW: '40s', SOCKET_WRITE_TIMEOUT: '100s' };
+    const server = await Gateway.start(broker, { env });
+    const quiet = await Tab.open(server, aUser(), WEBSOCKET);
+    const userId = aUser();
+    const tab = await Tab.open(server, userId, { reconnection: false, ...WEBSOCKET });
+    const seen = await publish(userId, 1, { server });
+    await tab.saw(seen[0]);
+    const slow = [];
+    for (let i = 0; i < count; i += 1) {
+      const slowId = aUser();
+      const socket = await rawWebsocket(server, slowId);
+      socket.pause();
+      slow.push(socket);
+      // The system's buffers take some megabytes of it.
+      for (let n = 0; n < 380; n += 1) publisher.update(slowId, { data: { filler: 'x'.repeat(20_000) } });
+    }
+    await server.metricIs('slow_sockets_total', count);
+    await server.logged(/closing a socket that does not keep up.*memory is short/);
+    tab.socket.io.engine.transport.ws.terminate();
+    await server.metricIs('users_away', count + 1);
+    const missed = await publish(userId, 5, { server });
+    tab.socket.connect();
+    await sawAll(tab, [...seen, ...missed]);
+    assert.deepEqual(tab.recovered, [false, true]);
+    assert.equal(quiet.disconnects.length, 0);
+    for (const each of [tab, quiet]) each.close();
+    for (const socket of slow) socket.destroy();
+    await server.kill();
+  });
+}
+
+test('thousands of small updates reach every kind of client, also without offsets', async () => {
+  const off = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '0' } });
+  const clients = [];
+  for (const [server, fields] of [[gateway, {}], [gateway, { recovery: false }], [off, {}]]) {
+    for (const transport of [WEBSOCKET, POLLING]) {
+      const userId = aUser();
+      const tab = await Tab.open(server, userId, { auth: { token: token(userId), ...fields }, ...transport });
+      clients.push({ userId, tab });
+    }
+  }
+  // What an event is counted for beyond its size adds up: a byte too many each time
+  // would be as much as may wait for a socket, one day.
+  for (let sent = 0; sent < 4000;) {
+    for (let i = 0; i < 200; i += 1) for (const { userId } of clients) publisher.update(userId, { data: {} });
+    sent += 200;
+    for (const { tab } of clients) await tab.when(`${sent} updates`, () => tab.ids.length === sent);
+  }
+  for (const { tab } of clients) {
+    assert.deepEqual(tab.disconnects, []);
+    tab.close();
+  }
+  await off.kill();
 });
 
 test('a replay whose client leaves in its midst, or takes nothing of it, comes to an end', async () => {
