@@ -51,6 +51,15 @@ const MAX_EXPIRY_TICK: Duration = Duration::from_secs(5);
 /// Time between two looks at whether all sockets have caught up.
 const CAUGHT_UP_POLL: Duration = Duration::from_millis(20);
 
+/// Time in which none of the sockets that lag takes anything, after which nobody
+/// waits for them any more. The system tells of what a slow one takes by the
+/// megabyte.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Bytes of updates that wait for a socket which is the first to pay, where memory
+/// is short: more than a burst, and than most replays.
+const FAR_BEHIND_BYTES: usize = 1024 * 1024;
+
 pub struct Hub {
     broker: Arc<dyn Broker>,
     transports: Transports,
@@ -102,9 +111,7 @@ impl Hub {
             sessions: AtomicU64::new(0),
             departures: Mutex::default(),
         });
-        if hub.limits().is_some() {
-            tokio::spawn(expire(Arc::downgrade(&hub)));
-        }
+        tokio::spawn(expire(Arc::downgrade(&hub)));
         hub
     }
 
@@ -236,7 +243,7 @@ impl Hub {
 
     /// Frees memory if too much is kept: sockets that lag far behind are closed
     /// first; then users without a socket lose recovery, in the order in which they
-    /// left; then those whose sockets lag at all; then all.
+    /// left; then all do; then sockets that lag at all are closed.
     fn evict(&self) {
         let kept = &self.metrics.kept;
         if kept.bytes() <= self.recovery.total_bytes {
@@ -248,12 +255,17 @@ impl Hub {
         warn!(
             bytes = kept.bytes(),
             limit = self.recovery.total_bytes,
-            "too much is kept for recovery: the users away longest lose it"
+            "too much is kept for recovery: sockets that lag and the users away longest lose it"
         );
         let audiences = self.audiences();
-        for audience in audiences.iter().take_while(|_| !is_enough()) {
-            audience.cut_behind(self.recovery.max_bytes);
-        }
+        let give_up_behind = |bytes| {
+            for audience in audiences.iter().take_while(|_| !is_enough()) {
+                if audience.cut_behind(bytes) {
+                    audience.forget();
+                }
+            }
+        };
+        give_up_behind(FAR_BEHIND_BYTES);
         let away: Vec<(User, u64)> = {
             let departures = lock(&self.departures);
             let left = |departure: &Departure| (departure.user.clone(), departure.session);
@@ -267,20 +279,16 @@ impl Hub {
             }
         }
         for audience in audiences.iter().take_while(|_| !is_enough()) {
-            if audience.cut_behind(0) {
-                audience.forget();
-            }
-        }
-        for audience in audiences.iter().take_while(|_| !is_enough()) {
             audience.forget();
         }
+        give_up_behind(0);
     }
 
     /// Returns when every socket has been handed what waits for it, or none of those
     /// that lag takes any more. To be called when nothing new comes.
     pub async fn caught_up(&self) {
         let (mut least, mut progress) = (usize::MAX, Instant::now());
-        while progress.elapsed() < 2 * audience::MAX_PAUSE {
+        while progress.elapsed() < PATIENCE {
             let audiences = self.audiences();
             let waiting = audiences.iter().map(|audience| audience.waiting_bytes());
             match waiting.sum() {
@@ -340,7 +348,10 @@ async fn expire(hub: Weak<Hub>) {
     let Some(window) = hub.upgrade().map(|hub| hub.recovery.window) else {
         return;
     };
-    let tick = (window / 8).clamp(Duration::from_millis(50), MAX_EXPIRY_TICK);
+    let tick = match window.is_zero() {
+        true => MAX_EXPIRY_TICK,
+        false => (window / 8).clamp(Duration::from_millis(50), MAX_EXPIRY_TICK),
+    };
     let mut ticks = interval(tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -17,6 +17,7 @@ use axum::{
     middleware::{self, Next},
     response::Response,
 };
+use futures_util::future::join;
 use sd_notify::NotifyState;
 use socketioxide::SocketIo;
 use tokio::{net::TcpListener, time::Instant};
@@ -192,12 +193,11 @@ impl Server {
             .within(0.35, "consumers", self.broker.stop_consuming())
             .await;
         // From here on no socket is sent anything new; some have not been sent all.
-        let caught_up = self.hub.caught_up();
-        until.within(0.5, "sockets that lag", caught_up).await;
         let sockets = self.io.sockets();
         let closed = self
             .transports
             .close_gradually(sockets, self.shutdown_spread);
+        let closed = join(closed, self.hub.caught_up());
         until.within(0.6, "sockets one by one", closed).await;
         self.transports.close_unwatched();
         // Flushes each that is left, then closes its transport.

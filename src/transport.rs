@@ -97,6 +97,8 @@ struct Watched {
     websocket: Option<u64>,
     /// Its polling requests are answered as those of an unknown session.
     closed: bool,
+    /// More waits for it than it was handed.
+    waited_for: bool,
     /// Carries the poll that waits for something to send.
     polling: Option<Connection>,
     /// Bytes that the responses to polling took out of its buffer.
@@ -139,6 +141,7 @@ impl Transports {
             session,
             websocket,
             closed: false,
+            waited_for: false,
             polling: None,
             polled: 0,
             connect_reply: None,
@@ -219,6 +222,20 @@ impl Transports {
         written + sockets.get(&socket.id).map_or(0, |watched| watched.polled)
     }
 
+    /// Notes whether more waits for a socket than it was handed.
+    pub fn more_waits(&self, socket: &SocketRef, waits: bool) {
+        if let Some(watched) = lock(&self.0.sockets).get_mut(&socket.id) {
+            watched.waited_for = waits;
+        }
+    }
+
+    fn is_waited_for(&self, socket: &SocketRef) -> bool {
+        let sockets = lock(&self.0.sockets);
+        sockets
+            .get(&socket.id)
+            .is_some_and(|watched| watched.waited_for)
+    }
+
     /// Whether a socket has a websocket that has had nothing to write lately. Of one
     /// that polls, nothing can be said.
     pub fn has_written_all(&self, socket: &SocketRef) -> bool {
@@ -253,7 +270,7 @@ impl Transports {
         let start = Instant::now();
         for (socket, number) in sockets.iter().zip(1..) {
             tokio::time::sleep_until(start + pause * number).await;
-            if self.has_written_all(socket) {
+            if self.has_written_all(socket) && !self.is_waited_for(socket) {
                 self.close(socket);
             }
         }

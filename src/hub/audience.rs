@@ -16,7 +16,6 @@ use socketioxide::{SendError, SocketError, extract::SocketRef};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-pub(super) use self::behind::MAX_PAUSE;
 use super::{
     crowd::Crowd,
     events::{Events, Form, Lag},

@@ -72,13 +72,13 @@ test('a socket that stops reading is cut off; the other tab and other users get 
   await stuck.ended;
 });
 
-test('a socket whose buffer overflows is cut off at once, and an honest client comes back by itself', async () => {
+test('a socket for which too much waits is cut off at once, and an honest client comes back by itself', async () => {
   gateway = await Gateway.start(broker);
   const stuck = await rawWebsocket(gateway, 'usr_full');
   const honest = await Tab.open(gateway, 'usr_full', { transports: ['websocket'] });
   stuck.pause();
   const content = 'x'.repeat(200_000);
-  // 16 MiB are the limit, and 40 MB are published.
+  // 8 MiB and what is kept for recovery are the limit, and 20 MB are published.
   const published = Array.from({ length: 100 }, () => publisher.update('usr_full', { data: { content } })._id);
   await gateway.logged(/closing a socket that does not keep up user_id=usr_full|closing a socket that does not keep up.*usr_full/);
   // It shares its processor with the publisher: it may lag as far, and be cut off like the other.
@@ -126,7 +126,8 @@ test('sockets that read by fits and starts get every event once, in order', asyn
     socket.destroy();
   }
   const lagged = gateway.logs.split('a socket lags behind').length - 1;
-  assert.ok(lagged >= 4, `lagged ${lagged} times`);
+  // At least in the first round: the system's buffers grow with what they had to take.
+  assert.ok(lagged >= 2, `lagged ${lagged} times`);
   assert.equal(await gateway.metric('slow_sockets_total'), 0);
 });
 

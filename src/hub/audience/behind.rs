@@ -42,7 +42,7 @@ const MAX_BEHIND_BYTES: usize = 8 * 1024 * 1024;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// The same while it goes on taking nothing.
-pub(in crate::hub) const MAX_PAUSE: Duration = Duration::from_millis(250);
+const MAX_PAUSE: Duration = Duration::from_millis(250);
 
 /// How far [`Audience::feed`] got.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,6 +78,7 @@ impl Audience {
             seen,
             socket: Some(socket.clone()),
         };
+        self.transports.more_waits(&socket, true);
         Some(socket)
     }
 
@@ -102,7 +103,8 @@ impl Audience {
                 }
             }
             let by_now = transports.taken(socket);
-            if by_now > taken {
+            // Less, if one of several connections has ended.
+            if by_now != taken {
                 (taken, pause, progress) = (by_now, PAUSE, Instant::now());
             } else if pause == MAX_PAUSE
                 && is_websocket(socket)
@@ -176,8 +178,11 @@ impl Audience {
                 socket: Some(socket.clone()),
             },
         };
-        if fed == Fed::Turn {
-            return fed;
+        match member.state {
+            State::Behind { .. } if fed == Fed::Turn => return fed,
+            State::Live(_) => self.transports.more_waits(socket, false),
+            State::Behind { .. } => self.transports.more_waits(socket, true),
+            _ => {}
         }
         self.gather_crowd(&mut room);
         self.trim(&mut room, now);
