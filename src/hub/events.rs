@@ -41,7 +41,8 @@ impl Lag {
         let limit = limit as u64;
         if self.handed - self.taken > limit {
             self.taken = transports.taken(socket);
-            // Framing counts as taken only: over time it would outrun what was handed.
+            // Pings and the like count as taken only: over time they would outrun
+            // what was handed.
             self.handed = self.handed.max(self.taken);
         }
         self.handed - self.taken > limit
