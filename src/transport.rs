@@ -11,11 +11,12 @@
 //! one whose request does not arrive in time.
 
 mod connect_reply;
+mod guard;
+mod serve;
 mod stream;
 
 use std::{
     collections::{HashMap, HashSet},
-    convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -23,27 +24,16 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Extension, Router,
-    body::{Body, HttpBody, to_bytes},
-    extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
-    middleware::Next,
-    response::{IntoResponse, Response},
-};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use axum::{http::StatusCode, response::Response};
 use rand::seq::SliceRandom;
 use socketioxide::{extract::SocketRef, socket::Sid};
-use tokio::{net::TcpListener, time::Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::ServiceExt;
-use tracing::debug;
+use tokio::time::Instant;
 
-pub use self::stream::Connection;
-use self::{
-    connect_reply::ConnectReply,
-    stream::{Role, Stream},
+use self::{connect_reply::ConnectReply, guard::is_websocket, stream::Role};
+pub use self::{
+    guard::{guard, session_id},
+    serve::serve,
+    stream::Connection,
 };
 use crate::metrics::Metrics;
 
@@ -53,10 +43,6 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(25);
 
 /// Time that a client has to answer a ping, or its connection is lost.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Time that a client has to send a request's head, from its connection or its
-/// previous request on: idle connections end by it too.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Without anything to send for this long, a websocket has sent what it had.
 const FLUSHED_AFTER: Duration = Duration::from_millis(100);
@@ -367,162 +353,6 @@ fn handshake(socket: &SocketRef) -> Option<&Connection> {
 fn websocket_handshake(socket: &SocketRef) -> Option<&Connection> {
     let is_websocket = is_websocket(socket.req_parts().uri.query());
     handshake(socket).filter(|_| is_websocket)
-}
-
-/// Accepts connections and serves `router` on them until `stop`; then waits until
-/// they have ended. Each request carries its [`Connection`] as an extension.
-pub async fn serve(
-    mut listener: TcpListener,
-    router: Router,
-    transports: Transports,
-    stop: CancellationToken,
-) {
-    let connections = TaskTracker::new();
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT);
-    loop {
-        let (tcp, peer) = tokio::select! {
-            // axum's own accept waits out a lack of file descriptors.
-            accepted = axum::serve::Listener::accept(&mut listener) => accepted,
-            () = stop.cancelled() => break,
-        };
-        let registry = &transports.0;
-        let number = registry.accepted.fetch_add(1, Ordering::Relaxed);
-        let limit = registry.write_timeout;
-        let stream = Stream::new(tcp, peer, number, limit, transports.clone());
-        let connection = stream.connection().clone();
-        let router = router.clone();
-        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(connection.clone());
-            let router = router.clone();
-            async move {
-                let response = router.oneshot(request.map(Body::new)).await;
-                response.map_err(|never: Infallible| never)
-            }
-        });
-        let served = http
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
-        connections.spawn(async move {
-            if let Err(error) = served.await {
-                debug!(%peer, %error, "HTTP connection ended early");
-            }
-        });
-    }
-    drop(listener);
-    connections.close();
-    connections.wait().await;
-}
-
-/// Stands before Socket.IO's endpoint: turns away what must not get in, notes
-/// which connection a socket upgrades to, and how much polling takes.
-pub async fn guard(
-    State(transports): State<Transports>,
-    Extension(connection): Extension<Connection>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let query = request.uri().query();
-    let wants_websocket = is_websocket(query);
-    let draining = transports.is_draining();
-    let Some(sid) = session_id(request.uri()) else {
-        if draining {
-            let retry = [(header::RETRY_AFTER, "1")];
-            return (StatusCode::SERVICE_UNAVAILABLE, retry, "shutting down").into_response();
-        }
-        if wants_websocket {
-            transports.change_role(&connection, Role::Websocket);
-        }
-        let response = next.run(lean(request)).await;
-        return transports.if_upgraded(&connection, response);
-    };
-    // While draining, whoever is not in yet must not get in: see `close_unwatched`.
-    let is_closed = match lock(&transports.0.sockets).get(&sid) {
-        Some(watched) => watched.closed,
-        None => draining,
-    };
-    if is_closed {
-        // Engine.IO's own answer to a session that is gone.
-        let unknown = r#"{"code":1,"message":"Session ID unknown"}"#;
-        let json = [(header::CONTENT_TYPE, "application/json")];
-        return (StatusCode::BAD_REQUEST, json, unknown).into_response();
-    }
-    if wants_websocket {
-        transports.change_role(&connection, Role::Upgrade(sid));
-        if let Some(reply) = transports.connect_reply(sid) {
-            connection.expect(reply);
-        }
-        let response = next.run(lean(request)).await;
-        return transports.if_upgraded(&connection, response);
-    }
-    let is_poll = request.method() == Method::GET;
-    if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
-        watched.polling = Some(connection.clone());
-    }
-    let mut response = next.run(request).await;
-    if is_poll && let Some(reply) = transports.connect_reply(sid) {
-        response = exchange_connect_reply(response, &reply).await;
-    }
-    if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
-        watched.polling = None;
-        watched.polled += response.body().size_hint().lower();
-    }
-    response
-}
-
-/// Headers that are read of a handshake from here on; the rest is not kept.
-const HANDSHAKE_HEADERS: [HeaderName; 2] = [header::AUTHORIZATION, header::SEC_WEBSOCKET_KEY];
-
-/// A handshake's request, in memory of its own: a socket keeps it for life, and
-/// what hyper parsed is slices of its 8 KiB read buffer.
-fn lean(request: Request) -> Request {
-    let (mut parts, body) = request.into_parts();
-    let mut headers = HeaderMap::with_capacity(HANDSHAKE_HEADERS.len());
-    for name in HANDSHAKE_HEADERS {
-        let copied = parts.headers.get(&name);
-        let copied = copied.and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok());
-        if let Some(value) = copied {
-            headers.insert(name, value);
-        }
-    }
-    parts.headers = headers;
-    // Parsed once already, it parses again.
-    if let Ok(uri) = parts.uri.to_string().parse() {
-        parts.uri = uri;
-    }
-    Request::from_parts(parts, body)
-}
-
-async fn exchange_connect_reply(response: Response, reply: &ConnectReply) -> Response {
-    let (mut parts, body) = response.into_parts();
-    // It is in memory already, whatever its size.
-    let Ok(payload) = to_bytes(body, usize::MAX).await else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
-    let Some(exchanged) = reply.in_payload(&payload) else {
-        return Response::from_parts(parts, payload.into());
-    };
-    // hyper knows the new one.
-    parts.headers.remove(header::CONTENT_LENGTH);
-    Response::from_parts(parts, exchanged.into())
-}
-
-/// The Engine.IO session that a request belongs to; `None` for a handshake.
-pub fn session_id(uri: &Uri) -> Option<Sid> {
-    query_value(uri.query(), "sid").and_then(|sid| sid.parse().ok())
-}
-
-/// As engineioxide reads it, which looks no further than a second `=`: a websocket
-/// that was taken for polling here would escape every close.
-fn is_websocket(query: Option<&str>) -> bool {
-    let transport = query_value(query, "transport").and_then(|value| value.split('=').next());
-    transport == Some("websocket")
-}
-
-fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
-    let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.find_map(|(key, value)| (key == name).then_some(value))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
