@@ -2,7 +2,7 @@
 //! the `token` command and the development mode.
 //!
 //! [`keys`] owns which key is for which algorithm, `jwks` the key set
-//! that is read again and again.
+//! that is read again and again, `signatures` how a signature is verified.
 //!
 //! Invariant: an [`Identity`] comes out of [`Verifier`] and nowhere else. What a
 //! client may read about a refusal is [`Refusal`]'s `Display`, a type of its own,
@@ -11,6 +11,7 @@
 mod explain;
 mod jwks;
 pub mod keys;
+mod signatures;
 
 use std::{
     borrow::Cow,
@@ -440,6 +441,7 @@ pub struct Signer {
 impl Signer {
     /// Signs with `secret`, into the claims that `config` names.
     pub fn new(secret: &str, config: &JwtConfig) -> Self {
+        signatures::install();
         Self {
             key: EncodingKey::from_secret(secret.as_bytes()),
             config: config.clone(),

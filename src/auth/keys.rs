@@ -22,6 +22,8 @@ use rsa::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::signatures;
+
 use Algorithm::{
     ES256, ES384, EdDSA, HS256, HS384, HS512, PS256, PS384, PS512, RS256, RS384, RS512,
 };
@@ -86,6 +88,7 @@ impl Key {
         if secret.contains("-----BEGIN") || Self::from_pem(&unwrapped).is_ok() {
             return Err(InvalidKey::PublicSecret);
         }
+        signatures::install();
         Ok(Self {
             id: None,
             algorithms: vec![HS256, HS384, HS512],
@@ -183,6 +186,7 @@ impl Key {
 
     /// Checks now what the library would find out, or panic at, with a token.
     fn checked(key: DecodingKey, algorithms: &[Algorithm]) -> Result<Self, InvalidKey> {
+        signatures::install();
         let malformed = |_| InvalidKey::Malformed;
         match (key.family(), key.kind()) {
             (AlgorithmFamily::Rsa, kind) => {

@@ -1,3 +1,4 @@
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::FutureExt;
 use jsonwebtoken::{DecodingKey, jwk::Jwk};
 
@@ -247,6 +248,48 @@ fn a_public_key_is_no_secret() {
             assert!(!error.contains(&bare[..40]), "{error}");
         }
     }
+}
+
+#[test]
+fn a_key_is_the_same_in_each_of_its_notations() {
+    let compressed = key_file!("p256.compressed.pub.pem");
+    let mut padded = Jwk::from_decoding_key(
+        &DecodingKey::from_rsa_der(
+            pem::parse(key_file!("rsa.pkcs1.pub.pem"))
+                .unwrap()
+                .contents(),
+        ),
+        None,
+    )
+    .map(|jwk| serde_json::to_value(jwk).unwrap())
+    .unwrap();
+    for part in ["n", "e"] {
+        let number = URL_SAFE_NO_PAD.decode(padded[part].as_str().unwrap());
+        let number = [vec![0, 0], number.unwrap()].concat();
+        padded[part] = URL_SAFE_NO_PAD.encode(number).into();
+    }
+    let set = json!({"keys": [padded]}).to_string();
+    let of_set = KeySet::parse(set.as_bytes(), false).unwrap().keys;
+    for (keys, kind) in [
+        (Key::from_pem(compressed).unwrap(), &KINDS[2]),
+        (of_set, &KINDS[1]),
+    ] {
+        for &algorithm in kind.algorithms {
+            let header = Header::new(algorithm);
+            let token = signed(&header, &carl(), &kind.signing_key());
+            let decode = |token: &str| keys[0].decode(token, &header, &validation(&config()));
+            assert!(decode(&token).is_ok(), "{algorithm:?}");
+            assert!(decode(&altered(&token)).is_err(), "{algorithm:?}");
+        }
+    }
+}
+
+/// The token with another signature of the same length.
+fn altered(token: &str) -> String {
+    let (message, signature) = token.rsplit_once('.').unwrap();
+    let mut signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+    signature[7] ^= 1;
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
 #[test]
