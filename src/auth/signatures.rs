@@ -36,6 +36,7 @@ pub fn install() {
     let _ = PROVIDER.install_default();
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // As the library calls it.
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>> {
     // Looks at the key.
     let other = (rust_crypto::DEFAULT_PROVIDER.verifier_factory)(algorithm, key)?;

@@ -314,6 +314,32 @@ fn several_keys_are_accepted_at_once() {
 }
 
 #[test]
+fn a_token_is_tried_with_a_few_keys_the_one_that_it_names_first() {
+    let secret = |number: usize| format!("secret-number-{number}-of-thirty-two-bytes");
+    let own: Arc<[Key]> = (0..MAX_TRIES)
+        .map(|number| Key::from_secret(&secret(number)).unwrap())
+        .collect();
+    let jwk = json!({"kty": "oct", "kid": "k", "k": base64url(&secret(MAX_TRIES))});
+    let set = json!({"keys": [jwk]}).to_string();
+    let keys = Keys {
+        own,
+        set: Some(KeySet::parse(set.as_bytes(), true).unwrap().keys.into()),
+        validation: Arc::new(validation(&config())),
+    };
+    let is_accepted = |number, kid: Option<&str>| {
+        let mut header = Header::new(HS256);
+        header.kid = kid.map(str::to_owned);
+        let key = EncodingKey::from_secret(secret(number).as_bytes());
+        let token = signed(&header, &carl(), &key);
+        keys.claims(&token, &header).is_ok()
+    };
+    assert!(is_accepted(0, None));
+    assert!(is_accepted(MAX_TRIES - 1, None));
+    assert!(!is_accepted(MAX_TRIES, None));
+    assert!(is_accepted(MAX_TRIES, Some("k")));
+}
+
+#[test]
 fn forged_tokens_are_refused() {
     let verifier = verifier(&JwtConfig {
         jwt_secret: Some(Secret::new("another-secret-of-thirty-two-bytes!!")),
@@ -530,7 +556,10 @@ fn tokens_are_taken_from_auth_then_the_header_then_if_allowed_the_query() {
     };
     let presented = |config: JwtConfig, auth: Value, request: &Parts| {
         let keys = verifier(&with_secret(config));
-        let outcome = keys.verify_presented(Some(&auth), request);
+        let outcome = async {
+            let token = keys.presented(Some(&auth), request)?;
+            keys.verify(&token).await
+        };
         let outcome = outcome.now_or_never().expect("no key set to wait for");
         outcome.map(|identity| identity.user().id.to_string())
     };
