@@ -29,6 +29,7 @@ use jsonwebtoken::{
     errors::ErrorKind,
 };
 use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 pub(crate) use self::explain::Fit;
@@ -51,6 +52,9 @@ const MAX_TOKEN_BYTES: usize = 8 * 1024;
 /// Keys that one token is tried with: an issuer's few, with those that it had
 /// before and will have next.
 const MAX_TRIES: usize = 8;
+
+/// Tokens that wait at once for a key that may be in a newer key set.
+const MAX_SEEKERS: usize = 1_024;
 
 /// A verified bearer, and what its token said about itself.
 #[derive(Debug, Clone)]
@@ -192,6 +196,7 @@ pub struct Verifier {
     jwks: Option<Jwks>,
     validation: Arc<Validation>,
     workers: Workers,
+    seekers: Semaphore,
     user_id_claims: Vec<String>,
     tenant_id_claim: String,
     tenant_required: bool,
@@ -234,6 +239,7 @@ impl Verifier {
             jwks,
             validation: Arc::new(validation(config)),
             workers: Workers::new(),
+            seekers: Semaphore::new(MAX_SEEKERS),
             user_id_claims: match config.user_id_claim() {
                 Some(claim) => vec![claim.to_owned()],
                 None => vec!["userId".to_owned(), "sub".to_owned()],
@@ -286,6 +292,8 @@ impl Verifier {
         match self.claims(client, token, &header, &is_wanted).await {
             Err(Failure::NoKey(id)) => match &self.jwks {
                 Some(jwks) if !contains(&jwks.keys(), id.as_deref()) => {
+                    let seeker = self.seekers.try_acquire();
+                    let _seeker = seeker.map_err(|_| Refusal::Overloaded)?;
                     jwks.seek(id.as_deref()).await;
                     self.claims(client, token, &header, &is_wanted).await
                 }

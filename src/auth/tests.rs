@@ -339,6 +339,35 @@ fn a_token_is_tried_with_a_few_keys_the_one_that_it_names_first() {
     assert!(is_accepted(MAX_TRIES, Some("k")));
 }
 
+#[tokio::test]
+async fn tokens_that_wait_for_a_key_are_bounded_and_tokens_of_known_keys_do_not_wait() {
+    // Nobody listens there.
+    let jwks = "http://127.0.0.1:9/keys.json".parse().unwrap();
+    let config = with_secret(JwtConfig {
+        jwt_jwks: jwks,
+        ..config()
+    });
+    let verifier = verifier(&config);
+    let mut header = Header::new(RS256);
+    header.kid = Some("made-up".to_owned());
+    let made_up = signed(&header, &carl(), &KINDS[1].signing_key());
+    let mut seekers: Vec<_> = (0..MAX_SEEKERS)
+        .map(|_| Box::pin(verifier.verify(&made_up)))
+        .collect();
+    for seeker in &mut seekers {
+        assert!(seeker.now_or_never().is_none());
+    }
+    let one_more = verifier.verify(&made_up).now_or_never();
+    assert_eq!(one_more.unwrap().unwrap_err(), Refusal::Overloaded);
+    assert!(
+        verifier
+            .verify(&token(&carl()))
+            .now_or_never()
+            .unwrap()
+            .is_ok()
+    );
+}
+
 #[test]
 fn forged_tokens_are_refused() {
     let verifier = verifier(&JwtConfig {
