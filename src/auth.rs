@@ -114,6 +114,9 @@ pub enum Refusal {
     TenantIdMissing,
     #[error("tenant id not acceptable")]
     TenantIdInvalid,
+    /// Of a user whose binding keys would be longer than AMQP has them.
+    #[error("user id and tenant id too long")]
+    IdsTooLong,
     #[error("token revoked")]
     TokenRevoked,
     /// Of `auth:refresh` only.
@@ -147,6 +150,7 @@ impl Refusal {
             Self::UserIdInvalid => "user_id_invalid",
             Self::TenantIdMissing => "tenant_id_missing",
             Self::TenantIdInvalid => "tenant_id_invalid",
+            Self::IdsTooLong => "ids_too_long",
             Self::TokenRevoked => "token_revoked",
             Self::AnotherUser => "another_user",
             Self::TooManySockets => "too_many_sockets",
@@ -199,6 +203,7 @@ pub struct Verifier {
     seekers: Semaphore,
     user_id_claims: Vec<String>,
     tenant_id_claim: String,
+    default_tenant: Option<TenantId>,
     tenant_required: bool,
     allow_query: bool,
 }
@@ -245,6 +250,7 @@ impl Verifier {
                 None => vec!["userId".to_owned(), "sub".to_owned()],
             },
             tenant_id_claim: config.jwt_tenant_id_claim.clone(),
+            default_tenant: config.jwt_default_tenant_id.clone(),
             tenant_required,
             allow_query: config.jwt_allow_query,
         })
@@ -269,6 +275,10 @@ impl Verifier {
             }
             Some(_) => Err(Refusal::TokenInvalid),
         }
+        .and_then(|token| match token.len() {
+            ..=MAX_TOKEN_BYTES => Ok(token),
+            _ => Err(Refusal::TokenInvalid),
+        })
     }
 
     /// Verifies signature, times, issuer and audience, then the ids inside. Waits
@@ -353,9 +363,11 @@ impl Verifier {
                 let tenant = id_text(tenant).ok_or(Refusal::TenantIdInvalid)?;
                 Some(TenantId::parse(&tenant).map_err(|_| Refusal::TenantIdInvalid)?)
             }
-            None if self.tenant_required => return Err(Refusal::TenantIdMissing),
-            None => None,
+            None => self.default_tenant.clone(),
         };
+        if tenant.is_none() && self.tenant_required {
+            return Err(Refusal::TenantIdMissing);
+        }
         Ok(Identity {
             user: User {
                 id: UserId::parse(&user_id).map_err(|_| Refusal::UserIdInvalid)?,

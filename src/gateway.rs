@@ -312,6 +312,9 @@ impl Gateway {
         }
         let presented = self.verifier.presented(auth.as_ref(), socket.req_parts());
         let token = presented.map(Cow::into_owned);
+        // What may wait below holds no more than it needs.
+        let request = Request::of(auth.as_ref());
+        drop(auth);
         // Whoever presents none, or nonsense, is slowed down like one who presents the same.
         let known_as: &str = token.as_deref().unwrap_or_else(|refusal| refusal.label());
         if let Some(again) = self.refused_tokens.find(client, known_as) {
@@ -323,7 +326,7 @@ impl Gateway {
             }
         }
         let admission = match &token {
-            Ok(token) => self.let_in(socket, client, token, auth.as_ref()).await,
+            Ok(token) => self.let_in(socket, client, token, request).await,
             Err(refusal) => Err(*refusal),
         };
         match &admission {
@@ -339,16 +342,18 @@ impl Gateway {
         socket: &SocketRef,
         client: IpAddr,
         token: &str,
-        auth: Option<&Value>,
+        request: Request,
     ) -> Result<Arc<Admission>, Refusal> {
         let is_wanted = || !self.refusal_limit.is_exceeded(client);
         let verified = self.verifier.verify_for(client, token, is_wanted);
         let identity = verified.await?;
+        if !self.hub.broker().has_room_for(identity.user()) {
+            return Err(Refusal::IdsTooLong);
+        }
         let lease = self.leases.grant(socket.id, identity.clone());
         // After the lease: whoever is revoked from now on is so by it.
         self.check_revocation(&identity)?;
         let limit = self.config.max_sockets_per_user;
-        let request = Request::of(auth);
         let session = self.hub.join(identity.user(), socket, request, limit);
         Ok(Arc::new(Admission {
             session: session.ok_or(Refusal::TooManySockets)?,

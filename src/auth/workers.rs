@@ -14,9 +14,9 @@ use std::{
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-/// Jobs that wait at once: as many as a wave of reconnects has, each with a token
-/// of 8 KiB at most.
-const MAX_WAITING: usize = 16_384;
+/// Jobs that wait at once: what a worker does in a second, and for each a CONNECT of
+/// 64 KiB at most. More are soon back.
+const MAX_WAITING: usize = 4_096;
 
 /// A machine with few cores has them for its sockets.
 const MAX_WORKERS: usize = 4;

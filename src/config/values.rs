@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use crate::user::{InvalidId, TenantId};
+
 /// Shorter admin tokens can be guessed by whoever may try often.
 pub const MIN_ADMIN_TOKEN_BYTES: usize = 16;
 
@@ -86,6 +88,16 @@ pub(super) fn parse_optional_address(text: &str) -> Result<OptionalAddress, Stri
             .parse()
             .map(Some)
             .map_err(|_| "is no address with a port like 127.0.0.1:9090".to_owned()),
+    }
+}
+
+/// A setting that is off when it is empty.
+pub type OptionalTenant = Option<TenantId>;
+
+pub(super) fn parse_optional_tenant(text: &str) -> Result<OptionalTenant, InvalidId> {
+    match text {
+        "" => Ok(None),
+        text => TenantId::parse(text).map(Some),
     }
 }
 
