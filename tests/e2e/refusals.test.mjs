@@ -81,7 +81,7 @@ test('a flood of forged signatures, from several addresses, keeps nobody else wa
     waits.sort((a, b) => a - b);
     t.diagnostic(`half of the updates within ${waits[100]} ms, 99 of 100 within ${waits[197]} ms, all within ${waits[199]} ms`);
     // Not what it takes, on a machine that others use as well, but far from what a queue of verifications takes.
-    assert.ok(waits[197] < 1_000, `99 of 100 updates came within ${waits[197]} ms, the last one within ${waits[199]} ms`);
+    assert.ok(waits[197] < 5_000, `99 of 100 updates came within ${waits[197]} ms, the last one within ${waits[199]} ms`);
     const seconds = (Date.now() - start) / 1000;
     const refused = await server.metric('connects_refused_total{reason="token_invalid"}');
     // 10 at once and 2 a second for each address, and those that were on their way meanwhile.
