@@ -234,7 +234,7 @@ pub struct HttpConfig {
     pub max_connects_per_second: u32,
     /// Refused sockets per second from one address, and five times as many at once;
     /// then its connections are closed and its handshakes get 429. 0 for no limit
-    #[arg(long, env, value_name = "N", default_value_t = 20, help_heading = LIMITS)]
+    #[arg(long, env, value_name = "N", default_value_t = 50, help_heading = LIMITS)]
     pub max_refusals_per_second: u32,
     /// Events per second from one socket, and five times as many at once; then its
     /// transport is closed. 0 for no limit
@@ -268,7 +268,7 @@ impl Default for HttpConfig {
             max_sockets: 100_000,
             max_sockets_per_user: 100,
             max_connects_per_second: 1_000,
-            max_refusals_per_second: 20,
+            max_refusals_per_second: 50,
             max_events_per_second: 10,
             expiry_notice: Duration::from_secs(30),
             recovery: RecoveryConfig {
