@@ -53,8 +53,11 @@ pub fn routers(
         admin_token,
     };
     let probes = Router::new()
+        // Chat3's own services answer by both names.
         .route("/health", get(health))
+        .route("/livez", get(health))
         .route("/ready", get(ready))
+        .route("/readyz", get(ready))
         .with_state(state.clone());
     let api = Router::new()
         .route("/api/stats", get(stats))

@@ -169,10 +169,16 @@ test('`publish` says why RabbitMQ refused', async () => {
 
 test('health, readiness and metrics answer', async () => {
   const gateway = await Gateway.start(broker);
-  const health = await gateway.get('/health');
-  assert.equal(health.status, 200);
-  assert.deepEqual(await health.json(), { status: 'ok', rabbitmq: 'connected', isConnected: true });
-  assert.equal((await gateway.get('/ready')).status, 200);
+  for (const path of ['/health', '/livez']) {
+    const health = await gateway.get(path);
+    assert.equal(health.status, 200, path);
+    assert.deepEqual(await health.json(), { status: 'ok', rabbitmq: 'connected', isConnected: true });
+  }
+  for (const path of ['/ready', '/readyz']) {
+    const ready = await gateway.get(path);
+    assert.equal(ready.status, 200, path);
+    assert.deepEqual(await ready.json(), { status: 'ready' });
+  }
   const tab = await Tab.open(gateway, 'usr_m');
   await tab.saw(publisher.update('usr_m'));
   // The counters follow the events, this one last.
