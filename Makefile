@@ -52,7 +52,7 @@ rustdoc:
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
 	RUST_TEST_THREADS=2 cargo test --locked --no-fail-fast
 
-test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
+test-e2e: rabbitmq chromium openssl curl src/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked --bins --examples
 	cd tests && node --test e2e/*.test.mjs
 
@@ -103,11 +103,10 @@ bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the ta
 	$(bench-run) --quick ../target/bench/quick.json
 	node tests/bench/report.mjs target/bench/quick.json
 
-proxies: rabbitmq openssl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
+proxies: rabbitmq openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
 	$(call need,/usr/sbin/nginx,nginx)
 	$(call need,/usr/sbin/haproxy,haproxy)
 	$(call need,caddy,caddy)
-	$(call need,curl,curl)
 	cargo build --locked
 	cd tests && node --test proxies.test.mjs
 
@@ -137,7 +136,7 @@ deny: ## Hold the dependencies against advisories, licences and sources (ADVISOR
 	$(if $(ADVISORY_DB),GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0='url.$(ADVISORY_DB).insteadOf' \
 		GIT_CONFIG_VALUE_0=https://github.com/RustSec/advisory-db) cargo deny --locked check
 
-.PHONY: bench-needs npm rabbitmq chromium openssl
+.PHONY: bench-needs npm rabbitmq chromium openssl curl
 # Some distributions' own is older than what the tests and Vite can run on.
 npm:
 	$(call need,npm,npm)
@@ -150,6 +149,9 @@ rabbitmq:
 
 openssl:
 	$(call need,openssl,openssl)
+
+curl:
+	$(call need,curl,curl)
 
 chromium:
 	$(call need,chromium,chromium)

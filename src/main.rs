@@ -155,7 +155,7 @@ async fn develop(mut args: DevArgs) -> anyhow::Result<()> {
     println!("  Page    {url}/");
     println!("  Token   {token}");
     println!("          (usr_alice, valid for 12 hours)\n");
-    println!("  Connect io('{url}', {{ auth: {{ token }} }})");
+    println!("  Connect io('{url}', {{ auth: (give) => give({{ token }}) }})");
     println!("  Publish curl {url}/dev/updates -H 'content-type: application/json' \\");
     println!("            -d '{{\"userId\":\"usr_alice\",\"eventType\":\"message.create\"}}'\n");
     if !server.local_addr()?.ip().is_loopback() {
