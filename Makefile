@@ -65,15 +65,15 @@ over-topologies = failed=; for topology in shared firehose; do export RABBITMQ_T
 test-topologies-lean: rabbitmq tests/node_modules
 	cargo build --locked
 	$(call over-topologies, \
-		(cd tests && node --test --test-name-pattern='killing the broker|operator deletes|two tenants|leaves and returns|acknowledged' \
-			e2e/broker.test.mjs e2e/delivery.test.mjs) || failed=1; \
+		(cd tests && node --test --test-name-pattern='killing the broker|operator deletes|two tenants|leaves and returns|acknowledged|without settings|permits some' \
+			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs) || failed=1; \
 		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens || failed=1;)
 
 test-topologies: rabbitmq openssl src/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues and a firehose
 	cargo build --locked
 	$(call over-topologies, \
 		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service || failed=1; \
-		(cd tests && node --test e2e/broker.test.mjs e2e/delivery.test.mjs e2e/faults.test.mjs e2e/lifecycle.test.mjs \
+		(cd tests && node --test e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs e2e/faults.test.mjs e2e/lifecycle.test.mjs \
 			e2e/recovery.test.mjs e2e/shutdown.test.mjs e2e/rabbitmq_security.test.mjs) || failed=1;)
 
 docs: ## Write the tables of docs/CONFIGURATION.md anew, from the code
