@@ -43,7 +43,7 @@ test('the commands of the first hour work, in both languages', async () => {
     const script = commands.replaceAll('http://localhost:3001', gateway.url).replaceAll('curl ', 'curl -sf ');
     const { stdout } = await promisify(execFile)('bash', ['-e', '-c', script]);
     assert.match(stdout, /"token":"eyJ/);
-    assert.match(stdout, /"routingKey":"user\.usr_bob\.messageupdate"/);
+    assert.match(stdout, /"routingKey":"update\.dialog\.tnt_default\.user\.usr_bob\.message"/);
   }
 });
 

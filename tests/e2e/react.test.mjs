@@ -65,7 +65,7 @@ test('the types describe what the development mode publishes', async () => {
   // Without `user.update`, whose sample is older than Chat3's own.
   const types = Object.keys(await gateway.json('/dev/samples')).filter((type) => /^(message|dialog)\./.test(type));
   assert.ok(types.length >= 13);
-  for (const eventType of types) await gateway.get('/dev/updates', json({ userId: 'usr_types', eventType }));
+  for (const eventType of types) await gateway.get('/dev/updates', json({ userId: 'usr_types', generation: 'original', eventType }));
   await tab.when('all of them, twice', () => tab.events.length === 2 * types.length);
   const lines = tab.events.map(({ event, args }) => `receive['${event}'](${JSON.stringify(args[0])});`);
   assert.equal(await compile(lines), '');
