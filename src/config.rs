@@ -26,8 +26,8 @@ use clap::{
     builder::{BoolishValueParser, NonEmptyStringValueParser},
 };
 pub use command_line::{
-    Cli, Command, DevArgs, DoctorArgs, HealthArgs, PublishArgs, PublishRabbitMqArgs, ServeArgs,
-    TokenArgs,
+    Cli, Command, DevArgs, DoctorArgs, Generation, HealthArgs, PublishArgs, PublishRabbitMqArgs,
+    ServeArgs, TokenArgs,
 };
 pub use cors_origins::{CorsOrigins, InvalidOrigin};
 pub use jwks_source::JwksSource;

@@ -77,8 +77,11 @@ pub fn routers(
         refusals: Arc::new(RefusalLimit::new(WRONG_TOKENS_PER_SECOND)),
     };
     let probes = Router::new()
+        // Chat3's own services answer by both names.
         .route("/health", get(health))
+        .route("/livez", get(health))
         .route("/ready", get(ready))
+        .route("/readyz", get(ready))
         .with_state(state.clone());
     let api = Router::new()
         .route("/api/stats", get(stats))

@@ -55,8 +55,8 @@ impl Server {
     /// Binds `host` and the configured port and builds the service on it.
     /// `extra` are routes of your own on the same port. Neither the gateway's CORS
     /// nor its check of origins applies to them; bring your own layers. They must not
-    /// use `/socket.io`, `/health`, `/ready`, `/metrics` or `/api`, and unknown paths are
-    /// answered by the gateway.
+    /// use `/socket.io`, `/health`, `/livez`, `/ready`, `/readyz`, `/metrics` or `/api`,
+    /// and unknown paths are answered by the gateway.
     ///
     /// The server owns its accept loop, since it must be able to close one client's
     /// transport: a router that is served elsewhere could not do that.
