@@ -15,7 +15,7 @@ use chat3_gateway::{
     hub::{Offset, Request},
     metrics::Metrics,
     revocation::{Order, OrderText},
-    update::Update,
+    update::{Envelope, Update},
     user::{TenantId, User, UserId},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, encode};
@@ -69,11 +69,11 @@ pub fn original_envelope(data: &[u8]) {
     let Ok(update) = Update::decode(data) else {
         return;
     };
-    let Some(original) = update.to_original() else {
+    let Some(original) = update.rewritten(Envelope::Original) else {
         return;
     };
     let rewritten = Update::decode(&original).expect("it is an update");
-    assert!(rewritten.to_original().is_none());
+    assert!(rewritten.rewritten(Envelope::Original).is_none());
     let name = |update: &Update<'_>| update.specialised_event().map(|event| event.name);
     assert_eq!(name(&rewritten), name(&update));
     let value = |update: &Update<'_>| serde_json::from_str::<Value>(update.body.get());

@@ -365,25 +365,24 @@ impl Audience {
             routing_key = ?delivery.routing_key,
             "Update received"
         );
-        let rewritten = match self.envelope {
-            Envelope::Auto => None,
-            Envelope::Original => update.to_original(),
-        };
+        let rewritten = update.rewritten(self.envelope);
+        let decoded = rewritten.as_ref().map(|body| (body, Update::decode(body)));
         // From here on, all is about the body that is sent.
-        let body = rewritten.as_ref().unwrap_or(&delivery.body);
-        let update = match rewritten.as_deref().map(Update::decode) {
-            Some(Ok(rewritten)) => rewritten,
-            _ => update,
+        let (body, update) = match decoded {
+            Some((body, Ok(rewritten))) => (body, rewritten),
+            // Rewritten, it would be nested too deep.
+            _ => (&delivery.body, update),
         };
         let now = Instant::now();
         let mut room = self.room();
         self.note_stretch(&mut room);
         let Room { members, log, .. } = &mut *room;
-        let specialised = update.specialised_event();
+        let specialised = update.specialised_event_in(self.envelope);
+        let specialised_name = specialised.as_ref().map(|event| event.name);
         let (mut handed_off, mut kept) = (0, false);
         let events = 1 + u64::from(specialised.is_some());
         let first = log.append(body.clone(), events, now);
-        let events = Events::new(log, first, &update);
+        let events = Events::new(log, first, &update, specialised);
         let (mut live, mut late) = (0_u64, Vec::new());
         for member in &mut *members {
             if let Some(socket) = self.falls_behind(member, first - 1) {
@@ -417,8 +416,8 @@ impl Audience {
         }
         self.metrics.updates_delivered.inc();
         self.metrics.emitted(CHAT3_UPDATE, handed_off);
-        if let Some(event) = specialised {
-            self.metrics.emitted(event.name, handed_off);
+        if let Some(name) = specialised_name {
+            self.metrics.emitted(name, handed_off);
         }
         if let Some(published_at) = delivery.published_at {
             // Clocks differ: an update from the future took no time.
