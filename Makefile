@@ -59,8 +59,9 @@ test-topologies: rabbitmq openssl src/dev/node_modules tests/node_modules ## The
 			e2e/recovery.test.mjs e2e/shutdown.test.mjs e2e/rabbitmq_security.test.mjs); \
 	done
 
-docs: ## Write the tables of docs/CONFIGURATION.md anew, from the code
+docs: | npm ## Write the tables of docs/CONFIGURATION.md anew, from the code, and docs/DATA.md, from the fixtures
 	UPDATE_DOCS=1 cargo test --locked --quiet --test configuration_docs
+	UPDATE_DOCS=1 node --test tests/e2e/data_docs.test.mjs
 
 SOAK_MINUTES ?= 10
 SOAK_CONNECTS ?= 100000

@@ -248,6 +248,11 @@ pub struct HttpConfig {
     #[arg(long = "chat3-envelope", env = "CHAT3_ENVELOPE", value_name = "SHAPE",
         default_value = "auto", help_heading = UPDATES)]
     pub envelope: Envelope,
+    /// Drop updates that repeat one of the user's last 256, as Chat3 before 0.0.87
+    /// may publish them: same tenantId, eventId, updateType and entityId
+    #[arg(long, env, value_name = "BOOL", default_value_t = false, action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(), help_heading = UPDATES)]
+    pub drop_repeated_updates: bool,
     #[command(flatten)]
     pub recovery: RecoveryConfig,
 }
@@ -276,6 +281,7 @@ impl Default for HttpConfig {
                 total_bytes: 256 << 20,
             },
             envelope: Envelope::default(),
+            drop_repeated_updates: false,
         }
     }
 }

@@ -15,6 +15,7 @@ mod crowd;
 mod events;
 mod log;
 mod recovery;
+mod repeated;
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -66,6 +67,7 @@ pub struct Hub {
     metrics: Metrics,
     recovery: RecoveryConfig,
     envelope: Envelope,
+    drops_repeated: bool,
     users: Mutex<HashMap<User, Online>>,
     /// How many sessions there were.
     sessions: AtomicU64,
@@ -100,6 +102,7 @@ impl Hub {
         metrics: Metrics,
         recovery: RecoveryConfig,
         envelope: Envelope,
+        drops_repeated: bool,
     ) -> Arc<Self> {
         let hub = Arc::new(Self {
             broker,
@@ -107,6 +110,7 @@ impl Hub {
             metrics,
             recovery,
             envelope,
+            drops_repeated,
             users: Mutex::default(),
             sessions: AtomicU64::new(0),
             departures: Mutex::default(),
@@ -166,6 +170,7 @@ impl Hub {
             user.clone(),
             self.limits(),
             self.envelope,
+            self.drops_repeated,
             self.transports.clone(),
             self.metrics.clone(),
         ));

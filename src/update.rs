@@ -84,6 +84,16 @@ pub struct Update<'a> {
     data: Option<&'a RawValue>,
 }
 
+/// Tells an update from all others, as Chat3's own unique index does.
+#[derive(Debug, Hash)]
+pub struct Key<'a> {
+    tenant_id: Option<&'a Text<'a>>,
+    event_id: Text<'a>,
+    user_id: &'a Text<'a>,
+    update_type: &'a Text<'a>,
+    entity_id: Option<Text<'a>>,
+}
+
 /// The specialised event that accompanies `chat3:update`, with its payload.
 #[derive(Debug, Clone)]
 pub struct SpecialisedEvent<'a> {
@@ -130,6 +140,29 @@ impl<'a> Update<'a> {
     /// The domain event, e.g. `message.create`; empty when the body names none.
     pub fn event_type(&self) -> &str {
         self.event_type.as_ref().map_or("", Text::as_str)
+    }
+
+    /// What Chat3 has one update of since 2026-05-31; before 0.0.87 it may publish
+    /// that twice. `None` for updates of earlier generations: theirs may say
+    /// something new under the same names.
+    pub fn key(&self) -> Option<Key<'_>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Ids<'a> {
+            #[serde(borrow)]
+            event_id: Text<'a>,
+            #[serde(borrow)]
+            entity_id: Option<Text<'a>>,
+        }
+        let update_type = self.update_type.as_ref()?;
+        let ids: Ids<'_> = serde_json::from_str(self.body.get()).ok()?;
+        Some(Key {
+            tenant_id: self.tenant_id.as_ref(),
+            event_id: ids.event_id,
+            user_id: &self.user_id,
+            update_type,
+            entity_id: ids.entity_id,
+        })
     }
 
     /// Refuses an update that is not `user`'s own. Routing keys alone do not
@@ -218,7 +251,7 @@ struct Read<'a> {
 
 /// A string that borrows unless it contains escapes. (serde borrows for a bare
 /// `Cow`, but not for one inside an `Option`: hence the newtype.)
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Hash, Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 

@@ -21,6 +21,7 @@ use super::{
     events::{Events, Form, Lag},
     log::{Limits, Log, Offset, Wanted},
     recovery::{Outcome, Pid, Recovery, Request},
+    repeated::Recent,
 };
 use crate::{
     broker::{Delivery, Subscribed},
@@ -34,6 +35,9 @@ use crate::{
 /// Sessions of one user that are away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
 
+/// Why an update that came before is not delivered, as the metric's label.
+const REPEATED: &str = "repeated";
+
 /// All sockets of one user.
 pub(super) struct Audience {
     user: User,
@@ -45,6 +49,8 @@ pub(super) struct Audience {
     transports: Transports,
     metrics: Metrics,
     crowd: Crowd,
+    /// `None`: repetitions are delivered as well.
+    recent: Option<Mutex<Recent>>,
     room: Mutex<Room>,
 }
 
@@ -113,6 +119,7 @@ impl Audience {
         user: User,
         limits: Option<Limits>,
         envelope: Envelope,
+        drops_repeated: bool,
         transports: Transports,
         metrics: Metrics,
     ) -> Self {
@@ -125,6 +132,7 @@ impl Audience {
             transports,
             metrics,
             crowd: Crowd::new(),
+            recent: drops_repeated.then(Mutex::default),
             room: Mutex::new(Room {
                 // Most users have one.
                 members: Vec::with_capacity(1),
@@ -365,6 +373,9 @@ impl Audience {
             routing_key = ?delivery.routing_key,
             "Update received"
         );
+        if self.is_repeated(&update) {
+            return self.metrics.update_rejected(REPEATED);
+        }
         let rewritten = update.rewritten(self.envelope);
         let decoded = rewritten.as_ref().map(|body| (body, Update::decode(body)));
         // From here on, all is about the body that is sent.
@@ -424,6 +435,15 @@ impl Audience {
             let latency = SystemTime::now().duration_since(published_at);
             self.metrics.latency(latency.unwrap_or_default());
         }
+    }
+
+    /// Whether the update is one of the user's latest, come again.
+    fn is_repeated(&self, update: &Update<'_>) -> bool {
+        let repeats = |recent: &Mutex<Recent>| {
+            let mut recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
+            update.key().is_some_and(|key| !recent.is_new(&key))
+        };
+        self.recent.as_ref().is_some_and(repeats)
     }
 
     fn accept<'a>(&self, delivery: &'a Delivery) -> Result<Update<'a>, Rejection> {
