@@ -56,10 +56,6 @@ fn is_taken_back(message: &Fields<'_>) -> bool {
         .is_some_and(|deleted| deleted.get() == "false")
 }
 
-fn is_given(value: &RawValue) -> bool {
-    value.get() != "null"
-}
-
 /// `message.reactionUpdate`: who reacted how, and what the message has now.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -107,6 +103,9 @@ impl<'a> ReactionUpdate<'a> {
     }
 }
 
+/// Fields of most objects in Chat3's bodies, so that they are allocated once.
+const USUAL_FIELDS: usize = 12;
+
 /// An object's fields in their order, each value as it was published.
 #[derive(Default)]
 struct Fields<'a>(Vec<(Cow<'a, str>, Cow<'a, RawValue>)>);
@@ -126,18 +125,16 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The same, unless it is `null`.
+    /// The same, unless it is `null` or an empty string.
     fn given(&self, name: &str) -> Option<&'a RawValue> {
-        self.get(name).filter(|value| is_given(value))
-    }
-
-    /// The same, if it is a string with something in it.
-    fn text(&self, name: &str) -> Option<&'a RawValue> {
-        let is_text = |value: &str| value.starts_with('"') && value != "\"\"";
-        self.get(name).filter(|value| is_text(value.get()))
+        let is_nothing = |value: &RawValue| matches!(value.get(), "null" | "\"\"");
+        self.get(name).filter(|value| !is_nothing(value))
     }
 
     fn push(&mut self, name: Cow<'a, str>, value: &'a RawValue) {
+        if self.0.is_empty() {
+            self.0.reserve(USUAL_FIELDS);
+        }
         self.0.push((name, Cow::Borrowed(value)));
     }
 

@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Fields, ReactionUpdate, is_given, is_taken_back, raw};
+use super::{Fields, ReactionUpdate, is_taken_back, raw};
 use crate::update::{Text, Update};
 
 /// The documented fields of an update, in the documented order.
@@ -185,6 +185,10 @@ fn dialog_id<'a>(sections: &Fields<'a>, entity: &Fields<'a>) -> Option<Cow<'a, R
         .or_else(|| entity.get("dialogId"))
         .or_else(|| inside("context"));
     id.filter(|id| is_given(id)).map(Cow::Borrowed)
+}
+
+fn is_given(value: &RawValue) -> bool {
+    value.get() != "null"
 }
 
 fn without_prefix<'a>(value: &Cow<'a, RawValue>) -> Option<Cow<'a, RawValue>> {

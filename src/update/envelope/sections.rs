@@ -37,7 +37,7 @@ pub(super) fn rewrite(update: &Update<'_>) -> Option<Vec<u8>> {
     let event_type = event_type(update)?;
     let Body { fields, data } = serde_json::from_str(update.body.get()).ok()?;
     let data = data?.unless_flat(&event_type, update.data?);
-    let dialog_id = fields.text("dialogId").or_else(|| data.dialog_id());
+    let dialog_id = fields.given("dialogId").or_else(|| data.dialog_id());
     let dialog_id = dialog_id.unwrap_or(RawValue::NULL);
 
     let mut out = Object::with_capacity(update.body.get().len() + ADDED_BYTES);
@@ -61,7 +61,7 @@ pub(super) fn rewrite(update: &Update<'_>) -> Option<Vec<u8>> {
             }
         });
         out.object("context", |out| {
-            let own = data.context.text("dialogId");
+            let own = data.context.given("dialogId");
             out.all_but(&data.context, &["eventType", "dialogId"]);
             out.raw("dialogId", own.unwrap_or(dialog_id));
             out.text("eventType", &event_type);
@@ -78,10 +78,10 @@ pub(super) fn specialised_event<'a>(update: &Update<'a>) -> Option<SpecialisedEv
     let is_of = |family| update.family().is_none_or(|of| of == family);
     let (name, payload) = match &*event_type {
         "message.create" if is_of("update.message") => {
-            let message = section(update, "message")?;
-            // A string has no messageId: it would be no message to the page.
-            let is_object = message.get().starts_with('{');
-            (MESSAGE_NEW, is_object.then_some(Cow::Borrowed(message))?)
+            let message = section(update, "message");
+            // Anything else would be no message to the page.
+            let message = message.filter(|message| message.get().starts_with('{'));
+            (MESSAGE_NEW, Cow::Borrowed(message?))
         }
         TYPING if is_of("update.dialog") => (TYPING_UPDATE, typing(update)?),
         COUNTERS => return None,
@@ -153,7 +153,9 @@ fn write_message(out: &mut Object, message: &Fields<'_>, created_at: Option<&Raw
 /// What the page calls a user who has no name, as Chat3's have since 2025-12.
 fn display_name<'a>(user: &Fields<'a>) -> Option<&'a RawValue> {
     let meta = Fields::parse(user.given("meta")?)?;
-    meta.text("displayName").or_else(|| meta.text("fullName"))
+    let is_text = |value: &&RawValue| value.get().starts_with('"');
+    let name = |field| meta.given(field).filter(is_text);
+    name("displayName").or_else(|| name("fullName"))
 }
 
 /// `typing:update`, which says who is typing where, and for how long.
@@ -185,20 +187,20 @@ fn typing<'a>(update: &Update<'a>) -> Option<Cow<'a, RawValue>> {
     let data = data?;
     let typing = data.typing.as_ref()?;
     let user = typing.given("userInfo").and_then(Fields::parse);
-    let of_user = |name| user.as_ref().and_then(|user| user.text(name));
-    let dialog_id = fields.text("dialogId").or_else(|| data.dialog_id());
-    let dialog_id = dialog_id.or_else(|| typing.text("dialogId"));
+    let of_user = |name| user.as_ref().and_then(|user| user.given(name));
+    let dialog_id = fields.given("dialogId").or_else(|| data.dialog_id());
+    let dialog_id = dialog_id.or_else(|| typing.given("dialogId"));
     let user_name = of_user("name").or_else(|| display_name(user.as_ref()?));
     let avatar = of_user("avatar").or_else(|| {
         let meta = Fields::parse(user.as_ref()?.given("meta")?)?;
-        meta.text("avatar")
+        meta.given("avatar")
     });
     let expires = typing.given("expiresInMs");
     let expires = expires.or_else(|| data.context.given("expiresInMs"));
     let default_expiry = raw(&TYPING_EXPIRES_MS)?;
     raw(&TypingUpdate {
-        dialog_id: dialog_id.or_else(|| fields.text("entityId"))?,
-        user_id: typing.text("userId").or_else(|| of_user("userId"))?,
+        dialog_id: dialog_id.or_else(|| fields.given("entityId"))?,
+        user_id: typing.given("userId").or_else(|| of_user("userId"))?,
         user_name,
         user_info: user.as_ref().map(|_| TypingUser {
             user_id: of_user("userId"),
@@ -250,9 +252,9 @@ impl<'a> Data<'a> {
     }
 
     fn dialog_id(&self) -> Option<&'a RawValue> {
-        let of_dialog = || Fields::parse(self.dialog?)?.text("dialogId");
-        let of_message = || self.message.as_ref()?.text("dialogId");
-        let own = self.context.text("dialogId");
+        let of_dialog = || Fields::parse(self.dialog?)?.given("dialogId");
+        let of_message = || self.message.as_ref()?.given("dialogId");
+        let own = self.context.given("dialogId");
         own.or_else(of_dialog).or_else(of_message)
     }
 }
@@ -340,7 +342,17 @@ impl Object {
         if self.text.last() != Some(&b'{') {
             self.text.push(b',');
         }
-        self.string(name);
+        // Most names are written as they are, without a serializer.
+        if name
+            .bytes()
+            .all(|byte| !matches!(byte, 0..0x20 | b'"' | b'\\'))
+        {
+            self.text.push(b'"');
+            self.text.extend(name.as_bytes());
+            self.text.push(b'"');
+        } else {
+            self.string(name);
+        }
         self.text.push(b':');
     }
 
@@ -602,6 +614,10 @@ mod tests {
         );
         assert_eq!(found(json!({"message": message, "dialog": null})), "m");
         assert_eq!(found(json!({"message": {}, "dialog": "d"})), Value::Null);
+        assert_eq!(
+            found(json!({"message": {"dialogId": 7}, "context": {"dialogId": ""}})),
+            7
+        );
         let mut body = update("message.update", json!({"context": context}));
         body["dialogId"] = json!("top");
         let sections = sections_of(&body);
