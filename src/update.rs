@@ -85,7 +85,7 @@ pub struct Update<'a> {
 }
 
 /// Tells an update from all others, as Chat3's own unique index does.
-#[derive(Debug, Hash)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Key<'a> {
     tenant_id: Option<&'a Text<'a>>,
     event_id: Text<'a>,
@@ -251,7 +251,7 @@ struct Read<'a> {
 
 /// A string that borrows unless it contains escapes. (serde borrows for a bare
 /// `Cow`, but not for one inside an `Option`: hence the newtype.)
-#[derive(Debug, Hash, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -409,6 +409,31 @@ mod tests {
         ] {
             assert_eq!(rejection(body), Rejection::NotAnUpdate, "{body}");
         }
+    }
+
+    #[test]
+    fn a_repetition_is_told_by_its_key() {
+        let body = json!({"tenantId": "t", "userId": "u", "eventId": "e", "entityId": "m",
+            "updateType": "update.message", "createdAt": "1", "data": {}});
+        let with = |field: &str, value: Value| {
+            let mut other = body.clone();
+            other[field] = value;
+            other.to_string()
+        };
+        let first = body.to_string();
+        let first = Update::decode(first.as_bytes()).unwrap();
+        let has_key_of_first = |other: &str| {
+            let other = Update::decode(other.as_bytes()).unwrap();
+            other.key().is_some() && other.key() == first.key()
+        };
+        assert!(has_key_of_first(&with("createdAt", json!("2"))));
+        assert!(has_key_of_first(&with("data", json!({"member": {}}))));
+        for field in ["tenantId", "eventId", "entityId", "updateType"] {
+            assert!(!has_key_of_first(&with(field, json!("x"))), "{field}");
+        }
+        // Of these, nobody can tell.
+        assert!(!has_key_of_first(&with("eventId", Value::Null)));
+        assert!(!has_key_of_first(&with("updateType", Value::Null)));
     }
 
     #[test]
