@@ -16,6 +16,7 @@ mod departures;
 mod events;
 mod log;
 mod recovery;
+mod repeated;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -68,6 +69,7 @@ pub struct Hub {
     metrics: Metrics,
     recovery: RecoveryConfig,
     envelope: Envelope,
+    drops_repeated: bool,
     users: Mutex<HashMap<User, Online>>,
     /// How many sessions there were.
     sessions: AtomicU64,
@@ -96,6 +98,7 @@ impl Hub {
         metrics: Metrics,
         recovery: RecoveryConfig,
         envelope: Envelope,
+        drops_repeated: bool,
     ) -> Arc<Self> {
         let hub = Arc::new(Self {
             broker,
@@ -103,6 +106,7 @@ impl Hub {
             metrics,
             recovery,
             envelope,
+            drops_repeated,
             users: Mutex::default(),
             sessions: AtomicU64::new(0),
             departures: Departures::default(),
@@ -162,6 +166,7 @@ impl Hub {
             user.clone(),
             self.limits(),
             self.envelope,
+            self.drops_repeated,
             self.transports.clone(),
             self.departures.clone(),
             self.metrics.clone(),

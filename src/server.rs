@@ -109,6 +109,7 @@ impl Server {
             metrics.clone(),
             config.recovery.clone(),
             config.envelope,
+            config.drop_repeated_updates,
         );
         let gateway = Gateway::new(
             verifier,

@@ -22,6 +22,7 @@ use super::{
     events::{Events, Form, Lag},
     log::{Limits, Log, Offset, Wanted},
     recovery::{Outcome, Pid, Recovery, Request},
+    repeated::Recent,
 };
 use crate::{
     broker::{Delivery, Subscribed},
@@ -35,6 +36,9 @@ use crate::{
 /// Sessions of one user that are away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
 
+/// Why an update that came before is not delivered, as the metric's label.
+const REPEATED: &str = "repeated";
+
 /// All sockets of one user.
 pub(super) struct Audience {
     user: User,
@@ -47,6 +51,8 @@ pub(super) struct Audience {
     departures: Departures,
     metrics: Metrics,
     crowd: Crowd,
+    /// `None`: repetitions are delivered as well.
+    recent: Option<Mutex<Recent>>,
     room: Mutex<Room>,
 }
 
@@ -115,6 +121,7 @@ impl Audience {
         user: User,
         limits: Option<Limits>,
         envelope: Envelope,
+        drops_repeated: bool,
         transports: Transports,
         departures: Departures,
         metrics: Metrics,
@@ -129,6 +136,7 @@ impl Audience {
             departures,
             metrics,
             crowd: Crowd::new(),
+            recent: drops_repeated.then(Mutex::default),
             room: Mutex::new(Room {
                 // Most users have one.
                 members: Vec::with_capacity(1),
@@ -371,25 +379,27 @@ impl Audience {
             routing_key = ?delivery.routing_key,
             "Update received"
         );
-        let rewritten = match self.envelope {
-            Envelope::Auto => None,
-            Envelope::Original => update.to_original(),
-        };
+        if self.is_repeated(&update) {
+            return self.metrics.update_rejected(REPEATED);
+        }
+        let rewritten = update.rewritten(self.envelope);
+        let decoded = rewritten.as_ref().map(|body| (body, Update::decode(body)));
         // From here on, all is about the body that is sent.
-        let body = rewritten.as_ref().unwrap_or(&delivery.body);
-        let update = match rewritten.as_deref().map(Update::decode) {
-            Some(Ok(rewritten)) => rewritten,
-            _ => update,
+        let (body, update) = match decoded {
+            Some((body, Ok(rewritten))) => (body, rewritten),
+            // Rewritten, it would be nested too deep.
+            _ => (&delivery.body, update),
         };
         let now = Instant::now();
         let mut room = self.room();
         self.note_stretch(&mut room);
         let Room { members, log, .. } = &mut *room;
-        let specialised = update.specialised_event();
+        let specialised = update.specialised_event_in(self.envelope);
+        let specialised_name = specialised.as_ref().map(|event| event.name);
         let (mut handed_off, mut kept) = (0, false);
         let events = 1 + u64::from(specialised.is_some());
         let first = log.append(body.clone(), events, now);
-        let events = Events::new(log, first, &update);
+        let events = Events::new(log, first, &update, specialised);
         let (mut live, mut late) = (0_u64, Vec::new());
         for member in &mut *members {
             if let Some(socket) = self.falls_behind(member, first - 1) {
@@ -423,14 +433,23 @@ impl Audience {
         }
         self.metrics.updates_delivered.inc();
         self.metrics.emitted(CHAT3_UPDATE, handed_off);
-        if let Some(event) = specialised {
-            self.metrics.emitted(event.name, handed_off);
+        if let Some(name) = specialised_name {
+            self.metrics.emitted(name, handed_off);
         }
         if let Some(published_at) = delivery.published_at {
             // Clocks differ: an update from the future took no time.
             let latency = SystemTime::now().duration_since(published_at);
             self.metrics.latency(latency.unwrap_or_default());
         }
+    }
+
+    /// Whether the update is one of the user's latest, come again.
+    fn is_repeated(&self, update: &Update<'_>) -> bool {
+        let repeats = |recent: &Mutex<Recent>| {
+            let mut recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
+            update.key().is_some_and(|key| !recent.is_new(&key))
+        };
+        self.recent.as_ref().is_some_and(repeats)
     }
 
     fn accept<'a>(&self, delivery: &'a Delivery) -> Result<Update<'a>, Rejection> {

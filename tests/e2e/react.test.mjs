@@ -43,13 +43,18 @@ function received(body, events) {
   return events.map((event) => `receive['${event}'](${JSON.stringify(event === 'message:new' ? body.data : body)}, 'offset');`);
 }
 
+function receivedInSections({ body, emits, typing }) {
+  const payload = { 'message:new': body.data.message, 'typing:update': typing };
+  return emits.map((event) => `receive['${event}'](${JSON.stringify(payload[event] ?? body)}, 'offset');`);
+}
+
 test('the types describe what each generation of Chat3 publishes, field by field', async () => {
   const lines = [];
   const seen = new Set();
   for (const { since, updates } of generations()) {
-    for (const { name, body, emits } of updates) {
-      lines.push(`// ${since} ${name}`, ...received(body, emits));
-      seen.add(body.eventType ?? body.sourceEventType);
+    for (const { name, body, emits, sections } of updates) {
+      lines.push(`// ${since} ${name}`, ...received(body, emits), ...receivedInSections(sections));
+      seen.add(body.eventType ?? body.sourceEventType).add(sections.body.eventType);
     }
   }
   const names = [...seen].map((name) => JSON.stringify(name)).join(' | ');

@@ -1,6 +1,6 @@
 import { useEffect, useReducer, useRef, useState } from 'react';
 import type { Api, Session } from './api';
-import { chatReducer, EMPTY_CHAT, isAboutMembers } from './chat';
+import { chatReducer, EMPTY_CHAT, isToBeFetched } from './chat';
 import { Composer } from './Composer';
 import { ConnectionBadge } from './ConnectionBadge';
 import { CutButton } from './CutButton';
@@ -30,7 +30,7 @@ export function Chat({ me, api, session, signIn }: Props) {
 
   const { connection, fetched, expiresAt, refresh, socket } = useChatUpdates(session.token, (update) => {
     dispatch({ type: 'update', update });
-    if (isAboutMembers(update)) wantFetch();
+    if (isToBeFetched(update)) wantFetch();
   });
 
   const isConnected = ['must-refetch', 'live', 'recovered'].includes(connection.status);
