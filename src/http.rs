@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, Request, State},
+    extract::{Path, Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -20,7 +20,7 @@ use crate::{
     hub::Hub,
     metrics::{self, Metrics},
     revocation::{InvalidOrder, Order, OrderText},
-    transport::Transports,
+    transport::{Transports, whole_body},
     user::UserId,
 };
 
@@ -61,7 +61,7 @@ pub fn routers(
         .route("/api/users/{user_id}", get(user))
         .route("/api/users/{user_id}/disconnect", post(disconnect_user))
         .route("/api/tokens/{token_id}/revoke", post(revoke_token))
-        .layer(DefaultBodyLimit::max(MAX_ORDER_BYTES))
+        .route_layer(middleware::from_fn(whole_body::<MAX_ORDER_BYTES>))
         .route_layer(middleware::from_fn_with_state(state.clone(), require_admin));
     let operators = Router::new()
         .route("/metrics", get(exposition))

@@ -52,6 +52,7 @@ mod gateway;
 mod http;
 mod leases;
 mod limits;
+mod sampled;
 mod tls;
 mod transport;
 

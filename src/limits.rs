@@ -1,5 +1,5 @@
 //! How much a client may ask for: connects by address and by session, events by
-//! socket.
+//! socket; and how many sessions there may be.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -67,9 +67,9 @@ impl ConnectLimit {
 /// a new session after a refusal or a disconnect.
 const CONNECTS_PER_SESSION: u32 = 10;
 
-/// Counts how often an Engine.IO session asks to be let in; clones count together.
-#[derive(Clone, Default)]
-pub struct SessionConnects(Arc<AtomicU32>);
+/// Counts how often an Engine.IO session asks to be let in.
+#[derive(Default)]
+pub struct SessionConnects(AtomicU32);
 
 impl SessionConnects {
     /// Judges one more.
@@ -79,6 +79,31 @@ impl SessionConnects {
             CONNECTS_PER_SESSION => Verdict::TooMany,
             _ => Verdict::Ignored,
         }
+    }
+}
+
+/// How many sessions there are, of all clients together; clones count together.
+#[derive(Clone, Default)]
+pub struct Slots(Arc<AtomicU32>);
+
+/// One session's place among them, until it is dropped.
+pub struct Slot(Slots);
+
+impl Slots {
+    /// A slot, if `limit` allows one more; 0: no limit.
+    pub fn take(&self, limit: u32) -> Option<Slot> {
+        let limit = if limit == 0 { u32::MAX } else { limit };
+        let one_more = |taken| (taken < limit).then(|| taken + 1);
+        let taken = self
+            .0
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        taken.is_ok().then(|| Slot(self.clone()))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -156,7 +181,7 @@ fn parse_address(text: &str) -> Option<IpAddr> {
 }
 
 /// What counts as one client: an IPv6 subscriber has a whole /64.
-fn network(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => {
@@ -199,6 +224,17 @@ mod tests {
                 "{peer} {values:?}"
             );
         }
+    }
+
+    #[test]
+    fn slots_are_taken_until_they_are_dropped() {
+        let slots = Slots::default();
+        let taken: Vec<Slot> = (0..20).filter_map(|_| slots.take(10)).collect();
+        assert_eq!(taken.len(), 10);
+        drop(taken);
+        assert!(slots.take(1).is_some());
+        let unlimited: Vec<Option<Slot>> = (0..1000).map(|_| slots.take(0)).collect();
+        assert!(unlimited.iter().all(Option::is_some));
     }
 
     #[test]
