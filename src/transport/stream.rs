@@ -38,6 +38,10 @@ use crate::sampled::Sampled;
 
 static STALLED: Sampled = Sampled::new();
 
+/// The kernel's limit on what is not acknowledged comes after the one on a write that
+/// waits: its end is not told from a lost network.
+const SLACK: Duration = Duration::from_secs(1);
+
 /// A handle to one TCP connection; clones are of the same connection.
 #[derive(Clone, Debug)]
 pub struct Connection(Arc<State>);
@@ -187,7 +191,7 @@ impl Stream {
         // Failing options cost latency or patience, not the connection.
         let set = options.set_tcp_nodelay(true);
         #[cfg(target_os = "linux")]
-        let set = set.and_then(|()| options.set_tcp_user_timeout(Some(stall_limit)));
+        let set = set.and_then(|()| options.set_tcp_user_timeout(Some(stall_limit + SLACK)));
         if let Err(error) = set {
             debug!(%error, "cannot set TCP options");
         }

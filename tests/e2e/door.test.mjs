@@ -30,8 +30,11 @@ const POLLING = '/socket.io/?EIO=4&transport=polling';
 const peakOf = (pid) => Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))[1]) / 1024;
 const resetPeak = (pid) => writeFileSync(`/proc/${pid}/clear_refs`, '5');
 
-/** As a quiet machine has 100 ms, with room for one that tests on all its processors. */
-const P99_MS = 500;
+/** A quiet machine has 100 ms; there is room for one that tests on all its processors. */
+const P99_MS = 1000;
+const NOISE = 20;
+
+const p99Of = (latencies) => latencies.sort((a, b) => a - b)[Math.ceil(latencies.length * 0.99) - 1];
 
 /**
  * Attacks while a bystander with a socket is sent an update after the other: all arrive in time, and
@@ -43,20 +46,22 @@ async function holds(attack, { mebibytes }) {
   const { pid } = gateway.child;
   const before = rssOf(pid);
   resetPeak(pid);
-  const latencies = [];
-  let isOver = false;
-  const attacking = attack().finally(() => (isOver = true));
-  while (!isOver || latencies.length < 20) {
+  const [quiet, latencies] = [[], []];
+  const measure = async (into) => {
     const start = performance.now();
     await bystander.saw(publisher.update('usr_bystander'));
-    latencies.push(performance.now() - start);
+    into.push(performance.now() - start);
     await pause(20);
-  }
+  };
+  while (quiet.length < 20) await measure(quiet);
+  let isOver = false;
+  const attacking = attack().finally(() => (isOver = true));
+  while (!isOver || latencies.length < 20) await measure(latencies);
   await attacking;
   const growth = peakOf(pid) - before;
-  const p99 = latencies.sort((a, b) => a - b)[Math.ceil(latencies.length * 0.99) - 1];
+  const [p99, most] = [p99Of(latencies), Math.max(P99_MS, NOISE * p99Of(quiet))];
   assert.ok(growth < mebibytes, `${growth.toFixed(1)} MiB more`);
-  assert.ok(p99 < P99_MS, `p99 ${p99.toFixed(0)} ms`);
+  assert.ok(p99 < most, `p99 ${p99.toFixed(0)} ms`);
   assert.deepEqual(bystander.disconnects, []);
   bystander.close();
 }
@@ -125,7 +130,6 @@ test('a namespace that does not exist is still said not to exist', async () => {
 for (const [what, bytes, first = ''] of [
   ['pings', frame('x'.repeat(125), { opcode: 9 })],
   ['pongs', frame('', { opcode: 10 })],
-  ['ignored events', frame('42["typing"]')],
   ['empty continuations', Buffer.from([0x00, 0x80, 0, 0, 0, 0]), Buffer.from([0x01, 0x80, 0, 0, 0, 0])],
 ]) {
   test(`a flood of ${what} from a peer that does not read ends its connection`, async () => {
@@ -147,19 +151,22 @@ test('a flood of bytes ends its connection', async () => {
   gateway = await Gateway.start(broker);
   await holds(async () => {
     const socket = await openWebsocket();
-    await flood(socket, frame(`42["typing","${'x'.repeat(60_000)}"]`), 1000);
+    // A pong of the Engine.IO protocol, and what nobody reads.
+    await flood(socket, frame(`3${'x'.repeat(60_000)}`), 1000);
     await gateway.metricIs('connections_closed_total{reason="bytes"}', 1);
     await socket.ended;
   }, { mebibytes: 24 });
 });
 
 test('whoever takes nothing is not read from, and ends like any slow socket', async () => {
-  gateway = await Gateway.start(broker, { env: { SOCKET_WRITE_TIMEOUT: '3s', MAX_EVENTS_PER_SECOND: '0' } });
+  gateway = await Gateway.start(broker, { env: { SOCKET_WRITE_TIMEOUT: '3s', MAX_EVENTS_PER_SECOND: '0', RUST_LOG: 'info,chat3_gateway::hub=debug' } });
   const socket = await rawWebsocket(gateway, 'usr_stuck');
   socket.pause();
   await holds(async () => {
     const content = 'x'.repeat(100_000);
-    for (let i = 0; i < 60; i += 1) publisher.update('usr_stuck', { data: { content } });
+    for (let i = 0; i < 100; i += 1) publisher.update('usr_stuck', { data: { content } });
+    await gateway.logged(/a socket lags behind.*usr_stuck/);
+    // Meanwhile no byte came in: the flood meets a write that is stuck.
     await flood(socket, Buffer.concat(Array(100).fill(frame('x'.repeat(125), { opcode: 9 }))), 20_000);
     await gateway.metricIs('slow_sockets_total', 1);
     socket.resume();
@@ -176,6 +183,8 @@ test('heads of requests are limited, however many are sent', { timeout: 120_000 
       const some = await Promise.all(Array.from({ length: 25 }, () => rawConnection(gateway)));
       for (const socket of some) socket.write(head);
       sockets.push(...some);
+      // The bystander's client lives in this process.
+      await pause(20);
     }
     await Promise.all(sockets.map((socket) => socket.ended));
   }, { mebibytes: 40 });
