@@ -96,7 +96,7 @@ impl Slots {
         let one_more = |taken| (taken < limit).then(|| taken + 1);
         let taken = self
             .0
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
         taken.is_ok().then(|| Slot(self.clone()))
     }
 }

@@ -227,10 +227,10 @@ impl Frames {
     }
 
     fn begin_payload(&mut self) {
-        let [_, _, a, b, c, d, e, f, g, h, ..] = self.header;
+        let number = |bytes: &[u8]| bytes.iter().fold(0, |n, &byte| n << 8 | u64::from(byte));
         self.payload = match self.header[1] & 0x7f {
-            126 => u16::from_be_bytes([a, b]).into(),
-            127 => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+            126 => number(&self.header[2..4]),
+            127 => number(&self.header[2..10]),
             length => length.into(),
         };
         self.read = 0;
@@ -279,13 +279,13 @@ mod tests {
         let masked = if mask.is_some() { 0x80 } else { 0 };
         let mut frame = vec![opcode | if is_final { 0x80 } else { 0 }];
         match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
-            (Ok(length @ ..126), _) => frame.push(masked | length),
+            (Ok(length @ ..126), _) => frame.push(masked + length),
             (_, Ok(length)) => {
-                frame.push(masked | 126);
+                frame.push(masked + 126);
                 frame.extend(length.to_be_bytes());
             }
             _ => {
-                frame.push(masked | 127);
+                frame.push(masked + 127);
                 frame.extend((payload.len() as u64).to_be_bytes());
             }
         }

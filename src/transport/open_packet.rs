@@ -20,7 +20,7 @@ pub(super) fn announce(bytes: &[u8]) -> Option<Bytes> {
     let holds = MAX_MESSAGE_BYTES.to_string();
     // JSON allows spaces there.
     let width = announced.len() - holds.len();
-    let holds = format!(r#"{:<width$}{holds}"#, r#""maxPayload":"#);
+    let holds = format!(r"{:<width$}{holds}", r#""maxPayload":"#);
     let mut windows = bytes.windows(announced.len());
     let at = windows.position(|window| window == announced.as_bytes())?;
     let parts = [
