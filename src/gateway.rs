@@ -300,6 +300,9 @@ impl Gateway {
         let presented = seat.and_then(|seat| seat.presented().clone());
         let presented = presented.unwrap_or_else(|| Arc::new(without_credentials()));
         let identity = self.verifier.verify_presented(auth, &presented).await?;
+        if !self.hub.broker().has_room_for(identity.user()) {
+            return Err(Refusal::IdsTooLong);
+        }
         let lease = self.leases.grant(socket.id, identity.clone());
         // After the lease: whoever is revoked from now on is so by it.
         self.check_revocation(&identity)?;
