@@ -30,8 +30,8 @@ const POLLING = '/socket.io/?EIO=4&transport=polling';
 const peakOf = (pid) => Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))[1]) / 1024;
 const resetPeak = (pid) => writeFileSync(`/proc/${pid}/clear_refs`, '5');
 
-/** A quiet machine has 100 ms; there is room for one that tests on all its processors. */
-const P99_MS = 1000;
+/** A quiet machine has 100 ms; there is room for one that tests on all its processors, and attacks from this process. */
+const P99_MS = 2000;
 const NOISE = 20;
 
 const p99Of = (latencies) => latencies.sort((a, b) => a - b)[Math.ceil(latencies.length * 0.99) - 1];
@@ -178,7 +178,7 @@ test('heads of requests are limited, however many are sent', { timeout: 120_000 
   gateway = await Gateway.start(broker);
   await holds(async () => {
     const sockets = [];
-    const head = `GET /socket.io/?EIO=4 HTTP/1.1\r\nHost: x\r\nX: ${'x'.repeat(400_000)}`;
+    const head = `GET /socket.io/?EIO=4 HTTP/1.1\r\nHost: x\r\nX: ${'x'.repeat(100_000)}`;
     while (sockets.length < 500) {
       const some = await Promise.all(Array.from({ length: 25 }, () => rawConnection(gateway)));
       for (const socket of some) socket.write(head);
@@ -187,7 +187,7 @@ test('heads of requests are limited, however many are sent', { timeout: 120_000 
       await pause(20);
     }
     await Promise.all(sockets.map((socket) => socket.ended));
-  }, { mebibytes: 40 });
+  }, { mebibytes: 24 });
 });
 
 test('a head of 16 KB is not kept by the socket that came with it, and a longer one is refused', async () => {
