@@ -32,7 +32,7 @@ pub use command_line::{
 pub use cors_origins::{CorsOrigins, InvalidOrigin};
 pub use jwks_source::JwksSource;
 pub use trusted_proxies::{InvalidNetwork, TrustedProxies};
-pub use values::{OptionalAddress, OptionalPath, OptionalTenant, Secret};
+pub use values::{MIN_ADMIN_TOKEN_BYTES, OptionalAddress, OptionalPath, OptionalTenant, Secret};
 use values::{
     parse_delay, parse_heartbeat, parse_instance_name, parse_leeway, parse_optional_address,
     parse_optional_short_name, parse_optional_tenant, parse_short_name, parse_window,
@@ -236,6 +236,10 @@ pub struct HttpConfig {
     /// longest for a request is closed. 0 for no limit
     #[arg(long, env, value_name = "N", default_value_t = 1_000, help_heading = LIMITS)]
     pub max_connections_per_address: u32,
+    /// Refused sockets per second from one address, and five times as many at once;
+    /// then its connections are closed and its handshakes get 429. 0 for no limit
+    #[arg(long, env, value_name = "N", default_value_t = 20, help_heading = LIMITS)]
+    pub max_refusals_per_second: u32,
     /// Events per second from one socket, and five times as many at once; then its
     /// transport is closed. 0 for no limit
     #[arg(long, env, value_name = "N", default_value_t = 10, help_heading = LIMITS)]
@@ -269,6 +273,7 @@ impl Default for HttpConfig {
             max_sockets_per_user: 100,
             max_connects_per_second: 1_000,
             max_connections_per_address: 1_000,
+            max_refusals_per_second: 20,
             max_events_per_second: 10,
             expiry_notice: Duration::from_secs(30),
             recovery: RecoveryConfig {

@@ -52,6 +52,7 @@ mod gateway;
 mod http;
 mod leases;
 mod limits;
+mod refused_tokens;
 mod sampled;
 mod tls;
 mod transport;

@@ -18,6 +18,9 @@ use chat3_gateway::{
     user::{TenantId, User, UserId},
 };
 use futures_util::FutureExt;
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use tikv_jemalloc_ctl::background_thread;
 use tikv_jemallocator::Jemalloc;
 use tokio::{
@@ -31,6 +34,7 @@ use tokio::{
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
+    forbid_core_dumps();
     // Its own thread does the returning. Without one, only busy threads would.
     if let Err(error) = background_thread::write(true) {
         eprintln!("chat3-gateway: the allocator returns memory late: {error}");
@@ -47,6 +51,20 @@ fn main() -> ExitCode {
                 _ => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+/// A core dump would hold keys, passwords and tokens. Also keeps other processes of
+/// this user from reading the memory.
+fn forbid_core_dumps() {
+    let no_core = Rlimit {
+        current: Some(0),
+        maximum: getrlimit(Resource::Core).maximum,
+    };
+    let limited = setrlimit(Resource::Core, no_core);
+    let forbidden = limited.and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    if let Err(error) = forbidden {
+        eprintln!("chat3-gateway: core dumps stay on: {error}");
     }
 }
 
