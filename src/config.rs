@@ -235,6 +235,10 @@ pub struct HttpConfig {
     /// further ones get 429. 0 for no limit
     #[arg(long, env, value_name = "N", default_value_t = 1_000, help_heading = LIMITS)]
     pub max_connects_per_second: u32,
+    /// Connections of one address that carry no socket; beyond that, the one that waits
+    /// longest for a request is closed. 0 for no limit
+    #[arg(long, env, value_name = "N", default_value_t = 1_000, help_heading = LIMITS)]
+    pub max_connections_per_address: u32,
     /// Refused sockets per second from one address, and five times as many at once;
     /// then its connections are closed and its handshakes get 429. 0 for no limit
     #[arg(long, env, value_name = "N", default_value_t = 50, help_heading = LIMITS)]
@@ -276,6 +280,7 @@ impl Default for HttpConfig {
             max_sockets: 100_000,
             max_sockets_per_user: 100,
             max_connects_per_second: 1_000,
+            max_connections_per_address: 1_000,
             max_refusals_per_second: 50,
             max_events_per_second: 10,
             expiry_notice: Duration::from_secs(30),

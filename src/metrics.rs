@@ -78,6 +78,7 @@ pub struct Metrics {
     /// Sockets let in.
     pub connects: Counter,
     connects_refused: Family<Reason, Counter>,
+    connections_closed: Family<Reason, Counter>,
     jwks_reads: Family<Outcome, Counter>,
     /// Sockets whose transport was closed because they did not keep up.
     pub slow_sockets: Counter,
@@ -122,6 +123,7 @@ impl Metrics {
             events_emitted: Family::default(),
             connects: Counter::default(),
             connects_refused: Family::default(),
+            connections_closed: Family::default(),
             jwks_reads: Family::default(),
             slow_sockets: Counter::default(),
             noisy_sockets: Counter::default(),
@@ -247,6 +249,11 @@ impl Metrics {
             self.connects_refused.clone(),
         );
         r.register(
+            "connections_closed",
+            "Connections and sessions ended because they took more than their share, by reason",
+            self.connections_closed.clone(),
+        );
+        r.register(
             "jwks_reads",
             "Reads of the JSON Web Key Set, by outcome: ok or failed",
             self.jwks_reads.clone(),
@@ -315,6 +322,13 @@ impl Metrics {
     /// Counts a connection that is refused.
     pub fn connect_refused(&self, reason: &'static str) {
         self.connects_refused
+            .get_or_create(&Reason { reason })
+            .inc();
+    }
+
+    /// Counts a connection or session that took more than its share, and is ended.
+    pub fn connection_closed(&self, reason: &'static str) {
+        self.connections_closed
             .get_or_create(&Reason { reason })
             .inc();
     }

@@ -7,16 +7,24 @@
 //! and remembers which carries which socket.
 //!
 //! Invariants: a closed [`Connection`] neither reads nor writes another byte; a
-//! write makes progress within the limit or its connection is closed; and so is
-//! one whose request does not arrive in time.
+//! write makes progress within the limit or its connection is closed; so is
+//! one whose request does not arrive in time; and what a client sends is counted
+//! before it is acted upon.
 
+mod body;
 mod connect_reply;
 mod guard;
+mod heads;
+mod intake;
+mod open_packet;
+mod polling;
+mod room;
 mod serve;
 mod stream;
 
 use std::{
     collections::{HashMap, HashSet},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,16 +34,28 @@ use std::{
 
 use axum::{http::StatusCode, response::Response};
 use rand::seq::SliceRandom;
+use rustix::process::{Resource, getrlimit};
 use socketioxide::{extract::SocketRef, socket::Sid};
 use tokio::time::Instant;
+use tracing::warn;
 
-use self::{connect_reply::ConnectReply, guard::is_websocket, stream::Role};
 pub use self::{
+    body::whole_body,
     guard::{guard, session_id},
+    intake::MAX_MESSAGE_BYTES,
+    open_packet::MAX_PAYLOAD_BYTES,
     serve::serve,
     stream::Connection,
 };
-use crate::metrics::Metrics;
+use self::{
+    connect_reply::ConnectReply,
+    guard::is_websocket,
+    intake::{Budget, Excess},
+    polling::Polling,
+    room::{Entry, Lack, Room},
+    stream::Role,
+};
+use crate::{config::HttpConfig, metrics::Metrics, sampled::Sampled};
 
 /// Time between the pings to a socket: Socket.IO's default, which is announced to
 /// every client.
@@ -50,6 +70,9 @@ const FLUSHED_AFTER: Duration = Duration::from_millis(100);
 /// Few sockets need no spreading: they are closed at this pace at the slowest.
 const MAX_CLOSING_PAUSE: Duration = Duration::from_millis(10);
 
+static CROWDED: Sampled = Sampled::new();
+static EXCEEDED: Sampled = Sampled::new();
+
 /// Which connections carry which sockets. Cheap to clone.
 #[derive(Clone)]
 pub struct Transports(Arc<Registry>);
@@ -57,6 +80,11 @@ pub struct Transports(Arc<Registry>);
 struct Registry {
     metrics: Metrics,
     write_timeout: Duration,
+    /// Events that a socket may send.
+    events_per_second: u32,
+    room: Mutex<Room>,
+    /// The sessions that began by polling.
+    polling: Mutex<HashMap<Sid, Arc<Polling>>>,
     /// Every open connection, by its number.
     open: Mutex<HashMap<u64, Connection>>,
     accepted: AtomicU64,
@@ -94,11 +122,20 @@ struct Watched {
 }
 
 impl Transports {
-    /// `write_timeout`: how long a write may make no progress.
-    pub fn new(write_timeout: Duration, metrics: Metrics) -> Self {
+    /// As many connections as `config` and the limit on open files allow.
+    pub fn new(config: &HttpConfig, metrics: Metrics) -> Self {
+        let of_address = config.max_connections_per_address;
+        let descriptors = getrlimit(Resource::Nofile).current;
+        let descriptors = descriptors.and_then(|limit| limit.try_into().ok());
+        // An unlimited number fits into half of all numbers.
+        let descriptors = descriptors.unwrap_or(usize::MAX / 2);
+        let room = Room::new(of_address, config.trusted_proxies.clone(), descriptors);
         Self(Arc::new(Registry {
             metrics,
-            write_timeout,
+            write_timeout: config.socket_write_timeout,
+            events_per_second: config.max_events_per_second,
+            room: Mutex::new(room),
+            polling: Mutex::default(),
             open: Mutex::default(),
             accepted: AtomicU64::new(0),
             upgraded: Mutex::default(),
@@ -123,6 +160,9 @@ impl Transports {
     /// Begins to watch a socket, as the given session, until [`Transports::forget`].
     pub fn watch(&self, socket: &SocketRef, session: u64) {
         let websocket = websocket_handshake(socket).map(Connection::number);
+        for connection in self.websockets(socket) {
+            lock(&self.0.room).remove(connection.number());
+        }
         let watched = Watched {
             session,
             websocket,
@@ -178,6 +218,9 @@ impl Transports {
     }
 
     fn close_session(&self, sid: Sid, websocket: Option<&Connection>) {
+        if let Some(polling) = self.polling(sid) {
+            polling.ended.cancel();
+        }
         if let Some(watched) = lock(&self.0.sockets).get_mut(&sid) {
             watched.closed = true;
             // The poll that waits would wait on; the next one is refused.
@@ -189,10 +232,34 @@ impl Transports {
         for connection in &websockets {
             connection.close();
         }
-        if websockets.is_empty()
-            && let Some(end) = self.0.end_polling.get()
-        {
+        if websockets.is_empty() {
+            self.end_polling(sid);
+        }
+    }
+
+    /// Ends a session that polls; one that has a websocket goes on.
+    fn end_polling(&self, sid: Sid) {
+        if let Some(end) = self.0.end_polling.get() {
             end(sid);
+        }
+    }
+
+    /// A session that began by polling.
+    fn polling(&self, sid: Sid) -> Option<Arc<Polling>> {
+        lock(&self.0.polling).get(&sid).cloned()
+    }
+
+    /// What a session may send.
+    fn budget(&self) -> Budget {
+        Budget::new(self.0.events_per_second)
+    }
+
+    /// A session sent more than that, and ends.
+    fn exceeded(&self, peer: SocketAddr, excess: Excess) {
+        self.0.metrics.connection_closed(excess.label());
+        if let Some(line) = EXCEEDED.note(excess.label()) {
+            let (what, left_out) = (excess.label(), line.left_out);
+            warn!(%peer, what, left_out, "closing a connection that sends too much");
         }
     }
 
@@ -305,7 +372,47 @@ impl Transports {
 
     fn closed(&self, connection: &Connection) {
         lock(&self.0.open).remove(&connection.number());
+        lock(&self.0.room).leave(connection.number());
         self.change_role(connection, Role::Http);
+    }
+
+    /// Makes room for a connection that was just opened, or closes it. Returns what
+    /// it may be served.
+    fn make_room(&self, connection: &Connection) -> Served {
+        let (number, peer) = (connection.number(), connection.peer());
+        let entry = lock(&self.0.room).enter(number, peer.ip());
+        let lack = match entry {
+            Entry::Welcome => return Served::All,
+            Entry::ProbesOnly => Lack::OfAll,
+            Entry::InPlaceOf(_, lack) | Entry::Closed(lack) => lack,
+        };
+        self.0.metrics.connection_closed(lack.label());
+        if let Some(line) = CROWDED.note(lack.label()) {
+            let left_out = line.left_out;
+            match lack {
+                Lack::OfAddress => warn!(
+                    address = %peer.ip(),
+                    left_out,
+                    "closing connections of an address with more than MAX_CONNECTIONS_PER_ADDRESS"
+                ),
+                Lack::OfAll => warn!(
+                    left_out,
+                    "closing connections: as many as the limit on open files allows"
+                ),
+            }
+        }
+        match entry {
+            Entry::InPlaceOf(longest, _) => {
+                let longest = lock(&self.0.open).get(&longest).cloned();
+                longest.inspect(Connection::close);
+                Served::All
+            }
+            Entry::ProbesOnly => Served::ProbesOnly,
+            Entry::Welcome | Entry::Closed(_) => {
+                connection.close();
+                Served::Nothing
+            }
+        }
     }
 
     fn change_role(&self, connection: &Connection, role: Role) {
@@ -327,6 +434,13 @@ impl Transports {
     fn if_upgraded(&self, connection: &Connection, response: Response) -> Response {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             self.change_role(connection, Role::Http);
+            return response;
+        }
+        connection.begin_frames();
+        if let Role::Upgrade(sid) = connection.role()
+            && lock(&self.0.sockets).contains_key(&sid)
+        {
+            lock(&self.0.room).remove(connection.number());
         }
         response
     }
@@ -334,6 +448,15 @@ impl Transports {
     fn stalled(&self) {
         self.0.metrics.slow_sockets.inc();
     }
+}
+
+/// What a connection may be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    All,
+    /// Health checks: the gateway is full.
+    ProbesOnly,
+    Nothing,
 }
 
 /// The address of a socket's peer, for logs.

@@ -6,7 +6,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { before, test } from 'node:test';
 
-import { Broker, Gateway, Network, Publisher, Tab, temporaryFolder, testsFolder, until } from './harness.mjs';
+import { Broker, Gateway, Network, Poller, Publisher, Tab, temporaryFolder, testsFolder, until } from './harness.mjs';
 
 const PREFIX = 'chat3_gateway_';
 
@@ -32,6 +32,8 @@ before(async () => {
   await new Tab(gateway, 'no token').refused();
   await gateway.get('/api/stats');
   await gateway.metricIs('updates_rejected_total{reason="not_json"}', 1);
+  const stranger = await Poller.connect(gateway, {});
+  await stranger.post(`40/${'x'.repeat(200)},`);
   // A lost connection that asks for what is not here any more.
   network.reset();
   await gateway.metricIs('recoveries_lost_total{reason="expired"}', 1);
