@@ -20,7 +20,6 @@ use std::{
 
 use axum::{
     Extension, Router,
-    body::Body,
     extract::{Request as HttpRequest, State},
     http::{StatusCode, header},
     middleware::{self, Next},
@@ -34,7 +33,6 @@ use socketioxide::{
     handler::ConnectHandler,
     socket::{DisconnectReason, Sid},
 };
-use tower::ServiceExt;
 use tower_http::{limit::RequestBodyLimitLayer, timeout::RequestBodyTimeoutLayer};
 use tracing::{debug, info, warn};
 
@@ -46,7 +44,7 @@ use crate::{
     limits::{ConnectLimit, EventLimit, SessionConnects, Verdict},
     metrics::Metrics,
     revocation::{InvalidOrder, Order, Revocations, Target, is_user},
-    transport::{self, Connection, PING_INTERVAL, PING_TIMEOUT, Transports},
+    transport::{self, Connection, Endpoint, PING_INTERVAL, PING_TIMEOUT, Transports},
 };
 
 /// Sent some time before the socket's token expires: `{expiresAt}`.
@@ -171,10 +169,7 @@ impl Gateway {
         io.ns("/", connected.with(authenticate));
         // It is called once.
         let _ = self.io.set(io.clone());
-        let engine = service.clone();
-        self.transports.end_polling_by(move |sid| {
-            tokio::spawn(engine.clone().oneshot(engine_close(sid)));
-        });
+        self.transports.serve_by(Endpoint::new(service.clone()));
         tokio::spawn(self.clone().end_leases());
         let router = Router::new()
             .route("/socket.io", any_service(service.clone()))
@@ -489,13 +484,6 @@ async fn limit_handshakes(
 
 fn turn_away(status: StatusCode, message: &'static str) -> Response {
     (status, [(header::RETRY_AFTER, "1")], message).into_response()
-}
-
-/// What a polling client sends to end its session: Engine.IO has no other way in.
-fn engine_close(sid: Sid) -> HttpRequest {
-    let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
-    let request = HttpRequest::post(uri).body(Body::from("1"));
-    request.expect("the request is well-formed")
 }
 
 fn announce_expiry(socket: &SocketRef, expires_at: SystemTime) {

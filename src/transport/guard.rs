@@ -4,29 +4,23 @@ use axum::{
     Extension,
     body::{HttpBody, to_bytes},
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    http::{self, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use socketioxide::socket::Sid;
 
-use super::{
-    Transports,
-    connect_reply::ConnectReply,
-    lock,
-    stream::{Connection, Role},
-};
+use super::{Transports, connect_reply::ConnectReply, lock, stream::Connection, websocket};
 
-/// Stands before Socket.IO's endpoint: turns away what must not get in, notes
-/// which connection a socket upgrades to, and how much polling takes.
+/// Stands before Socket.IO's endpoint: turns away what must not get in, takes
+/// websockets out of the way, and notes how much polling takes.
 pub async fn guard(
     State(transports): State<Transports>,
     Extension(connection): Extension<Connection>,
     request: Request,
     next: Next,
 ) -> Response {
-    let query = request.uri().query();
-    let wants_websocket = is_websocket(query);
+    let wants_websocket = is_websocket(request.uri().query());
     let draining = transports.is_draining();
     let Some(sid) = session_id(request.uri()) else {
         if draining {
@@ -34,10 +28,9 @@ pub async fn guard(
             return (StatusCode::SERVICE_UNAVAILABLE, retry, "shutting down").into_response();
         }
         if wants_websocket {
-            transports.change_role(&connection, Role::Websocket);
+            return websocket::open(&transports, &connection, request).await;
         }
-        let response = next.run(lean(request)).await;
-        return transports.if_upgraded(&connection, response);
+        return next.run(lean(request)).await;
     };
     // While draining, whoever is not in yet must not get in: see `close_unwatched`.
     let is_closed = match lock(&transports.0.sockets).get(&sid) {
@@ -51,18 +44,17 @@ pub async fn guard(
         return (StatusCode::BAD_REQUEST, json, unknown).into_response();
     }
     if wants_websocket {
-        transports.change_role(&connection, Role::Upgrade(sid));
-        if let Some(reply) = transports.connect_reply(sid) {
-            connection.expect(reply);
-        }
-        let response = next.run(lean(request)).await;
-        return transports.if_upgraded(&connection, response);
+        return websocket::open(&transports, &connection, request).await;
     }
     let is_poll = request.method() == Method::GET;
     if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
         watched.polling = Some(connection.clone());
     }
-    let mut response = next.run(request).await;
+    let response = next.run(request);
+    let mut response = match is_poll {
+        true => transports.0.takeovers.until_released(sid, response).await,
+        false => response.await,
+    };
     if is_poll && let Some(reply) = transports.connect_reply(sid) {
         response = exchange_connect_reply(response, &reply).await;
     }
@@ -74,11 +66,11 @@ pub async fn guard(
 }
 
 /// Headers that are read of a handshake from here on; the rest is not kept.
-const HANDSHAKE_HEADERS: [HeaderName; 2] = [header::AUTHORIZATION, header::SEC_WEBSOCKET_KEY];
+const HANDSHAKE_HEADERS: [HeaderName; 1] = [header::AUTHORIZATION];
 
 /// A handshake's request, in memory of its own: a socket keeps it for life, and
 /// what hyper parsed is slices of its 8 KiB read buffer.
-fn lean(request: Request) -> Request {
+pub(super) fn lean<B>(request: http::Request<B>) -> http::Request<B> {
     let (mut parts, body) = request.into_parts();
     let mut headers = HeaderMap::with_capacity(HANDSHAKE_HEADERS.len());
     for name in HANDSHAKE_HEADERS {
@@ -93,7 +85,7 @@ fn lean(request: Request) -> Request {
     if let Ok(uri) = parts.uri.to_string().parse() {
         parts.uri = uri;
     }
-    Request::from_parts(parts, body)
+    http::Request::from_parts(parts, body)
 }
 
 async fn exchange_connect_reply(response: Response, reply: &ConnectReply) -> Response {
@@ -122,7 +114,7 @@ pub(super) fn is_websocket(query: Option<&str>) -> bool {
     transport == Some("websocket")
 }
 
-fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+pub(super) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.find_map(|(key, value)| (key == name).then_some(value))
 }
