@@ -39,7 +39,7 @@ use tracing::{debug, info, warn};
 use crate::{
     auth::{Identity, Refusal, Verifier},
     config::HttpConfig,
-    hub::{Hub, Request, Session},
+    hub::{Admitted, Hub, Request, Session},
     leases::{Due, End, Lease, Leases},
     limits::{ConnectLimit, EventLimit, SessionConnects, Verdict},
     metrics::Metrics,
@@ -221,9 +221,9 @@ impl Gateway {
             // Without the subscription in time, updates start when it is there.
             let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, session.subscribed()).await;
         }
-        if let Some(pid) = session.admit() {
+        if let Some(Admitted { id, pid }) = session.admit() {
             let transports = &self.transports;
-            transports.put_into_connect_reply(&socket, &pid.expose());
+            transports.put_into_connect_reply(&socket, id, &pid.expose());
         }
         self.metrics.connects.inc();
         Ok(())

@@ -152,10 +152,10 @@ impl Transports {
         }
     }
 
-    /// Has the socket's CONNECT reply carry `pid`, wherever it will be written. To
-    /// be called before socketioxide writes the reply.
-    pub fn put_into_connect_reply(&self, socket: &SocketRef, pid: &str) {
-        let reply = Arc::new(ConnectReply::new(socket.id, pid));
+    /// Has the socket's CONNECT reply carry `pid`, and `id` as the client's `socket.id`,
+    /// wherever it will be written. To be called before socketioxide writes the reply.
+    pub fn put_into_connect_reply(&self, socket: &SocketRef, id: Sid, pid: &str) {
+        let reply = Arc::new(ConnectReply::new(socket.id, id, pid));
         if let Some(watched) = lock(&self.0.sockets).get_mut(&socket.id) {
             watched.connect_reply = Some(reply.clone());
         }

@@ -1,23 +1,28 @@
 //! The way from the transports to Socket.IO's endpoint, for what it has no calls for.
 
-use std::{convert::Infallible, fmt::Display};
+use std::{convert::Infallible, fmt::Display, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, to_bytes},
     extract::Request,
-    http,
+    http::{self, Method, StatusCode},
     response::{IntoResponse, Response},
 };
 use futures_util::future::BoxFuture;
+use serde::Deserialize;
 use socketioxide::socket::Sid;
+use tokio::time::timeout;
 use tower::{Service, ServiceExt};
 use tracing::debug;
 
 use super::takeover::Websocket;
 
+/// Longest wait for a session's first ping, which is there at once.
+const FIRST_PING: Duration = Duration::from_millis(100);
+
 /// Socket.IO's endpoint.
 pub struct Endpoint {
-    post: Box<dyn Fn(Request) -> BoxFuture<'static, Response> + Send + Sync>,
+    call: Box<dyn Fn(Request) -> BoxFuture<'static, Response> + Send + Sync>,
     serve: Box<dyn Fn(Websocket, http::Request<()>) + Send + Sync>,
 }
 
@@ -32,10 +37,10 @@ impl Endpoint {
         <S as Service<(Websocket, http::Request<()>)>>::Error: Display,
         <S as Service<(Websocket, http::Request<()>)>>::Future: Send,
     {
-        let posts = service.clone();
+        let calls = service.clone();
         Self {
-            post: Box::new(move |request| {
-                let response = ServiceExt::<Request>::oneshot(posts.clone(), request);
+            call: Box::new(move |request| {
+                let response = ServiceExt::<Request>::oneshot(calls.clone(), request);
                 Box::pin(async move {
                     let response = response.await;
                     response.map_or_else(|never| match never {}, IntoResponse::into_response)
@@ -59,6 +64,26 @@ impl Endpoint {
         (self.serve)(websocket, request);
     }
 
+    /// Has a session that was opened by polling begin as with Node's server, which sends
+    /// the first ping after an interval; engineioxide sends one at once. A client that is
+    /// refused while it still answers that may never say that it leaves, and waits for its
+    /// last poll for as long as the session lives (python-engineio 4.15). So that ping is
+    /// taken out and answered here, before the client knows of its session.
+    pub(super) async fn spare_first_ping(&self, opened: Response) -> Response {
+        let (parts, body) = opened.into_parts();
+        // It is in memory already.
+        let Ok(packet) = to_bytes(body, usize::MAX).await else {
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        };
+        if let Some(sid) = opened_session(&packet) {
+            let poll = (self.call)(request(Method::GET, sid, ""));
+            if timeout(FIRST_PING, poll).await.is_ok() {
+                self.post(sid, "3").await;
+            }
+        }
+        Response::from_parts(parts, packet.into())
+    }
+
     /// Ends a session that polls.
     pub(super) fn end(&self, sid: Sid) {
         tokio::spawn(self.post(sid, "1"));
@@ -73,8 +98,23 @@ impl Endpoint {
 
     /// Posts packets to a session, as its client does.
     fn post(&self, sid: Sid, packets: &'static str) -> BoxFuture<'static, Response> {
-        let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
-        let request = Request::post(uri).body(Body::from(packets));
-        (self.post)(request.expect("the request is well-formed"))
+        (self.call)(request(Method::POST, sid, packets))
     }
+}
+
+fn request(method: Method, sid: Sid, body: &'static str) -> Request {
+    let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+    let request = Request::builder().method(method).uri(uri);
+    let request = request.body(Body::from(body));
+    request.expect("the request is well-formed")
+}
+
+/// The session that an open packet names.
+fn opened_session(packet: &[u8]) -> Option<Sid> {
+    #[derive(Deserialize)]
+    struct Open<'a> {
+        sid: &'a str,
+    }
+    let open: Open = serde_json::from_slice(packet.strip_prefix(b"0")?).ok()?;
+    open.sid.parse().ok()
 }

@@ -30,7 +30,8 @@ pub async fn guard(
         if wants_websocket {
             return websocket::open(&transports, &connection, request).await;
         }
-        return next.run(lean(request)).await;
+        let opened = next.run(lean(request)).await;
+        return transports.endpoint().spare_first_ping(opened).await;
     };
     // While draining, whoever is not in yet must not get in: see `close_unwatched`.
     let is_closed = match lock(&transports.0.sockets).get(&sid) {
