@@ -46,8 +46,8 @@ test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules exam
 test-topologies-lean: rabbitmq tests/node_modules
 	cargo build --locked
 	set -e; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; \
-		(cd tests && node --test --test-name-pattern='killing the broker|operator deletes|two tenants|leaves and returns|acknowledged' \
-			e2e/broker.test.mjs e2e/delivery.test.mjs); \
+		(cd tests && node --test --test-name-pattern='killing the broker|operator deletes|two tenants|leaves and returns|acknowledged|without settings|permits some' \
+			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs); \
 		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens; \
 	done
 
@@ -55,7 +55,7 @@ test-topologies: rabbitmq openssl src/dev/node_modules tests/node_modules ## The
 	cargo build --locked
 	set -e; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; \
 		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service; \
-		(cd tests && node --test e2e/broker.test.mjs e2e/delivery.test.mjs e2e/faults.test.mjs e2e/lifecycle.test.mjs \
+		(cd tests && node --test e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs e2e/faults.test.mjs e2e/lifecycle.test.mjs \
 			e2e/recovery.test.mjs e2e/shutdown.test.mjs e2e/rabbitmq_security.test.mjs); \
 	done
 

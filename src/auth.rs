@@ -99,6 +99,9 @@ pub enum Refusal {
     TenantIdMissing,
     #[error("tenant id not acceptable")]
     TenantIdInvalid,
+    /// Of a user whose binding keys would be longer than AMQP has them.
+    #[error("user id and tenant id too long")]
+    IdsTooLong,
     #[error("token revoked")]
     TokenRevoked,
     /// Of `auth:refresh` only.
@@ -126,6 +129,7 @@ impl Refusal {
             Self::UserIdInvalid => "user_id_invalid",
             Self::TenantIdMissing => "tenant_id_missing",
             Self::TenantIdInvalid => "tenant_id_invalid",
+            Self::IdsTooLong => "ids_too_long",
             Self::TokenRevoked => "token_revoked",
             Self::AnotherUser => "another_user",
             Self::TooManySockets => "too_many_sockets",
@@ -159,6 +163,7 @@ pub struct Verifier {
     validation: Validation,
     user_id_claims: Vec<String>,
     tenant_id_claim: String,
+    default_tenant: Option<TenantId>,
     tenant_required: bool,
     allow_query: bool,
 }
@@ -196,6 +201,7 @@ impl Verifier {
                 None => vec!["userId".to_owned(), "sub".to_owned()],
             },
             tenant_id_claim: config.jwt_tenant_id_claim.clone(),
+            default_tenant: config.jwt_default_tenant_id.clone(),
             tenant_required,
             allow_query: config.jwt_allow_query,
         })
@@ -286,9 +292,11 @@ impl Verifier {
                 let tenant = id_text(tenant).ok_or(Refusal::TenantIdInvalid)?;
                 Some(TenantId::parse(&tenant).map_err(|_| Refusal::TenantIdInvalid)?)
             }
-            None if self.tenant_required => return Err(Refusal::TenantIdMissing),
-            None => None,
+            None => self.default_tenant.clone(),
         };
+        if tenant.is_none() && self.tenant_required {
+            return Err(Refusal::TenantIdMissing);
+        }
         Ok(Identity {
             user: User {
                 id: UserId::parse(&user_id).map_err(|_| Refusal::UserIdInvalid)?,

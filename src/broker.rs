@@ -93,6 +93,9 @@ impl Activation {
 /// A source of updates.
 #[async_trait]
 pub trait Broker: Send + Sync {
+    /// Whether `user` can be subscribed at all: the ids fit into binding keys.
+    fn has_room_for(&self, user: &User) -> bool;
+
     /// Sends `user`'s updates to `handler` until [`Broker::unsubscribe_user`],
     /// over reconnects; replaces an earlier handler of the same user. Returns at
     /// once: what is recorded here is the wish, carried out when the broker is there.

@@ -32,10 +32,10 @@ pub use command_line::{
 pub use cors_origins::{CorsOrigins, InvalidOrigin};
 pub use jwks_source::JwksSource;
 pub use trusted_proxies::{InvalidNetwork, TrustedProxies};
-pub use values::{OptionalAddress, OptionalPath, Secret};
+pub use values::{OptionalAddress, OptionalPath, OptionalTenant, Secret};
 use values::{
     parse_delay, parse_heartbeat, parse_instance_name, parse_leeway, parse_optional_address,
-    parse_optional_short_name, parse_short_name, parse_window,
+    parse_optional_short_name, parse_optional_tenant, parse_short_name, parse_window,
 };
 
 const RABBITMQ: &str = "RabbitMQ";
@@ -48,7 +48,6 @@ const LOGS: &str = "Logs";
 
 const DEFAULT_URL: &str = "amqp://rmuser:rmpassword@localhost:5672/";
 const DEFAULT_EXCHANGE: &str = "chat3_updates";
-const DEFAULT_BINDING_KEYS: &str = "user.{userId}.*";
 
 /// How to reach RabbitMQ and what to bind there.
 #[allow(missing_docs)] // Its parts have their names from the settings.
@@ -63,10 +62,10 @@ pub struct RabbitMqConfig {
         value_name = "NAME", default_value = DEFAULT_EXCHANGE, value_parser = parse_short_name,
         help_heading = RABBITMQ)]
     pub exchange: String,
-    /// Comma-separated binding key templates with {userId} and {tenantId}; for
-    /// Chat3 since 0.0.77: update.*.*.{userId}.*
+    /// Comma-separated binding key templates with {userId}, {tenantId} and {tenantId|*}; by
+    /// default, those of every Chat3 there is
     #[arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS", value_name = "TEMPLATES",
-        default_value = DEFAULT_BINDING_KEYS, help_heading = RABBITMQ)]
+        default_value = binding_keys::DEFAULT, help_heading = RABBITMQ)]
     pub binding_keys: BindingKeys,
     /// How users share queues: one each, one or a few for all, or one that gets all updates
     #[arg(long = "rabbitmq-topology", env = "RABBITMQ_TOPOLOGY", value_name = "TOPOLOGY",
@@ -161,9 +160,7 @@ impl Default for RabbitMqConfig {
         Self {
             url: DEFAULT_URL.parse().expect("the default URL is valid"),
             exchange: DEFAULT_EXCHANGE.to_owned(),
-            binding_keys: DEFAULT_BINDING_KEYS
-                .parse()
-                .expect("the default template is valid"),
+            binding_keys: BindingKeys::default(),
             topology: Topology::PerUser,
             shared_queues: 1,
             reconnect_delay: Duration::from_secs(5),
@@ -361,6 +358,10 @@ pub struct JwtConfig {
     #[arg(long, env, value_name = "CLAIM", default_value = "tenantId",
         value_parser = NonEmptyStringValueParser::new(), help_heading = JWT)]
     pub jwt_tenant_id_claim: String,
+    /// Tenant of tokens without that claim; empty for none
+    #[arg(long, env, value_name = "TENANT_ID", default_value = "", hide_default_value = true,
+        value_parser = parse_optional_tenant, help_heading = JWT)]
+    pub jwt_default_tenant_id: OptionalTenant,
 }
 
 impl Default for JwtConfig {
@@ -380,6 +381,7 @@ impl Default for JwtConfig {
             jwt_audience: None,
             jwt_user_id_claim: None,
             jwt_tenant_id_claim: "tenantId".to_owned(),
+            jwt_default_tenant_id: None,
         }
     }
 }
@@ -484,6 +486,7 @@ mod tests {
             "JWT_AUDIENCE",
             "JWT_USER_ID_CLAIM",
             "JWT_TENANT_ID_CLAIM",
+            "JWT_DEFAULT_TENANT_ID",
             "CORS_ORIGIN",
             "NODE_ENV",
             "LOG_FILE",

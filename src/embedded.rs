@@ -78,6 +78,10 @@ impl EmbeddedExchange {
 
 #[async_trait]
 impl Broker for EmbeddedExchange {
+    fn has_room_for(&self, user: &User) -> bool {
+        self.binding_keys.fit(user)
+    }
+
     fn subscribe_user(&self, user: &User, handler: Handler) -> Subscribed {
         let (active, subscribed) = Subscribed::new();
         let (sender, mut receiver) = mpsc::channel(QUEUE_LENGTH);

@@ -255,6 +255,9 @@ impl Gateway {
     ) -> Result<Arc<Admission>, Refusal> {
         let verifier = &self.verifier;
         let identity = verifier.verify_presented(auth, socket.req_parts()).await?;
+        if !self.hub.broker().has_room_for(identity.user()) {
+            return Err(Refusal::IdsTooLong);
+        }
         let lease = self.leases.grant(socket.id, identity.clone());
         // After the lease: whoever is revoked from now on is so by it.
         self.check_revocation(&identity)?;

@@ -57,6 +57,8 @@ pub struct Metrics {
     pub subscriptions: Gauge,
     /// Subscriptions that the broker refused, each try.
     pub subscriptions_refused: Counter,
+    /// Binding keys that the broker refused, while it permits others.
+    pub binding_keys_refused: Counter,
     /// 1 while the broker connection is up.
     pub broker_connected: Gauge,
     /// 1 while orders come from and go to the other instances.
@@ -105,6 +107,7 @@ impl Metrics {
             memory_at_start: memory(),
             subscriptions: Gauge::default(),
             subscriptions_refused: Counter::default(),
+            binding_keys_refused: Counter::default(),
             broker_connected: Gauge::default(),
             control_connected: Gauge::default(),
             broker_reconnects: Counter::default(),
@@ -181,6 +184,11 @@ impl Metrics {
             "subscriptions_refused",
             "Subscriptions that RabbitMQ refused, each try",
             self.subscriptions_refused.clone(),
+        );
+        r.register(
+            "binding_keys_refused",
+            "Binding keys that RabbitMQ refused, while it permits others of the same user",
+            self.binding_keys_refused.clone(),
         );
         r.register(
             "rabbitmq_connected",

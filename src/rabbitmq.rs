@@ -149,8 +149,15 @@ impl RabbitMqService {
     /// Sends `user`'s updates to `handler` until [`Self::unsubscribe_user`]. Over
     /// a loss of the broker the subscription is made anew by itself; updates
     /// published meanwhile are not seen. A second call replaces the handler.
+    ///
+    /// A user whose binding keys are too long for AMQP gets no updates.
     pub fn subscribe_user(&self, user: &User, handler: Handler) -> Subscribed {
         let (active, subscribed) = Subscribed::new();
+        if !self.has_room_for(user) {
+            self.shared.metrics.subscriptions_refused.inc();
+            warn!(user_id = %user.id, "RabbitMQ binding keys too long for a subscription");
+            return subscribed;
+        }
         let mut wishes = self.shared.wishes();
         wishes.next_serial += 1;
         let wish = Wish {
@@ -228,6 +235,10 @@ impl Drop for RabbitMqService {
 
 #[async_trait]
 impl Broker for RabbitMqService {
+    fn has_room_for(&self, user: &User) -> bool {
+        self.shared.config.binding_keys.fit(user)
+    }
+
     fn subscribe_user(&self, user: &User, handler: Handler) -> Subscribed {
         self.subscribe_user(user, handler)
     }

@@ -2,7 +2,8 @@
 //!
 //! Owns the rule of which ids may enter the process at all. An id becomes part
 //! of RabbitMQ binding keys, where `*` and `#` are wildcards: an unchecked id
-//! would subscribe its bearer to everybody's updates. So a [`UserId`] or
+//! would subscribe its bearer to everybody's updates. Braces mark the placeholders
+//! of their templates. So a [`UserId`] or
 //! [`TenantId`] that exists is safe to put into a key, a log line and a header.
 //!
 //! Imports nothing of this crate.
@@ -13,7 +14,7 @@ use std::{borrow::Borrow, fmt, sync::Arc};
 /// bytes, and the longest of Chat3's keys spends about 60 of them on words.
 pub const MAX_USER_ID_BYTES: usize = 128;
 
-/// Longest accepted tenant id, in bytes; leaves room for both in one key.
+/// Longest accepted tenant id, in bytes; leaves room for both in one of the default keys.
 pub const MAX_TENANT_ID_BYTES: usize = 64;
 
 /// Why a text is not acceptable as an id.
@@ -24,7 +25,7 @@ pub enum InvalidId {
     Empty,
     #[error("is longer than {0} bytes")]
     TooLong(usize),
-    #[error("contains a character that is not allowed (*, #, whitespace or control)")]
+    #[error("contains a character that is not allowed (*, #, a brace, whitespace or control)")]
     ForbiddenCharacter,
 }
 
@@ -35,7 +36,8 @@ fn check(text: &str, max_bytes: usize) -> Result<(), InvalidId> {
     if text.len() > max_bytes {
         return Err(InvalidId::TooLong(max_bytes));
     }
-    let forbidden = |c: char| matches!(c, '*' | '#') || c.is_whitespace() || c.is_control();
+    let forbidden =
+        |c: char| matches!(c, '*' | '#' | '{' | '}') || c.is_whitespace() || c.is_control();
     if text.contains(forbidden) {
         return Err(InvalidId::ForbiddenCharacter);
     }
@@ -48,7 +50,7 @@ pub struct UserId(Arc<str>);
 
 impl UserId {
     /// Accepts `text` unless it is empty, over [`MAX_USER_ID_BYTES`], or contains
-    /// `*`, `#`, whitespace or control characters.
+    /// `*`, `#`, braces, whitespace or control characters.
     pub fn parse(text: &str) -> Result<Self, InvalidId> {
         check(text, MAX_USER_ID_BYTES).map(|()| Self(text.into()))
     }
@@ -130,7 +132,8 @@ mod tests {
     #[test]
     fn ids_that_could_widen_a_binding_or_forge_a_log_line_are_refused() {
         for id in [
-            "*", "#", "a*", "usr_#", "a b", "a\tb", "a\nb", "a\r", "\u{0}", "a\u{a0}b", "\u{85}",
+            "*", "#", "{userId}", "a}", "a*", "usr_#", "a b", "a\tb", "a\nb", "a\r", "\u{0}",
+            "a\u{a0}b", "\u{85}",
         ] {
             assert_eq!(
                 UserId::parse(id),

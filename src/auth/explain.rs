@@ -193,16 +193,21 @@ impl Verifier {
         };
         note(remarks, "user_id", fit, text);
         let name = &self.tenant_id_claim;
-        let (fit, text) = match claims.get(name) {
-            None if self.tenant_required => (
+        let (fit, text) = match (claims.get(name), &self.default_tenant) {
+            (None, Some(tenant)) => {
+                let tenant = shown(tenant.as_str());
+                let text = format!("{tenant} (JWT_DEFAULT_TENANT_ID; the claim {name} is missing)");
+                (Fit::Good, text)
+            }
+            (None, None) if self.tenant_required => (
                 Fit::Bad,
                 format!("the claim {name} is missing, and RABBITMQ_BINDING_KEYS need it"),
             ),
-            None => (
+            (None, None) => (
                 Fit::Odd,
                 format!("the claim {name} is missing: updates are not filtered by tenant"),
             ),
-            Some(value) => match id_text(value).map(|id| TenantId::parse(&id)) {
+            (Some(value), _) => match id_text(value).map(|id| TenantId::parse(&id)) {
                 Some(Ok(id)) => (Fit::Good, format!("{} (claim {name})", shown(id.as_str()))),
                 Some(Err(why)) => (Fit::Bad, format!("the claim {name} {why}")),
                 None => (

@@ -15,14 +15,12 @@ use clap::{
 use super::{
     AmqpUrl, BindingKeys, DEFAULT_EXCHANGE, DEFAULT_URL, HttpConfig, JwtConfig, LISTENER,
     LogConfig, OptionalAddress, RABBITMQ, RabbitMqConfig, RabbitMqTls, Secret,
+    binding_keys::DEFAULT as DEFAULT_BINDING_KEYS,
     values::{parse_json, parse_listening, parse_optional_address, parse_rate, parse_short_name},
 };
 use crate::user::{TenantId, UserId};
 
 const DOCTOR: &str = "Examination";
-
-/// The first generation's and today's: the development page publishes both.
-const DEV_BINDING_KEYS: &str = "user.{userId}.*,update.*.*.{userId}.*";
 
 /// Delivers Chat3 updates from RabbitMQ to browsers over Socket.IO.
 #[allow(missing_docs)] // Its parts have their names from the settings.
@@ -182,7 +180,7 @@ pub struct DevArgs {
     pub host: String,
     /// Binding key templates of the in-process exchange
     #[arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS", value_name = "TEMPLATES",
-        default_value = DEV_BINDING_KEYS, help_heading = RABBITMQ)]
+        default_value = DEFAULT_BINDING_KEYS, help_heading = RABBITMQ)]
     pub binding_keys: BindingKeys,
     #[command(flatten)]
     pub http: HttpConfig,

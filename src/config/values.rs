@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use crate::user::{InvalidId, TenantId};
+
 /// A value that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -83,6 +85,16 @@ pub(super) fn parse_optional_address(text: &str) -> Result<OptionalAddress, Stri
             .parse()
             .map(Some)
             .map_err(|_| "is no address with a port like 127.0.0.1:9090".to_owned()),
+    }
+}
+
+/// A setting that is off when it is empty.
+pub type OptionalTenant = Option<TenantId>;
+
+pub(super) fn parse_optional_tenant(text: &str) -> Result<OptionalTenant, InvalidId> {
+    match text {
+        "" => Ok(None),
+        text => TenantId::parse(text).map(Some),
     }
 }
 

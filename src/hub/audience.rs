@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 
 use super::{
     crowd::Crowd,
+    departures::{Departure, Departures},
     events::{Events, Form, Lag},
     log::{Limits, Log, Offset, Wanted},
     recovery::{Admitted, Outcome, Pid, Recovery, Request},
@@ -43,6 +44,7 @@ pub(super) struct Audience {
     limits: Option<Limits>,
     envelope: Envelope,
     transports: Transports,
+    departures: Departures,
     metrics: Metrics,
     crowd: Crowd,
     room: Mutex<Room>,
@@ -95,15 +97,15 @@ enum State {
     Live(SocketRef),
     /// Did not keep up: its transport is closed, and nothing is sent any more.
     Cut,
-    /// Lost its connection at this time and may come back for the rest.
-    Away(Instant),
+    /// Lost its connection and may come back for the rest.
+    Away(Departure),
 }
 
 /// What is left of a session whose socket is gone.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Left {
-    /// It may come back until some time after this moment.
-    Away(Instant),
+    /// It may come back for a while.
+    Away,
     /// Nothing.
     Gone,
 }
@@ -114,6 +116,7 @@ impl Audience {
         limits: Option<Limits>,
         envelope: Envelope,
         transports: Transports,
+        departures: Departures,
         metrics: Metrics,
     ) -> Self {
         let log = Log::new(metrics.kept.clone());
@@ -123,6 +126,7 @@ impl Audience {
             limits,
             envelope,
             transports,
+            departures,
             metrics,
             crowd: Crowd::new(),
             room: Mutex::new(Room {
@@ -229,7 +233,7 @@ impl Audience {
                 socket: Some(socket),
                 ..
             } => self.transports.close(socket),
-            State::Away(since) if self.is_expired(*since) => return None,
+            State::Away(since) if self.is_expired(since.at()) => return None,
             _ => {}
         }
         member.recovery
@@ -247,12 +251,11 @@ impl Audience {
             return None;
         }
         self.leave_crowd(&mut room.members[index]);
-        let now = Instant::now();
         let left = if may_return && room.members[index].recovery.is_some() {
             self.make_room_for_one_away(&mut room);
             // The index may have changed.
-            room.member(session)?.state = State::Away(now);
-            Left::Away(now)
+            room.member(session)?.state = State::Away(self.departures.note(&self.user, session));
+            Left::Away
         } else {
             room.members.swap_remove(index);
             Left::Gone
@@ -262,8 +265,8 @@ impl Audience {
     }
 
     fn make_room_for_one_away(&self, room: &mut Room) {
-        let away = |(index, member): (usize, &Member)| match member.state {
-            State::Away(since) => Some((since, index)),
+        let away = |(index, member): (usize, &Member)| match &member.state {
+            State::Away(since) => Some((since.at(), index)),
             _ => None,
         };
         let away: Vec<_> = room.members.iter().enumerate().filter_map(away).collect();
@@ -299,10 +302,13 @@ impl Audience {
     /// away since that session lost its socket.
     pub(super) fn evict_if_away_since(&self, session: u64) {
         let mut room = self.room();
-        let away = room.members.iter().filter_map(|member| match member.state {
-            State::Away(since) => Some((since, member.session)),
-            _ => None,
-        });
+        let away = room
+            .members
+            .iter()
+            .filter_map(|member| match &member.state {
+                State::Away(since) => Some((since.at(), member.session)),
+                _ => None,
+            });
         let is_newest = away.max().is_some_and(|(_, newest)| newest == session);
         if is_newest && room.sockets() == 0 && !room.log.is_empty() {
             self.metrics
@@ -576,8 +582,8 @@ impl Audience {
         let hole = room.log.last_hole();
         let wants = |member: &Member| {
             let recovery = member.recovery.filter(|recovery| recovery.start >= hole)?;
-            Some(recovery.wants(match member.state {
-                State::Away(since) => since,
+            Some(recovery.wants(match &member.state {
+                State::Away(since) => since.at(),
                 _ => now,
             }))
         };

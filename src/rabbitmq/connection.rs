@@ -57,7 +57,7 @@ pub(crate) struct ServerClose {
 
 impl ServerClose {
     /// RabbitMQ's longer texts have line breaks; ours are lines in a log.
-    fn new(code: u16, text: &str, refused: (u16, u16)) -> Self {
+    pub(super) fn new(code: u16, text: &str, refused: (u16, u16)) -> Self {
         let words: Vec<_> = text.split_whitespace().collect();
         let text = words.join(" ");
         Self {
@@ -77,6 +77,19 @@ impl ServerClose {
         let (_, rest) = self.text.split_once("no queue '")?;
         let (queue, _) = rest.split_once('\'')?;
         (self.code == NOT_FOUND).then_some(queue)
+    }
+
+    /// Whether topic permissions have refused that binding key: RabbitMQ tells only in
+    /// the text, of which 255 bytes arrive.
+    pub(super) fn refuses_key(&self, key: &str) -> bool {
+        let Some((_, about)) = self.text.split_once("access to topic '") else {
+            return false;
+        };
+        let is_key = match about.strip_prefix(key) {
+            Some(rest) => rest.starts_with('\''),
+            None => key.starts_with(about.trim_end_matches('.')),
+        };
+        self.code == ACCESS_REFUSED && is_key
     }
 
     /// What the operator can do about it, where it is not a passing fault.

@@ -276,6 +276,13 @@ impl Link {
                 }
                 continue;
             }
+            if batch
+                .iter()
+                .any(|(user, _)| self.topology.do_without(user, &close))
+            {
+                Box::pin(self.subscribe(shared, batch)).await?;
+                continue;
+            }
             let error = LinkError::Closed(close);
             for (user, _) in batch {
                 shared.metrics.subscriptions_refused.inc();

@@ -11,6 +11,7 @@
 mod common_queues;
 mod members;
 mod own_queues;
+mod permitted;
 mod routes;
 
 use std::sync::Arc;
@@ -65,6 +66,10 @@ pub(super) trait Topology: Send {
 
     /// How many users are subscribed.
     fn users_count(&self) -> usize;
+
+    /// A single user was refused that: whether it was one of several binding keys, and
+    /// the user can be subscribed without it.
+    fn do_without(&mut self, user: &User, refused: &ServerClose) -> bool;
 
     /// One of the bindings that exist.
     fn a_binding(&self) -> Option<QueueBindArguments>;

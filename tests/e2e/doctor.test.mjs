@@ -104,6 +104,8 @@ class Place {
 }
 
 const environment = (url, env = {}) => ({
+  // One template, so that what is said of it can be told apart.
+  RABBITMQ_BINDING_KEYS: 'user.{userId}.*',
   RABBITMQ_URL: url, JWT_SECRET: SECRET, LOG_FILE: '', PORT: '0', CORS_ORIGIN: 'https://chat.example.com', MAX_SOCKETS: '500', ...env,
 });
 

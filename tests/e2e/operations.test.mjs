@@ -47,6 +47,7 @@ for (const [what, args, env, pattern] of [
   ['an unknown environment', [], { NODE_ENV: 'staging' }, /NODE_ENV.*staging/],
   ['a delay without unit', [], { RABBITMQ_RECONNECT_DELAY: '5' }, /RABBITMQ_RECONNECT_DELAY/],
   ['a binding key for everybody', [], { RABBITMQ_BINDING_KEYS: 'user.*.*' }, /RABBITMQ_BINDING_KEYS.*\{userId\}/],
+  ['an unknown placeholder', [], { RABBITMQ_BINDING_KEYS: '{userId}.{tenant}' }, /RABBITMQ_BINDING_KEYS.*unknown placeholder.*\{tenantId\|\*\}/],
   ['orders over the exchange of the updates', ['serve'], { RABBITMQ_CONTROL_EXCHANGE: 'chat3_updates' }, /RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_EXCHANGE/],
   ['an origin with a path', [], { CORS_ORIGIN: 'https://a.example/x' }, /CORS_ORIGIN \(--cors-origin\): "https:\/\/a.example\/x" is not an origin/],
   ['an unknown command', ['server'], {}, /server/],
@@ -82,7 +83,7 @@ test('--help lists every variable with its default and no secret', async () => {
   assert.equal(code, 0);
   for (const [variable, value] of [
     ['RABBITMQ_URL', 'amqp://rmuser:rmpassword@localhost:5672/'], ['RABBITMQ_UPDATES_EXCHANGE', 'chat3_updates'],
-    ['RABBITMQ_BINDING_KEYS', 'user.{userId}.*'], ['RABBITMQ_RECONNECT_DELAY', '5s'], ['HOST', '0.0.0.0'],
+    ['RABBITMQ_BINDING_KEYS', 'user.{userId}.*,user.*.{userId}.*,update.*.*.{userId}.*,update.*.{tenantId|*}.*.{userId}.*'], ['RABBITMQ_RECONNECT_DELAY', '5s'], ['HOST', '0.0.0.0'],
     ['PORT', '3001'], ['JWT_TENANT_ID_CLAIM', 'tenantId'], ['CORS_ORIGIN', '*'], ['NODE_ENV', 'production'],
     ['LOG_FILE', 'logs/server.log'], ['LOG_FORMAT', 'text'],
   ]) {

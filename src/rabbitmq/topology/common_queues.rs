@@ -31,6 +31,7 @@ use super::{
     },
     Refused, Topology,
     members::Members,
+    permitted::Permitted,
     routes::Routes,
 };
 use crate::{
@@ -62,6 +63,7 @@ pub(super) struct CommonQueues {
     declarations: u64,
     /// Why queues could not be made, and how long not to try again.
     refused: Option<(ServerClose, Instant)>,
+    permitted: Permitted,
     members: Members,
     /// Not to unbind before.
     unbind_after: Instant,
@@ -96,6 +98,7 @@ impl CommonQueues {
 
     fn new(shared: Arc<Shared>, epoch: u64, count: usize, for_all: bool) -> Self {
         Self {
+            permitted: Permitted::new(&shared),
             shared,
             epoch,
             for_all,
@@ -122,7 +125,7 @@ impl CommonQueues {
         // Kept also if the exchange is missing.
         let queue = self.queues[index].insert(queue);
         if !is_ready {
-            let keys = self.shared.config.binding_keys.render_for_all();
+            let keys = self.permitted.keys_for_all();
             let keys = keys.filter(|_| self.for_all);
             let binds = keys.map(|key| bind(&self.shared, &name, &key)).collect();
             bind_all(channels, 0, binds).await?;
@@ -212,6 +215,7 @@ impl CommonQueues {
                 match result {
                     Ok(()) => {
                         for Newcomer { user, wish, .. } in batch {
+                            self.permitted.accept(user);
                             self.activate(user, wish);
                         }
                     }
@@ -249,7 +253,18 @@ impl Topology for CommonQueues {
             {
                 continue;
             }
-            match self.prepare_queue(channels, index).await {
+            let prepared = loop {
+                match self.prepare_queue(channels, index).await {
+                    Err(LinkError::Closed(close))
+                        if !channels.lost.is_cancelled()
+                            && self.permitted.refuse_for_all(&close) =>
+                    {
+                        channels.reopen_admin(0).await?;
+                    }
+                    prepared => break prepared,
+                }
+            };
+            match prepared {
                 Err(LinkError::Closed(close)) if !channels.lost.is_cancelled() => {
                     channels.reopen_admin(0).await?;
                     if close.missing_queue().is_some() {
@@ -287,7 +302,7 @@ impl Topology for CommonQueues {
                 self.activate(&user, &wish);
                 continue;
             }
-            let keys = self.shared.config.binding_keys.render(&user);
+            let keys = self.permitted.keys(&user);
             let binds = keys.map(|key| {
                 debug!(user_id = %user.id, queue = queue.name, binding_key = ?key, "RabbitMQ binding");
                 bind(&self.shared, &queue.name, &key)
@@ -338,7 +353,7 @@ impl Topology for CommonQueues {
             let Some(queue) = self.queue_of(&user.id) else {
                 continue;
             };
-            let keys = &self.shared.config.binding_keys;
+            let keys = |user: &User| self.permitted.keys(user).collect();
             for key in self.members.unused_keys(&user, keys) {
                 let exchange = &self.shared.config.exchange;
                 unbinds.push(QueueUnbindArguments::new(&queue.name, exchange, &key));
@@ -397,11 +412,14 @@ impl Topology for CommonQueues {
         self.members.present()
     }
 
+    fn do_without(&mut self, user: &User, refused: &ServerClose) -> bool {
+        self.permitted.refuse(user, refused)
+    }
+
     fn a_binding(&self) -> Option<QueueBindArguments> {
-        let keys = &self.shared.config.binding_keys;
         if self.for_all {
             let queue = self.queues.iter().flatten().find(|queue| queue.is_ready)?;
-            let key = keys.render_for_all().next()?;
+            let key = self.permitted.keys_for_all().next()?;
             return Some(QueueBindArguments::new(
                 &queue.name,
                 &self.shared.config.exchange,
@@ -410,7 +428,7 @@ impl Topology for CommonQueues {
         }
         let user = self.members.anybody()?;
         let queue = self.queue_of(&user.id)?;
-        let key = keys.render(&user).next()?;
+        let key = self.permitted.keys(&user).next()?;
         Some(QueueBindArguments::new(
             &queue.name,
             &self.shared.config.exchange,

@@ -10,7 +10,6 @@ use std::collections::{HashMap, VecDeque};
 use tokio::time::Instant;
 
 use crate::{
-    config::BindingKeys,
     metrics::GaugeGuard,
     user::{TenantId, User, UserId},
 };
@@ -128,8 +127,13 @@ impl Members {
         departed
     }
 
-    /// The keys of `user`, who is removed, that nobody else of the same id needs.
-    pub(super) fn unused_keys(&self, user: &User, keys: &BindingKeys) -> Vec<String> {
+    /// The keys of `user`, who is removed, that nobody else of the same id needs;
+    /// `keys` are those of one of them.
+    pub(super) fn unused_keys(
+        &self,
+        user: &User,
+        keys: impl Fn(&User) -> Vec<String>,
+    ) -> Vec<String> {
         let others = self.by_id.get(&user.id).into_iter().flatten();
         let needed: Vec<String> = others
             .flat_map(|member| {
@@ -137,12 +141,12 @@ impl Members {
                     id: user.id.clone(),
                     tenant: member.tenant.clone(),
                 };
-                keys.render(&other).collect::<Vec<_>>()
+                keys(&other)
             })
             .collect();
-        keys.render(user)
-            .filter(|key| !needed.contains(key))
-            .collect()
+        let mut unused = keys(user);
+        unused.retain(|key| !needed.contains(key));
+        unused
     }
 
     /// Somebody who has bindings.
@@ -171,7 +175,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::{config::BindingKeys, metrics::Metrics};
 
     fn user(id: &str, tenant: Option<&str>) -> User {
         User {
@@ -228,15 +232,16 @@ mod tests {
     #[test]
     fn keys_are_kept_while_a_user_of_the_same_id_needs_them() {
         let keys: BindingKeys = "user.{userId}.*,{tenantId}.{userId}".parse().unwrap();
+        let keys = |user: &User| keys.render(user).collect::<Vec<_>>();
         let mut members = Members::default();
         let (one, other) = (user("carl", Some("t1")), user("carl", Some("t2")));
         members.arrive(&one, 1, gauge());
         members.arrive(&other, 2, gauge());
         members.remove(&one);
-        assert_eq!(members.unused_keys(&one, &keys), ["t1.carl"]);
+        assert_eq!(members.unused_keys(&one, keys), ["t1.carl"]);
         members.remove(&other);
         assert_eq!(
-            members.unused_keys(&other, &keys),
+            members.unused_keys(&other, keys),
             ["user.carl.*", "t2.carl"]
         );
     }

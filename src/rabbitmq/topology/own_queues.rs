@@ -21,10 +21,11 @@ use super::{
     super::{
         Shared, Wish,
         channels::{ADMIN_CHANNELS, Channels},
-        connection::{LinkError, OpenChannel},
+        connection::{LinkError, OpenChannel, ServerClose},
         consumer::hand_off,
     },
     Refused, Topology,
+    permitted::Permitted,
 };
 use crate::{broker::Delivery, metrics::GaugeGuard, user::User};
 
@@ -39,6 +40,7 @@ const LEFTOVERS_RETRY: Duration = Duration::from_secs(5);
 pub(super) struct OwnQueues {
     shared: Arc<Shared>,
     epoch: u64,
+    permitted: Permitted,
     active: HashMap<User, Active>,
     users_by_queue: HashMap<String, User>,
     /// Queues that may have been declared for subscriptions that were then refused.
@@ -71,6 +73,7 @@ enum Step {
 impl OwnQueues {
     pub(super) fn new(shared: Arc<Shared>, epoch: u64) -> Self {
         Self {
+            permitted: Permitted::new(&shared),
             shared,
             epoch,
             active: HashMap::new(),
@@ -95,6 +98,7 @@ impl OwnQueues {
         for Queue { user, wish, name } in queues {
             info!(user_id = %user.id, "User subscribed to updates");
             wish.active.activate();
+            self.permitted.accept(&user);
             self.users_by_queue.insert(name.clone(), user.clone());
             let active = Active {
                 serial: wish.serial,
@@ -168,7 +172,7 @@ impl OwnQueues {
             steps.push(Step::Declare(declare));
         }
         for Queue { user, name, .. } in queues {
-            for key in config.binding_keys.render(user) {
+            for key in self.permitted.keys(user) {
                 debug!(user_id = %user.id, queue = name, binding_key = ?key, "RabbitMQ binding");
                 let bind = QueueBindArguments::new(name, &config.exchange, &key)
                     .no_wait(true)
@@ -337,10 +341,14 @@ impl Topology for OwnQueues {
         self.active.len()
     }
 
+    fn do_without(&mut self, user: &User, refused: &ServerClose) -> bool {
+        self.permitted.refuse(user, refused)
+    }
+
     fn a_binding(&self) -> Option<QueueBindArguments> {
         let (user, active) = self.active.iter().next()?;
         let config = &self.shared.config;
-        let key = config.binding_keys.render(user).next()?;
+        let key = self.permitted.keys(user).next()?;
         Some(QueueBindArguments::new(
             &active.queue,
             &config.exchange,
