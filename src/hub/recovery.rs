@@ -17,8 +17,7 @@ use super::log::{Offset, Wanted};
 use crate::transport::{PING_INTERVAL, PING_TIMEOUT};
 
 /// How late the loss of a connection may be noticed: when a ping is not answered in
-/// time. And something on top: engineioxide sends no ping while a socket upgrades,
-/// for 10 s at most, and the process may be late itself.
+/// time. And something on top: the process may be late itself.
 const NOTICED_WITHIN: Duration = PING_INTERVAL
     .saturating_add(PING_TIMEOUT)
     .saturating_add(Duration::from_secs(15));

@@ -162,6 +162,7 @@ pub(super) async fn open(
         Ok(judged) => judged,
         Err(refused) => {
             debug!(peer = %connection.peer(), ?refused, "websocket refused");
+            transports.0.metrics.connect_refused("bad_websocket");
             return refused.into_response();
         }
     };
@@ -220,6 +221,7 @@ async fn take_over(turn: Turn, connection: Connection, mut request: Request) {
         // It may be gone.
         let _ = stream.write_all(CLOSE).await;
     }
+    drop(request);
     // One that fails at once is not tried again at once.
     sleep_until(end).await;
 }
@@ -228,7 +230,8 @@ async fn take_over(turn: Turn, connection: Connection, mut request: Request) {
 async fn upgraded(request: &mut Request) -> Option<(Stream, BytesMut)> {
     let upgraded = hyper::upgrade::on(request).await.ok()?;
     let parts = upgraded.downcast::<TokioIo<Stream>>().ok()?;
-    Some((parts.io.into_inner(), parts.read_buf.into()))
+    // A copy: hyper's buffer is 8 KiB, and a websocket would keep it.
+    Some((parts.io.into_inner(), BytesMut::from(&parts.read_buf[..])))
 }
 
 /// Why a websocket is refused, in Engine.IO's terms and those of Node's `ws`.

@@ -145,7 +145,7 @@ describe('Engine.IO, handshake', () => {
 describe('Engine.IO, messages', () => {
   test('polling: several packets in one payload are taken in their order, and answered in one', async () => {
     const sid = await openSession();
-    const sent = await post(sid, '40{"token":1}\x1e40/a,\x1e40{"token":2}');
+    const sent = await post(sid, '40{"token":"first"}\x1e40/a,\x1e40{"token":"second"}');
     assert.deepEqual([sent.status, await sent.text()], [200, 'ok']);
     const answers = [];
     while (answers.length < 3) answers.push(...(await (await poll(sid)).text()).split('\x1e'));
@@ -286,7 +286,7 @@ describe('Socket.IO, connect', () => {
 
   for (const [what, packet, answer] of [
     ['without a token', '40', '44{"message":"token missing"}'],
-    ['with a bad token', '40{"token":"x"}', '44{"message":"invalid token"}'],
+    ['with a bad token', '40{"token":"fourth"}', '44{"message":"invalid token"}'],
     ['to an unknown namespace', '40/random,', '44/random,{"message":"Invalid namespace"}'],
   ]) {
     test(`${what}, it is refused`, async () => {
@@ -316,7 +316,7 @@ describe('Socket.IO, disconnect and messages', () => {
   test('after a disconnect nothing more comes, and the connection is there for another connect', async () => {
     const [websocket, witness] = [await Websocket.of('usr_disconnect'), await Websocket.of('usr_disconnect')];
     websocket.send('41');
-    websocket.send('40{"token":"x"}');
+    websocket.send('40{"token":"third"}');
     await websocket.next((packet) => packet.startsWith('44'));
     const missed = publisher.update('usr_disconnect');
     await witness.next((packet) => packet.includes(missed._id));

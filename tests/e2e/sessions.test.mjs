@@ -47,7 +47,7 @@ test('a client that polls hears at once that it is refused, and of nothing that 
   const poll = async (options) => (await gateway.get(`/socket.io/?EIO=4&transport=polling&sid=${sid}`, options)).text();
   const start = Date.now();
   // python-socketio polls while it sends; a ping to be answered would come between its leave and the wire.
-  const [first] = await Promise.all([poll(), poll({ method: 'POST', body: '40{"token":"x"}' })]);
+  const [first] = await Promise.all([poll(), poll({ method: 'POST', body: '40{"token":"heard"}' })]);
   assert.equal(first, '44{"message":"invalid token"}');
   const [last] = await Promise.all([poll(), poll({ method: 'POST', body: '1' })]);
   assert.equal(last, '6');

@@ -229,6 +229,7 @@ test('where a proxy takes the Upgrade header away, a client that tries all trans
   const tab = new Tab(gateway, token('usr_stripped'), { url: path.url, transports: ['websocket', 'polling'], tryAllTransports: true });
   await tab.when('connected', () => tab.connects > 0);
   assert.equal(tab.socket.io.engine.transport.name, 'polling');
+  assert.ok((await gateway.metric('connects_refused_total{reason="bad_websocket"}')) > 0);
   await tab.saw(publisher.update('usr_stripped'));
 });
 
