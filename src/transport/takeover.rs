@@ -35,7 +35,7 @@ const MAX_BYTES: usize = 1024;
 
 /// Longest payload of a frame with a short header (RFC 6455, 5.2), and of any
 /// control frame.
-const MAX_PAYLOAD: u64 = 125;
+const MAX_PAYLOAD: usize = 125;
 
 /// Pauses between two releases of the poll that waits, from the first to the longest:
 /// a client that has not read the `3probe` yet polls again each time.
@@ -109,9 +109,12 @@ fn take_frame(bytes: &mut BytesMut) -> io::Result<Option<(OpCode, BytesMut)>> {
         return Ok(None);
     };
     let is_plain = header.is_final && !header.rsv1 && !header.rsv2 && !header.rsv3;
-    let mask = header.mask.filter(|_| is_plain && length <= MAX_PAYLOAD);
-    let mask = mask.ok_or_else(invalid)?;
-    let (start, length) = (header.len(length), length as usize);
+    let mask = header.mask.filter(|_| is_plain).ok_or_else(invalid)?;
+    let start = header.len(length);
+    let length = usize::try_from(length)
+        .ok()
+        .filter(|length| *length <= MAX_PAYLOAD);
+    let length = length.ok_or_else(invalid)?;
     if bytes.len() < start + length {
         return Ok(None);
     }
