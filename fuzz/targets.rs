@@ -236,7 +236,7 @@ pub fn connect_request(data: &[u8]) {
 /// Orders from other instances: what is understood is passed on as it was.
 pub fn order(data: &[u8]) {
     let now = SystemTime::UNIX_EPOCH;
-    let Ok(text) = serde_json::from_slice::<OrderText>(data) else {
+    let Ok(text) = OrderText::read(data) else {
         return;
     };
     if let Ok(order) = Order::parse(text, now) {

@@ -26,13 +26,13 @@ use clap::{
     builder::{BoolishValueParser, NonEmptyStringValueParser},
 };
 pub use command_line::{
-    Cli, Command, DevArgs, DoctorArgs, HealthArgs, PublishArgs, PublishRabbitMqArgs, ServeArgs,
-    TokenArgs,
+    Cli, Command, DevArgs, DoctorArgs, Generation, HealthArgs, PublishArgs, PublishRabbitMqArgs,
+    ServeArgs, TokenArgs,
 };
 pub use cors_origins::{CorsOrigins, InvalidOrigin};
 pub use jwks_source::JwksSource;
 pub use trusted_proxies::{InvalidNetwork, TrustedProxies};
-pub use values::{OptionalAddress, OptionalPath, OptionalTenant, Secret};
+pub use values::{MIN_ADMIN_TOKEN_BYTES, OptionalAddress, OptionalPath, OptionalTenant, Secret};
 use values::{
     parse_delay, parse_heartbeat, parse_instance_name, parse_leeway, parse_optional_address,
     parse_optional_short_name, parse_optional_tenant, parse_short_name, parse_window,
@@ -232,6 +232,10 @@ pub struct HttpConfig {
     /// further ones get 429. 0 for no limit
     #[arg(long, env, value_name = "N", default_value_t = 1_000, help_heading = LIMITS)]
     pub max_connects_per_second: u32,
+    /// Refused sockets per second from one address, and five times as many at once;
+    /// then its connections are closed and its handshakes get 429. 0 for no limit
+    #[arg(long, env, value_name = "N", default_value_t = 50, help_heading = LIMITS)]
+    pub max_refusals_per_second: u32,
     /// Events per second from one socket, and five times as many at once; then its
     /// transport is closed. 0 for no limit
     #[arg(long, env, value_name = "N", default_value_t = 10, help_heading = LIMITS)]
@@ -264,6 +268,7 @@ impl Default for HttpConfig {
             max_sockets: 100_000,
             max_sockets_per_user: 100,
             max_connects_per_second: 1_000,
+            max_refusals_per_second: 50,
             max_events_per_second: 10,
             expiry_notice: Duration::from_secs(30),
             recovery: RecoveryConfig {

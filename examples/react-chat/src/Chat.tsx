@@ -11,6 +11,9 @@ import { useChatUpdates } from './useChatUpdates';
 import { useReceipts } from './useReceipts';
 import { useTypers } from './useTypers';
 
+/** How often in a row a new session is asked for by itself; then by the button. The pauses before double: none, 2, 4, 8, 16 s. */
+const MAX_RENEWALS = 5;
+
 interface Props {
   me: string;
   api: Api;
@@ -57,10 +60,18 @@ export function Chat({ me, api, session, signIn }: Props) {
 
   // A computer that has slept comes back with an old token. If it has not expired
   // by our clock, the clocks disagree, and the next token would be refused as well.
+  const renewals = useRef(0);
   useEffect(() => {
+    if (isConnected) renewals.current = 0;
     const isOver = Date.parse(session.expiresAt) <= Date.now();
-    if (connection.reason === 'token expired' && isOver) signIn();
-  }, [connection, session, signIn]);
+    if (connection.reason !== 'token expired' || !isOver || renewals.current === MAX_RENEWALS) return;
+    const pause = renewals.current === 0 ? 0 : 1000 * 2 ** renewals.current;
+    const timer = setTimeout(() => {
+      renewals.current += 1;
+      signIn();
+    }, pause);
+    return () => clearTimeout(timer);
+  }, [connection, isConnected, session, signIn]);
 
   useReceipts(me, api, chat.messages);
   const typers = useTypers(chat.typing);
