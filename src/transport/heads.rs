@@ -56,8 +56,8 @@ impl Default for Heads {
 }
 
 impl Heads {
-    /// Reads on. A line's end that is none is overwritten by what no head may hold, so
-    /// that hyper refuses the request.
+    /// Reads on. A line's end that is none is overwritten by what no head may hold, and so
+    /// is that of a length which is not understood here: hyper refuses the request.
     pub(super) fn read(&mut self, mut bytes: &mut [u8]) {
         while !bytes.is_empty() {
             match self.state {
@@ -104,9 +104,11 @@ impl Heads {
         if let Some(value) = line.strip_prefix(b"content-length:") {
             let value = std::str::from_utf8(value).ok().map(str::trim);
             let length = value.and_then(|value| value.parse().ok());
-            let length = length.filter(|_| self.length < LINE_BYTES);
-            self.body = length.map_or(Body::Unknown, Body::Of);
-        } else if line.starts_with(b"transfer-encoding") {
+            match length.filter(|_| self.length < LINE_BYTES) {
+                Some(length) => self.body = Body::Of(length),
+                None => *byte = 0,
+            }
+        } else if line.starts_with(b"transfer-encoding:") {
             self.body = Body::Unknown;
         }
         self.length = 0;
@@ -149,7 +151,6 @@ mod tests {
             ),
             ("POST / HTTP/1.1\r\ncontent-length:4\r\n\r\na\n", None),
             ("POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\naGET", None),
-            ("POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", None),
             (
                 "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
                 None,
@@ -171,6 +172,32 @@ mod tests {
             text,
             "POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n\n\nGET /\0"
         );
+    }
+
+    #[test]
+    fn only_the_header_itself_says_that_a_bodys_end_is_unknown() {
+        let (heads, _) = after("GET / HTTP/1.1\r\nTransfer-Encoding-Of: chunked\r\n\r\n");
+        assert!(heads.end_with(1));
+        let (_, text) = after("GET / HTTP/1.1\r\nTransfer-Encoding-Of: x\r\n\r\nGET /\n");
+        assert!(text.ends_with("GET /\0"), "{text:?}");
+    }
+
+    #[test]
+    fn a_length_that_is_not_read_here_is_spoilt() {
+        let spaces = " ".repeat(LINE_BYTES);
+        for length in [
+            "x",
+            "",
+            "-1",
+            "1, 1",
+            &format!("{spaces}1"),
+            "18446744073709551616",
+        ] {
+            let (_, text) = after(&format!(
+                "POST / HTTP/1.1\r\nContent-Length:{length}\r\n\r\n"
+            ));
+            assert!(text.contains(&format!("{length}\r\0")), "{text:?}");
+        }
     }
 
     proptest! {

@@ -447,6 +447,18 @@ test('requests that two servers may read differently are refused', async () => {
     assert.match(await exchange(request), /^HTTP\/1\.1 400 /, JSON.stringify(request));
   }
   assert.match(await exchange(`GET /health HTTP/1.1\r\nHost: a\r\n${close}\r\n`), /^HTTP\/1\.1 200 /);
+  // Nor does a request before such a one make it pass.
+  for (const [before, statuses] of [
+    ['', ['200', '400']],
+    ['Transfer-Encoding-Of: chunked\r\n', ['200', '400']],
+    [`Content-Length:${' '.repeat(60)}0\r\n`, ['400']],
+    ['Transfer-Encoding: chunked\r\nContent-Length: 5\r\n', ['200']],
+    ['Content-Length: 5, 5\r\n', ['400']],
+  ]) {
+    const body = before.includes('chunked\r\nC') ? '0\r\n\r\n' : '';
+    const answers = await exchange(`GET /health HTTP/1.1\r\nHost: a\r\n${before}\r\n${body}GET /health HTTP/1.1\nHost: a\nConnection: close\n\n`);
+    assert.deepEqual([...answers.matchAll(/HTTP\/1\.1 (\d+)/g)].map(([, status]) => status), statuses, JSON.stringify(before));
+  }
 });
 
 test('pipelined requests are answered in order, and no more are read ahead than a head holds', async () => {
