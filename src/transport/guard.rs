@@ -11,12 +11,8 @@ use axum::{
 use socketioxide::socket::Sid;
 
 use super::{
-    MAX_MESSAGE_BYTES, Transports, body,
-    connect_reply::ConnectReply,
-    lock, open_packet,
-    polling::{Beginning, Poll},
-    stream::Connection,
-    websocket,
+    MAX_MESSAGE_BYTES, Transports, body, connect_reply::ConnectReply, lock, open_packet,
+    polling::Beginning, stream::Connection, websocket,
 };
 
 /// Stands before Socket.IO's endpoint: turns away what must not get in, takes
@@ -53,14 +49,12 @@ pub async fn guard(
     if request.method() != Method::GET {
         return take(&transports, &connection, sid, request, next).await;
     }
-    let poll = Poll::new(&transports, sid);
     if let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
         watched.polling = Some(connection.clone());
         lock(&transports.0.room).carries(connection.number());
     }
     let response = next.run(request);
     let mut response = transports.0.takeovers.until_released(sid, response).await;
-    poll.answered();
     if let Some(reply) = transports.connect_reply(sid) {
         response = exchange_connect_reply(response, &reply).await;
     }

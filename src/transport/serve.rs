@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::atomic::Ordering, time::Duration};
 use axum::{
     Router,
     body::Body,
-    http::{HeaderValue, StatusCode, Version, header},
+    http::{HeaderValue, Method, StatusCode, Version, header},
     response::{IntoResponse, Response},
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -16,7 +16,10 @@ use tower::ServiceExt;
 use tracing::debug;
 
 use super::{
-    Served, Transports, lock,
+    Served, Transports,
+    guard::{is_websocket, session_id},
+    lock,
+    polling::Poll,
     stream::{Connection, Stream},
 };
 
@@ -61,22 +64,20 @@ pub async fn serve(
         }
         let (router, registry) = (router.clone(), transports.clone());
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            // Not in the future: hyper may drop that before it is polled for the first time.
             let answering = Answering::new(&registry, &connection);
+            let poll = poll(&registry, &request);
             request.extensions_mut().insert(connection.clone());
             let refusal = refuse(&request, served);
             let router = router.clone();
             async move {
                 let _answering = answering;
-                if let Some(refusal) = refusal {
-                    return Ok(refusal);
-                }
-                let is_last = request.headers().contains_key(header::TRANSFER_ENCODING);
-                let response = router.oneshot(request.map(Body::new)).await;
-                let mut response = response.map_err(|never: Infallible| never)?;
-                if is_last {
-                    // Where its body ends is hyper's to know: see `Heads`.
-                    let close = HeaderValue::from_static("close");
-                    response.headers_mut().insert(header::CONNECTION, close);
+                let response = match refusal {
+                    Some(refusal) => refusal,
+                    None => answer(router, request).await,
+                };
+                if let Some(poll) = poll {
+                    poll.answered();
                 }
                 Ok::<_, Infallible>(response)
             }
@@ -93,6 +94,25 @@ pub async fn serve(
     drop(listener);
     connections.close();
     connections.wait().await;
+}
+
+async fn answer(router: Router, request: hyper::Request<Incoming>) -> Response {
+    let is_last = request.headers().contains_key(header::TRANSFER_ENCODING);
+    let response = router.oneshot(request.map(Body::new)).await;
+    let mut response = response.unwrap_or_else(|never: Infallible| match never {});
+    if is_last {
+        // Where its body ends is hyper's to know: see `Heads`.
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
+}
+
+/// The poll that a request is, if it is one.
+fn poll(transports: &Transports, request: &hyper::Request<Incoming>) -> Option<Poll> {
+    let is_poll = request.method() == Method::GET && !is_websocket(request.uri().query());
+    let sid = session_id(request.uri()).filter(|_| is_poll)?;
+    Some(Poll::new(transports, sid))
 }
 
 /// Why a request is not even looked at.

@@ -396,6 +396,17 @@ test('a poll that is aborted ends its session', async () => {
   tab.close();
 });
 
+test('a poll that is aborted before the gateway has looked at it ends its session as well', async () => {
+  gateway = await Gateway.start(broker);
+  const { sid } = await pollingSession(gateway, 'usr_leaves_at_once');
+  const socket = await rawConnection(gateway);
+  // Request and end are there together when it reads.
+  gateway.child.kill('SIGSTOP');
+  await new Promise((resolve) => socket.end(`GET ${POLLING}&sid=${sid} HTTP/1.1\r\nHost: x\r\n\r\n`, resolve));
+  gateway.child.kill('SIGCONT');
+  await gateway.metricIs('sockets', 0);
+});
+
 test('what is announced as maxPayload holds, and a client splits by it', async () => {
   gateway = await Gateway.start(broker);
   const { maxPayload } = JSON.parse((await (await gateway.get(POLLING)).text()).slice(1));
