@@ -36,6 +36,7 @@ use socketioxide::{
     handler::ConnectHandler,
     socket::{DisconnectReason, Sid},
 };
+use tokio::sync::Mutex as AsyncMutex;
 use tracing::{debug, info, warn};
 use url::form_urlencoded;
 
@@ -129,6 +130,8 @@ struct Admission {
     session: Session,
     lease: Lease,
     events: EventLimit,
+    /// Held by the one [`AUTH_REFRESH`] that is looked at; the others wait in their order.
+    refreshing: AsyncMutex<()>,
 }
 
 /// What an Engine.IO session holds from its handshake to its end.
@@ -388,6 +391,7 @@ impl Gateway {
             session,
             lease,
             events: EventLimit::new(self.config.max_events_per_second),
+            refreshing: AsyncMutex::default(),
         }))
     }
 
@@ -436,6 +440,10 @@ impl Gateway {
             }
         }
         if event != AUTH_REFRESH {
+            return;
+        }
+        let _turn = admission.refreshing.lock().await;
+        if !socket.connected() {
             return;
         }
         let client = client(&socket);

@@ -1,7 +1,7 @@
 // Whom the gateway refuses, again and again, and what that costs those whom it does not refuse.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { generateKeyPairSync } from 'node:crypto';
+import { generateKeyPairSync, randomBytes } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
 import http from 'node:http';
 import path from 'node:path';
@@ -96,6 +96,30 @@ test('a flood of forged signatures, from several addresses, keeps nobody else wa
     await until('the end of the flood', () => asked !== '' || flood.exitCode !== null);
   }
   bystander.close();
+  await server.kill();
+});
+
+test('a user who renews with forged tokens on all sockets keeps nobody of the same address waiting', async () => {
+  const { pem, lastPrivate } = slowKeys();
+  const server = await Gateway.start(broker, { env: { JWT_PUBLIC_KEY: pem } });
+  const signed = (user) => token(user, {}, { secret: lastPrivate, algorithm: 'ES384' });
+  const [head, claims] = signed('usr_renews').split('.');
+  const [sockets, each] = [20, 45];
+  const tabs = await Promise.all(Array.from({ length: sockets }, () => Tab.open(server, 'usr_renews', { auth: { token: signed('usr_renews') }, transports: ['websocket'] })));
+  for (const tab of tabs) {
+    for (let i = 0; i < each; i += 1) tab.socket.emit('auth:refresh', `${head}.${claims}.${randomBytes(96).toString('base64url')}`, () => {});
+  }
+  const refused = () => server.metric('refreshes_refused_total{reason="token_invalid"}');
+  await until('the first refusals', refused);
+  const newcomer = await Tab.open(server, 'usr_newcomer', { auth: { token: signed('usr_newcomer') } });
+  const verified = await refused();
+  assert.ok(verified < (sockets * each) / 2, `${verified} forged tokens were verified before one that is not`);
+  // What waits for a socket that has gone is not looked at any more.
+  for (const tab of tabs) tab.close();
+  await server.metricIs('sockets', 1);
+  const rest = await refused();
+  assert.ok(rest < (sockets * each) / 2, `${rest} were verified`);
+  newcomer.close();
   await server.kill();
 });
 
