@@ -38,7 +38,7 @@ use std::{
 use rand::seq::SliceRandom;
 use rustix::process::{Resource, getrlimit};
 use socketioxide::{extract::SocketRef, socket::Sid};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tracing::warn;
 
 pub use self::{
@@ -56,6 +56,7 @@ use self::{
     intake::{Budget, Excess},
     polling::Polling,
     room::{Entry, Lack, Room},
+    serve::REQUESTS_IN_A_TURN,
     stream::Role,
     websocket::Takeovers,
 };
@@ -87,6 +88,8 @@ struct Registry {
     /// Events that a socket may send.
     events_per_second: u32,
     room: Mutex<Room>,
+    /// For requests that begin, see [`serve`].
+    request_turns: Semaphore,
     /// The sessions that began by polling.
     polling: Mutex<HashMap<Sid, Arc<Polling>>>,
     /// Every open connection, by its number.
@@ -137,6 +140,7 @@ impl Transports {
             write_timeout: config.socket_write_timeout,
             events_per_second: config.max_events_per_second,
             room: Mutex::new(room),
+            request_turns: Semaphore::new(REQUESTS_IN_A_TURN),
             polling: Mutex::default(),
             open: Mutex::default(),
             accepted: AtomicU64::new(0),

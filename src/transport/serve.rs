@@ -10,7 +10,7 @@ use axum::{
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::yield_now};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use tracing::debug;
@@ -33,6 +33,11 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Paths of health checks, which are served also by a gateway that is full.
 const PROBES: [&str; 4] = ["/health", "/ready", "/livez", "/readyz"];
+
+/// Requests that are begun at once. The next ones follow when everything else that is
+/// ready had its turn: however many connections ask without a pause, updates go out
+/// between their requests. As much work as a burst of updates.
+pub(super) const REQUESTS_IN_A_TURN: usize = 32;
 
 /// Accepts connections and serves `router` on them until `stop`; then waits until
 /// they have ended. Each request carries its [`Connection`] as an extension.
@@ -69,9 +74,10 @@ pub async fn serve(
             let poll = poll(&registry, &request);
             request.extensions_mut().insert(connection.clone());
             let refusal = refuse(&request, served);
-            let router = router.clone();
+            let (router, registry) = (router.clone(), registry.clone());
             async move {
                 let _answering = answering;
+                turn(&registry).await;
                 let response = match refusal {
                     Some(refusal) => refusal,
                     None => answer(router, request).await,
@@ -94,6 +100,13 @@ pub async fn serve(
     drop(listener);
     connections.close();
     connections.wait().await;
+}
+
+/// Waits until a request may be begun.
+async fn turn(transports: &Transports) {
+    let turns = transports.0.request_turns.acquire().await;
+    yield_now().await;
+    drop(turns);
 }
 
 async fn answer(router: Router, request: hyper::Request<Incoming>) -> Response {

@@ -2,14 +2,16 @@
 // may take of memory, connections and log, while a bystander notices nothing.
 
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
+import path from 'node:path';
 import { afterEach, before, test } from 'node:test';
 
 import { rssOf } from './crowd.mjs';
 import {
-  Broker, Gateway, HANDSHAKE, Poller, Publisher, Tab, frame, pollingSession, rawConnection, rawWebsocket, token, until,
+  Broker, Gateway, HANDSHAKE, Poller, Publisher, Tab, frame, pollingSession, rawConnection, rawWebsocket, testsFolder, token, until,
 } from './harness.mjs';
 
 let broker;
@@ -486,4 +488,33 @@ test('pipelined requests are answered in order, and no more are read ahead than 
     await flood(socket, Buffer.from('GET /health HTTP/1.1\r\nHost: x\r\n\r\n'.repeat(1000)), 100);
     socket.destroy();
   }, { mebibytes: 24 });
+});
+
+test('requests without end, on as many connections as an address may have, hold up nobody', { timeout: 240_000 }, async (t) => {
+  gateway = await Gateway.start(broker);
+  const plan = { port: Number(new URL(gateway.url).port), connections: 900, target: '/health' };
+  const bystander = await Tab.open(gateway, 'usr_bystander', { transports: ['websocket'] });
+  const flood = spawn(process.execPath, [path.join(testsFolder, 'e2e', 'pipeline.mjs'), JSON.stringify(plan)], { stdio: ['pipe', 'pipe', 'inherit'] });
+  let answered = '';
+  flood.stdout.on('data', (data) => (answered += data));
+  try {
+    await pause(3000);
+    const latencies = [];
+    for (let i = 0; i < 50; i += 1) {
+      const start = performance.now();
+      await bystander.saw(publisher.update('usr_bystander'), 60_000);
+      latencies.push(performance.now() - start);
+      await pause(20);
+    }
+    const p99 = p99Of(latencies);
+    t.diagnostic(`half within ${latencies[25].toFixed(0)} ms, 99 of 100 within ${p99.toFixed(0)} ms`);
+    assert.ok(p99 < 5000, `p99 ${p99.toFixed(0)} ms`);
+    assert.deepEqual(bystander.disconnects, []);
+  } finally {
+    flood.stdin.end();
+    await until('the end of the flood', () => answered !== '' || flood.exitCode !== null);
+  }
+  t.diagnostic(`${Number(answered)} requests were answered`);
+  assert.ok(Number(answered) > 0);
+  bystander.close();
 });
