@@ -131,7 +131,7 @@ async fn disconnect_user(
         user_id: Some(user_id),
         ..OrderText::default()
     };
-    order(&http, target, &body)
+    order(&http, target, &body).await
 }
 
 /// The same for the bearer of one token, by its `jti`.
@@ -144,10 +144,10 @@ async fn revoke_token(
         token_id: Some(token_id),
         ..OrderText::default()
     };
-    order(&http, target, &body)
+    order(&http, target, &body).await
 }
 
-fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
+async fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
     let details = match body {
         [] => OrderText::default(),
         body => match serde_json::from_slice(body) {
@@ -167,7 +167,7 @@ fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
     match order.and_then(|order| Ok((http.gateway.carry_out(&order)?, order))) {
         Ok((sockets, order)) => {
             let message = serde_json::to_vec(&order.text()).expect("an order is plain JSON");
-            let broadcast = http.hub.broker().broadcast(message.into());
+            let broadcast = http.hub.broker().broadcast(message.into()).await;
             Json(json!({"sockets": sockets, "broadcast": broadcast})).into_response()
         }
         Err(problem @ InvalidOrder::TooMany) => {
