@@ -434,7 +434,7 @@ async fn broadcasts_arrive_again_when_the_way_between_instances_was_lost() {
         let deadline = Instant::now() + DEADLINE;
         loop {
             assert!(Instant::now() < deadline, "lost with {fault}");
-            one.broadcast(fault.into());
+            one.broadcast(fault.into()).await;
             let next = timeout(Duration::from_millis(200), received.recv()).await;
             if next.is_ok_and(|message| message.unwrap() == fault.as_bytes()) {
                 break;
