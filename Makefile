@@ -1,7 +1,8 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run react test docs lint test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick proxies deploy otlp fuzz deny clean help
+.PHONY: run react test docs lint format clippy clippy-otlp rustdoc test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick \
+	proxies deploy otlp fuzz deny clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -26,41 +27,59 @@ run: src/dev/node_modules ## Run the development mode: no broker, page at http:/
 react: examples/react-chat/node_modules ## Run the React example at http://localhost:5173/, against a running `make run`
 	cd examples/react-chat && npm run dev
 
-test: lint test-rust test-e2e test-topologies-lean ## Run every check and test
+# Every part runs, whatever became of those before it; the last line is the verdict.
+parts := format clippy clippy-otlp rustdoc test-rust test-e2e test-topologies-lean
+test: ## Run every check and test
+	@failed=; for part in $(parts); do \
+		begun=$$(date +%s); $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
+		echo "== $$part: $$(($$(date +%s) - begun)) s"; done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; else echo "all parts passed"; fi
 
-lint: ## Formatting and lints, warnings denied
+lint: format clippy clippy-otlp rustdoc ## Formatting and lints, warnings denied
+
+format:
 	cargo fmt --check
+
+clippy:
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked --all-targets --features otlp -- -D warnings
+
+# No test or example has code behind the feature.
+clippy-otlp:
+	cargo clippy --locked --lib --bins --features otlp -- -D warnings
+
+rustdoc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
-	RUST_TEST_THREADS=2 cargo test --locked
+	RUST_TEST_THREADS=2 cargo test --locked --no-fail-fast
 
-test-e2e: rabbitmq chromium openssl src/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
+test-e2e: rabbitmq chromium openssl curl src/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked --bins --examples
 	cd tests && node --test e2e/*.test.mjs
 
-# Of the topologies that are not the default. What differs most between them runs
-# with every `make test`; test-topologies runs all that concerns the broker.
+# $(call over-topologies,COMMANDS): COMMANDS for each topology that is not the default.
+# All run, and one that fails fails the target at the end.
+over-topologies = failed=; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; $(1) done; test -z "$$failed"
+
+# What differs most between topologies runs with every `make test`; test-topologies
+# runs all that concerns the broker.
 test-topologies-lean: rabbitmq tests/node_modules
 	cargo build --locked
-	set -e; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; \
+	$(call over-topologies, \
 		(cd tests && node --test --test-name-pattern='killing the broker|operator deletes|two tenants|leaves and returns|acknowledged|without settings|permits some' \
-			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs); \
-		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens; \
-	done
+			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs) || failed=1; \
+		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens || failed=1;)
 
 test-topologies: rabbitmq openssl src/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues and a firehose
 	cargo build --locked
-	set -e; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; \
-		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service; \
+	$(call over-topologies, \
+		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service || failed=1; \
 		(cd tests && node --test e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs e2e/faults.test.mjs e2e/lifecycle.test.mjs \
-			e2e/recovery.test.mjs e2e/shutdown.test.mjs e2e/rabbitmq_security.test.mjs); \
-	done
+			e2e/recovery.test.mjs e2e/shutdown.test.mjs e2e/rabbitmq_security.test.mjs) || failed=1;)
 
-docs: ## Write the tables of docs/CONFIGURATION.md anew, from the code
+docs: | npm ## Write the tables of docs/CONFIGURATION.md anew, from the code, and docs/DATA.md, from the fixtures
 	UPDATE_DOCS=1 cargo test --locked --quiet --test configuration_docs
+	UPDATE_DOCS=1 node --test tests/e2e/data_docs.test.mjs
 
 SOAK_MINUTES ?= 10
 SOAK_CONNECTS ?= 100000
@@ -86,11 +105,10 @@ bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the ta
 	$(bench-run) --quick ../target/bench/quick.json
 	node tests/bench/report.mjs target/bench/quick.json
 
-proxies: rabbitmq openssl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
+proxies: rabbitmq openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
 	$(call need,/usr/sbin/nginx,nginx)
 	$(call need,/usr/sbin/haproxy,haproxy)
 	$(call need,caddy,caddy)
-	$(call need,curl,curl)
 	cargo build --locked
 	cd tests && node --test proxies.test.mjs
 
@@ -120,9 +138,12 @@ deny: ## Hold the dependencies against advisories, licences and sources (ADVISOR
 	$(if $(ADVISORY_DB),GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0='url.$(ADVISORY_DB).insteadOf' \
 		GIT_CONFIG_VALUE_0=https://github.com/RustSec/advisory-db) cargo deny --locked check
 
-.PHONY: bench-needs npm rabbitmq chromium openssl
+.PHONY: bench-needs npm rabbitmq chromium openssl curl
+# Some distributions' own is older than what the tests and Vite can run on.
 npm:
 	$(call need,npm,npm)
+	@node -e 'var v = process.versions.node.split(".").map(Number); process.exit(v[0] > 18 || (v[0] === 18 && v[1] >= 19) ? 0 : 1)' || \
+		{ echo "Node $$(node --version) is too old: 18.19 or later is needed" >&2; exit 1; }
 
 # Its system service is never used; the tests start their own.
 rabbitmq:
@@ -130,6 +151,9 @@ rabbitmq:
 
 openssl:
 	$(call need,openssl,openssl)
+
+curl:
+	$(call need,curl,curl)
 
 chromium:
 	$(call need,chromium,chromium)

@@ -10,7 +10,8 @@ if (!token) {
   process.exit(2);
 }
 
-const socket = io(url, { auth: { token } });
+// A page fetches a fresh token here: docs/PROTOCOL.md#connecting.
+const socket = io(url, { auth: (give) => give({ token }) });
 
 socket.on('connect', () => console.log('connected; updates published from now on arrive'));
 socket.on('disconnect', (reason) => console.log('disconnected:', reason, socket.active ? '(reconnecting)' : ''));

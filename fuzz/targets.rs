@@ -15,7 +15,7 @@ use chat3_gateway::{
     hub::{Offset, Request},
     metrics::Metrics,
     revocation::{Order, OrderText},
-    update::Update,
+    update::{Envelope, Update},
     user::{TenantId, User, UserId},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, encode};
@@ -24,9 +24,10 @@ use serde_json::{Value, value::RawValue};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its folder in `regressions/`.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("update_decoder", update_decoder),
     ("original_envelope", original_envelope),
+    ("sections_envelope", sections_envelope),
     ("token_verifier", token_verifier),
     ("token_claims", token_claims),
     ("key_set", key_set),
@@ -69,11 +70,11 @@ pub fn original_envelope(data: &[u8]) {
     let Ok(update) = Update::decode(data) else {
         return;
     };
-    let Some(original) = update.to_original() else {
+    let Some(original) = update.rewritten(Envelope::Original) else {
         return;
     };
     let rewritten = Update::decode(&original).expect("it is an update");
-    assert!(rewritten.to_original().is_none());
+    assert!(rewritten.rewritten(Envelope::Original).is_none());
     let name = |update: &Update<'_>| update.specialised_event().map(|event| event.name);
     assert_eq!(name(&rewritten), name(&update));
     let value = |update: &Update<'_>| serde_json::from_str::<Value>(update.body.get());
@@ -84,6 +85,48 @@ pub fn original_envelope(data: &[u8]) {
         assert!(fields.into_iter().all(|field| after.get(field).is_some()));
         assert!(after["eventType"].is_string());
         assert!(after["data"].is_object());
+    }
+}
+
+/// Bodies that are sent in sections: they stay their user's, nothing is lost, and
+/// rewriting them again changes nothing.
+pub fn sections_envelope(data: &[u8]) {
+    let Ok(update) = Update::decode(data) else {
+        return;
+    };
+    let event = |update: &Update<'_>| {
+        let event = update.specialised_event_in(Envelope::Sections);
+        event.map(|event| (event.name, event.payload.get().to_owned()))
+    };
+    let _ = event(&update);
+    let Some(sections) = update.rewritten(Envelope::Sections) else {
+        return;
+    };
+    // A flat body goes one level down, where it may be too deep.
+    let Ok(rewritten) = Update::decode(&sections) else {
+        return;
+    };
+    let again = rewritten.rewritten(Envelope::Sections);
+    // It may be too large now.
+    assert!(again.is_none_or(|again| again == sections));
+    let value = |update: &Update<'_>| serde_json::from_str::<Value>(update.body.get());
+    if let (Ok(before), Ok(after)) = (value(&update), value(&rewritten)) {
+        assert_eq!(after["userId"], before["userId"]);
+        assert_eq!(after.get("tenantId"), before.get("tenantId"));
+        let fields = before.as_object().unwrap().keys();
+        assert!(fields.into_iter().all(|field| after.get(field).is_some()));
+        assert!(after["eventType"].is_string());
+        assert_eq!(after["eventType"], after["data"]["context"]["eventType"]);
+        for section in ["dialog", "member", "message", "typing"] {
+            assert!(after["data"].get(section).is_some());
+        }
+    }
+    if let Some((name, payload)) = event(&rewritten) {
+        let payload: Value = match serde_json::from_str(&payload) {
+            Ok(payload) => payload,
+            Err(_) => return,
+        };
+        assert!(payload.is_object(), "{name}");
     }
 }
 
@@ -236,7 +279,7 @@ pub fn connect_request(data: &[u8]) {
 /// Orders from other instances: what is understood is passed on as it was.
 pub fn order(data: &[u8]) {
     let now = SystemTime::UNIX_EPOCH;
-    let Ok(text) = serde_json::from_slice::<OrderText>(data) else {
+    let Ok(text) = OrderText::read(data) else {
         return;
     };
     if let Ok(order) = Order::parse(text, now) {

@@ -2,7 +2,8 @@
 //! the `token` command and the development mode.
 //!
 //! [`keys`] owns which key is for which algorithm, `jwks` the key set
-//! that is read again and again.
+//! that is read again and again, `signatures` how a signature is verified, and
+//! `workers` where.
 //!
 //! Invariant: an [`Identity`] comes out of [`Verifier`] and nowhere else. What a
 //! client may read about a refusal is [`Refusal`]'s `Display`, a type of its own,
@@ -11,18 +12,24 @@
 mod explain;
 mod jwks;
 pub mod keys;
+mod signatures;
+mod workers;
 
 use std::{
     borrow::Cow,
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::{header, request::Parts};
 use jsonwebtoken::{
-    Algorithm, EncodingKey, Header, Validation, decode_header, encode, errors::ErrorKind,
+    Algorithm, AlgorithmFamily, EncodingKey, Header, Validation, decode_header, encode,
+    errors::ErrorKind,
 };
 use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 pub(crate) use self::explain::Fit;
@@ -30,6 +37,7 @@ pub use self::jwks::JwksError;
 use self::{
     jwks::{Jwks, Source, contains},
     keys::{InvalidKey, Key, KeySet, MIN_SECRET_BYTES},
+    workers::{NotDone, Workers},
 };
 use crate::{
     config::{JwtConfig, Secret},
@@ -40,6 +48,13 @@ use crate::{
 /// Longest token that is looked at, in bytes. Request headers of 8 KB are the
 /// common limit elsewhere, so that real tokens are shorter.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
+/// Keys that one token is tried with: an issuer's few, with those that it had
+/// before and will have next.
+const MAX_TRIES: usize = 8;
+
+/// Tokens that wait at once for a key that may be in a newer key set.
+const MAX_SEEKERS: usize = 1_024;
 
 /// A verified bearer, and what its token said about itself.
 #[derive(Debug, Clone)]
@@ -112,6 +127,12 @@ pub enum Refusal {
     /// Seldom read: the connection is closed with it.
     #[error("too many tries to connect")]
     TooManyConnects,
+    /// As above: the token was not looked at, and its bearer may try again.
+    #[error("too many refused connections from this address")]
+    AddressRefusals,
+    /// As above.
+    #[error("too many connections at once")]
+    Overloaded,
 }
 
 impl Refusal {
@@ -134,7 +155,24 @@ impl Refusal {
             Self::AnotherUser => "another_user",
             Self::TooManySockets => "too_many_sockets",
             Self::TooManyConnects => "too_many_connects",
+            Self::AddressRefusals => "address_refusals",
+            Self::Overloaded => "overloaded",
         }
+    }
+
+    /// Whether the same token will be refused for the same reason for a while,
+    /// whatever others do.
+    pub(crate) fn lasts(self) -> bool {
+        !matches!(
+            self,
+            Self::TokenNotYetValid
+                | Self::TokenRevoked
+                | Self::AnotherUser
+                | Self::TooManySockets
+                | Self::TooManyConnects
+                | Self::AddressRefusals
+                | Self::Overloaded
+        )
     }
 }
 
@@ -158,9 +196,11 @@ pub enum KeyError {
 /// Checks tokens against the configured keys and claims.
 pub struct Verifier {
     /// From the secret and PEM blocks.
-    keys: Vec<Key>,
+    keys: Arc<[Key]>,
     jwks: Option<Jwks>,
-    validation: Validation,
+    validation: Arc<Validation>,
+    workers: Workers,
+    seekers: Semaphore,
     user_id_claims: Vec<String>,
     tenant_id_claim: String,
     default_tenant: Option<TenantId>,
@@ -173,6 +213,13 @@ enum Failure {
     Final(Refusal),
     /// No key fits; the token names this one.
     NoKey(Option<String>),
+}
+
+/// The keys of one moment.
+struct Keys {
+    own: Arc<[Key]>,
+    set: Option<Arc<[Key]>>,
+    validation: Arc<Validation>,
 }
 
 impl Verifier {
@@ -193,9 +240,11 @@ impl Verifier {
             return Err(KeyError::NoKey);
         }
         Ok(Self {
-            keys,
+            keys: keys.into(),
             jwks,
-            validation: validation(config),
+            validation: Arc::new(validation(config)),
+            workers: Workers::new(),
+            seekers: Semaphore::new(MAX_SEEKERS),
             user_id_claims: match config.user_id_claim() {
                 Some(claim) => vec![claim.to_owned()],
                 None => vec!["userId".to_owned(), "sub".to_owned()],
@@ -212,75 +261,97 @@ impl Verifier {
         Duration::from_secs(self.validation.leeway)
     }
 
-    /// Verifies the token that a client presents: in Socket.IO's `auth`, else in
-    /// the header of its handshake, else, where that is allowed, in its query.
-    #[cfg_attr(feature = "otlp", tracing::instrument(name = "verify_token", skip_all))]
-    pub async fn verify_presented(
+    /// The token that a client presents: in Socket.IO's `auth`, else in the header of
+    /// its handshake, else, where that is allowed, in its query.
+    pub fn presented<'a>(
         &self,
-        auth: Option<&Value>,
-        handshake: &Parts,
-    ) -> Result<Identity, Refusal> {
-        let token = match auth.and_then(|auth| auth.get("token")) {
-            Some(Value::String(token)) => Cow::from(bearer(token).unwrap_or(token)),
+        auth: Option<&'a Value>,
+        handshake: &'a Parts,
+    ) -> Result<Cow<'a, str>, Refusal> {
+        match auth.and_then(|auth| auth.get("token")) {
+            Some(Value::String(token)) => Ok(Cow::from(bearer(token).unwrap_or(token))),
             Some(Value::Null) | None => {
-                in_request(handshake, self.allow_query).ok_or(Refusal::TokenMissing)?
+                in_request(handshake, self.allow_query).ok_or(Refusal::TokenMissing)
             }
-            Some(_) => return Err(Refusal::TokenInvalid),
-        };
-        self.verify(&token).await
+            Some(_) => Err(Refusal::TokenInvalid),
+        }
+        .and_then(|token| match token.len() {
+            ..=MAX_TOKEN_BYTES => Ok(token),
+            _ => Err(Refusal::TokenInvalid),
+        })
     }
 
     /// Verifies signature, times, issuer and audience, then the ids inside. Waits
-    /// only if the token names a key that may be in a newer key set.
+    /// if the token names a key that may be in a newer key set, and for a signature
+    /// that takes long.
     pub async fn verify(&self, token: &str) -> Result<Identity, Refusal> {
-        match self.check(token) {
+        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        self.verify_for(nobody, token, || true).await
+    }
+
+    /// As [`Verifier::verify`]. Clients take turns where many wait; a token that no
+    /// longer `is_wanted` when its turn comes is [`Refusal::AddressRefusals`].
+    #[cfg_attr(feature = "otlp", tracing::instrument(name = "verify_token", skip_all))]
+    pub async fn verify_for(
+        &self,
+        client: IpAddr,
+        token: &str,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Identity, Refusal> {
+        let header = header(token)?;
+        match self.claims(client, token, &header, &is_wanted).await {
             Err(Failure::NoKey(id)) => match &self.jwks {
                 Some(jwks) if !contains(&jwks.keys(), id.as_deref()) => {
+                    let seeker = self.seekers.try_acquire();
+                    let _seeker = seeker.map_err(|_| Refusal::Overloaded)?;
                     jwks.seek(id.as_deref()).await;
-                    self.verify_now(token)
+                    self.claims(client, token, &header, &is_wanted).await
                 }
-                _ => Err(Refusal::TokenInvalid),
+                _ => Err(Failure::NoKey(id)),
             },
-            checked => checked.map_err(Failure::refusal),
+            claims => claims,
         }
+        .map_err(Failure::refusal)
+        .and_then(|claims| self.identity(&claims))
     }
 
-    /// As [`Verifier::verify`], with the keys that are here now.
+    /// As [`Verifier::verify`], with the keys that are here now, on this thread.
     pub fn verify_now(&self, token: &str) -> Result<Identity, Refusal> {
-        self.check(token).map_err(Failure::refusal)
+        let header = header(token)?;
+        let claims = self.keys().claims(token, &header);
+        self.identity(&claims.map_err(Failure::refusal)?)
     }
 
-    fn check(&self, token: &str) -> Result<Identity, Failure> {
-        if token.is_empty() {
-            return Err(Failure::Final(Refusal::TokenMissing));
+    async fn claims(
+        &self,
+        client: IpAddr,
+        token: &str,
+        header: &Header,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Map<String, Value>, Failure> {
+        let keys = self.keys();
+        if header.alg.family() == AlgorithmFamily::Hmac || !keys.fit(header) {
+            // Takes no longer than handing it over would.
+            return keys.claims(token, header);
         }
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(Failure::Final(Refusal::TokenInvalid));
-        }
-        let header = decode_header(token).map_err(|_| Failure::Final(Refusal::TokenInvalid))?;
-        // RFC 7515 §4.1.11: extensions that must be understood, and none is.
-        if header.crit.is_some() {
-            return Err(Failure::Final(Refusal::TokenInvalid));
-        }
-        let claims = self.claims(token, header)?;
-        self.identity(&claims).map_err(Failure::Final)
+        let (token, header) = (token.to_owned(), header.clone());
+        let verified = self
+            .workers
+            .run(client, is_wanted, move || keys.claims(&token, &header));
+        verified.await.unwrap_or_else(|not_done| {
+            Err(Failure::Final(match not_done {
+                NotDone::Full => Refusal::Overloaded,
+                NotDone::Unwanted => Refusal::AddressRefusals,
+            }))
+        })
     }
 
-    /// The claims, by the first key that the token is signed with.
-    fn claims(&self, token: &str, header: Header) -> Result<Map<String, Value>, Failure> {
-        let set = self.jwks.as_ref().map(Jwks::keys);
-        let keys = self
-            .keys
-            .iter()
-            .chain(set.iter().flat_map(|set| set.iter()));
-        for key in keys.filter(|key| key.may_verify(&header)) {
-            match key.decode(token, &header, &self.validation) {
-                Ok(claims) => return Ok(claims),
-                Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
-                Err(error) => return Err(Failure::Final(refusal(error.kind()))),
-            }
+    fn keys(&self) -> Keys {
+        Keys {
+            own: self.keys.clone(),
+            set: self.jwks.as_ref().map(Jwks::keys),
+            validation: self.validation.clone(),
         }
-        Err(Failure::NoKey(header.kid))
     }
 
     fn identity(&self, claims: &Map<String, Value>) -> Result<Identity, Refusal> {
@@ -310,6 +381,50 @@ impl Verifier {
                 None => None,
             },
         })
+    }
+}
+
+/// What a token says of itself, if that can be a token at all.
+fn header(token: &str) -> Result<Header, Refusal> {
+    if token.is_empty() {
+        return Err(Refusal::TokenMissing);
+    }
+    if token.len() > MAX_TOKEN_BYTES {
+        return Err(Refusal::TokenInvalid);
+    }
+    let header = decode_header(token).map_err(|_| Refusal::TokenInvalid)?;
+    // RFC 7515 §4.1.11: extensions that must be understood, and none is.
+    match header.crit {
+        Some(_) => Err(Refusal::TokenInvalid),
+        None => Ok(header),
+    }
+}
+
+impl Keys {
+    fn fit(&self, header: &Header) -> bool {
+        self.all().any(|key| key.may_verify(header))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Key> {
+        let set = self.set.iter().flat_map(|set| set.iter());
+        self.own.iter().chain(set)
+    }
+
+    /// The claims, by the first key that the token is signed with: of the keys that
+    /// it may be, those that it names come first, and [`MAX_TRIES`] are tried.
+    fn claims(&self, token: &str, header: &Header) -> Result<Map<String, Value>, Failure> {
+        let is_named = |key: &&Key| header.kid.is_some() && key.id() == header.kid.as_deref();
+        let named = self.all().filter(is_named);
+        let others = self.all().filter(|key| !is_named(key));
+        let keys = named.chain(others).filter(|key| key.may_verify(header));
+        for key in keys.take(MAX_TRIES) {
+            match key.decode(token, header, &self.validation) {
+                Ok(claims) => return Ok(claims),
+                Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
+                Err(error) => return Err(Failure::Final(refusal(error.kind()))),
+            }
+        }
+        Err(Failure::NoKey(header.kid.clone()))
     }
 }
 
@@ -352,6 +467,22 @@ pub(crate) fn configured_keys(config: &JwtConfig) -> Result<Vec<Key>, KeyError> 
         let pem = pem.map_err(|error| KeyError::Unreadable(path.to_owned(), error))?;
         let invalid = |invalid| KeyError::Invalid("JWT_PUBLIC_KEY_FILE", invalid);
         keys.extend(Key::from_pem(&pem).map_err(invalid)?);
+    }
+    if keys.iter().any(Key::has_small_exponent) {
+        warn!(
+            "A public key is weak: RSA with an exponent under 65537; have the issuer make a new one"
+        );
+    }
+    for key in &keys {
+        let algorithm = key.algorithms()[0];
+        let is_rival = |other: &&Key| other.algorithms().contains(&algorithm);
+        if keys.iter().filter(is_rival).count() > MAX_TRIES {
+            warn!(
+                ?algorithm,
+                "Too many public keys for one algorithm: a token is tried with the first {MAX_TRIES}"
+            );
+            break;
+        }
     }
     Ok(keys)
 }
@@ -448,6 +579,7 @@ pub struct Signer {
 impl Signer {
     /// Signs with `secret`, into the claims that `config` names.
     pub fn new(secret: &str, config: &JwtConfig) -> Self {
+        signatures::install();
         Self {
             key: EncodingKey::from_secret(secret.as_bytes()),
             config: config.clone(),

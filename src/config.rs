@@ -4,7 +4,8 @@
 //! of the crate never sees an unparsed setting. Each environment variable is
 //! also a flag. Secrets appear in no help text, `Debug` output or error.
 //!
-//! Imports nothing of this crate but the ids of [`crate::user`].
+//! Imports nothing of this crate but the ids of [`crate::user`] and the shapes of
+//! [`crate::update`].
 
 mod amqp_url;
 mod binding_keys;
@@ -26,17 +27,19 @@ use clap::{
     builder::{BoolishValueParser, NonEmptyStringValueParser},
 };
 pub use command_line::{
-    Cli, Command, DevArgs, DoctorArgs, HealthArgs, PublishArgs, PublishRabbitMqArgs, ServeArgs,
-    TokenArgs,
+    Cli, Command, DevArgs, DoctorArgs, Generation, HealthArgs, PublishArgs, PublishRabbitMqArgs,
+    ServeArgs, TokenArgs,
 };
 pub use cors_origins::{CorsOrigins, InvalidOrigin};
 pub use jwks_source::JwksSource;
 pub use trusted_proxies::{InvalidNetwork, TrustedProxies};
-pub use values::{OptionalAddress, OptionalPath, OptionalTenant, Secret};
+pub use values::{MIN_ADMIN_TOKEN_BYTES, OptionalAddress, OptionalPath, OptionalTenant, Secret};
 use values::{
     parse_delay, parse_heartbeat, parse_instance_name, parse_leeway, parse_optional_address,
     parse_optional_short_name, parse_optional_tenant, parse_short_name, parse_window,
 };
+
+pub use crate::update::Envelope;
 
 const RABBITMQ: &str = "RabbitMQ";
 const LISTENER: &str = "Listener";
@@ -232,6 +235,10 @@ pub struct HttpConfig {
     /// further ones get 429. 0 for no limit
     #[arg(long, env, value_name = "N", default_value_t = 1_000, help_heading = LIMITS)]
     pub max_connects_per_second: u32,
+    /// Refused sockets per second from one address, and five times as many at once;
+    /// then its connections are closed and its handshakes get 429. 0 for no limit
+    #[arg(long, env, value_name = "N", default_value_t = 50, help_heading = LIMITS)]
+    pub max_refusals_per_second: u32,
     /// Events per second from one socket, and five times as many at once; then its
     /// transport is closed. 0 for no limit
     #[arg(long, env, value_name = "N", default_value_t = 10, help_heading = LIMITS)]
@@ -240,11 +247,16 @@ pub struct HttpConfig {
     #[arg(long = "jwt-expiry-notice", env = "JWT_EXPIRY_NOTICE", value_name = "DURATION",
         default_value = "30s", value_parser = parse_delay, help_heading = JWT)]
     pub expiry_notice: Duration,
-    /// Shape in which updates are sent: auto as published; original as first
-    /// documented, for frontends that were written for that
+    /// Shape in which updates are sent: auto as published; sections as antirek/chatapp
+    /// and pages like it read them; original as first documented
     #[arg(long = "chat3-envelope", env = "CHAT3_ENVELOPE", value_name = "SHAPE",
         default_value = "auto", help_heading = UPDATES)]
     pub envelope: Envelope,
+    /// Drop updates that repeat one of the user's last 256, as Chat3 before 0.0.87
+    /// may publish them: same tenantId, eventId, updateType and entityId
+    #[arg(long, env, value_name = "BOOL", default_value_t = false, action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(), help_heading = UPDATES)]
+    pub drop_repeated_updates: bool,
     #[command(flatten)]
     pub recovery: RecoveryConfig,
 }
@@ -264,6 +276,7 @@ impl Default for HttpConfig {
             max_sockets: 100_000,
             max_sockets_per_user: 100,
             max_connects_per_second: 1_000,
+            max_refusals_per_second: 50,
             max_events_per_second: 10,
             expiry_notice: Duration::from_secs(30),
             recovery: RecoveryConfig {
@@ -273,18 +286,9 @@ impl Default for HttpConfig {
                 total_bytes: 256 << 20,
             },
             envelope: Envelope::default(),
+            drop_repeated_updates: false,
         }
     }
-}
-
-/// The shape in which updates are sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum Envelope {
-    /// As published.
-    #[default]
-    Auto,
-    /// As first documented, whichever generation published them.
-    Original,
 }
 
 /// How far back a lost connection can be recovered.

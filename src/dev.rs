@@ -20,9 +20,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     auth::Signer,
+    config::Generation,
     embedded::EmbeddedExchange,
     http::error,
-    publisher::{self, DOCUMENTED_TYPES, OTHER_TYPES, current},
+    publisher::original::{self, DOCUMENTED_TYPES, OTHER_TYPES},
     user::{TenantId, User, UserId},
 };
 
@@ -128,22 +129,21 @@ async fn client() -> Response {
 
 async fn samples() -> Json<Map<String, Value>> {
     let types = DOCUMENTED_TYPES.into_iter().chain(OTHER_TYPES);
-    let sample = |event_type: &str| (event_type.to_owned(), publisher::sample_data(event_type));
+    let sample = |event_type: &str| (event_type.to_owned(), original::sample_data(event_type));
     Json(types.map(sample).collect())
 }
 
 /// Every event type with sample data, by generation.
 async fn templates() -> Json<Value> {
-    let of = |types: &[&str], sample: fn(&str) -> Value| -> Vec<Value> {
-        let template = |name: &&str| json!({"eventType": name, "data": sample(name)});
-        types.iter().map(template).collect()
+    let of = |generation: Generation| -> Vec<Value> {
+        let template = |name| json!({"eventType": name, "data": generation.sample_data(name)});
+        generation.types().into_iter().map(template).collect()
     };
-    let mut original = of(&DOCUMENTED_TYPES, publisher::sample_data);
-    original.extend(of(&OTHER_TYPES, publisher::sample_data));
     Json(json!({
         "documented": DOCUMENTED_TYPES,
-        "original": original,
-        "current": of(&current::TYPES, current::sample_data),
+        "original": of(Generation::Original),
+        "0.0.77": of(Generation::V0_0_77),
+        "current": of(Generation::Current),
     }))
 }
 
@@ -188,38 +188,6 @@ struct PublishRequest {
     routing_key: Option<String>,
 }
 
-/// Whose keys and bodies to publish.
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Generation {
-    #[default]
-    Original,
-    Current,
-}
-
-impl Generation {
-    fn sample_data(self, event_type: &str) -> Value {
-        match self {
-            Self::Original => publisher::sample_data(event_type),
-            Self::Current => current::sample_data(event_type),
-        }
-    }
-
-    fn update(self, user: &UserId, tenant: &TenantId, event_type: &str, data: Value) -> Value {
-        match self {
-            Self::Original => publisher::update(user, tenant, event_type, data),
-            Self::Current => current::update(user, tenant, event_type, data),
-        }
-    }
-
-    fn routing_key(self, user: &UserId, event_type: &str) -> String {
-        match self {
-            Self::Original => publisher::routing_key(user, event_type),
-            Self::Current => current::routing_key(user, event_type),
-        }
-    }
-}
-
 async fn publish(
     State(dev): State<Dev>,
     request: Result<Json<PublishRequest>, JsonRejection>,
@@ -238,7 +206,8 @@ async fn publish(
         }
     };
     let routing_key = request.routing_key;
-    let routing_key = routing_key.unwrap_or_else(|| generation.routing_key(&user, event_type));
+    let routing_key =
+        routing_key.unwrap_or_else(|| generation.routing_key(&user, &tenant, event_type));
     let body = update.to_string().into();
     let queues = dev.exchange.publish(&routing_key, body).await;
     let answer = json!({"routingKey": routing_key, "queues": queues, "update": update});

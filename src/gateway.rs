@@ -11,6 +11,8 @@
 //! socket's own extensions, and nowhere else for longer than a call.
 
 use std::{
+    borrow::Cow,
+    net::{IpAddr, Ipv4Addr},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -43,9 +45,11 @@ use crate::{
     config::HttpConfig,
     hub::{Hub, Request, Session},
     leases::{Due, End, Lease, Leases},
-    limits::{ConnectLimit, EventLimit, SessionConnects, Verdict},
+    limits::{ConnectLimit, EventLimit, RefusalLimit, SessionConnects, Verdict, client_network},
     metrics::Metrics,
-    revocation::{InvalidOrder, Order, Revocations, Target, is_user},
+    refused_tokens::RefusedTokens,
+    revocation::{Order, Revocations, Target, is_user},
+    sampled::Sampled,
     transport::{self, Connection, PING_INTERVAL, PING_TIMEOUT, Transports},
 };
 
@@ -89,6 +93,16 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// closed.
 const FAREWELL: Duration = Duration::from_millis(250);
 
+/// Lines about those who are refused.
+static REFUSED: Sampled = Sampled::new();
+
+/// Lines about orders.
+static ORDERS: Sampled = Sampled::new();
+
+/// The client that a handshake came from, for limits.
+#[derive(Clone, Copy)]
+struct Client(IpAddr);
+
 /// What a gateway serves its sockets from.
 pub struct Gateway {
     verifier: Verifier,
@@ -98,6 +112,8 @@ pub struct Gateway {
     leases: Arc<Leases>,
     revocations: Revocations,
     connect_limit: ConnectLimit,
+    refusal_limit: RefusalLimit,
+    refused_tokens: RefusedTokens,
     config: HttpConfig,
     /// Whether handshakes are being refused for [`HttpConfig::max_sockets`].
     is_full: AtomicBool,
@@ -127,6 +143,8 @@ impl Gateway {
         Arc::new(Self {
             leases: Leases::new(config.expiry_notice, verifier.leeway()),
             connect_limit: ConnectLimit::new(rate, proxies),
+            refusal_limit: RefusalLimit::new(config.max_refusals_per_second),
+            refused_tokens: RefusedTokens::new(),
             revocations: Revocations::default(),
             is_full: AtomicBool::new(false),
             io: OnceLock::new(),
@@ -202,12 +220,25 @@ impl Gateway {
             self.transports.close(&socket);
             return std::future::pending().await;
         }
-        self.check_connects(&socket)?;
-        let admission = self.admit(&socket, auth.as_ref()).await;
-        let admission = admission.inspect_err(|refusal| {
-            self.metrics.connect_refused(refusal.label());
-            info!(peer = transport::peer(&socket), reason = %refusal, "Connection refused");
-        })?;
+        let connects = self.check_connects(&socket)?;
+        let client = client(&socket);
+        let admission = match self.admit(&socket, client, auth).await {
+            Ok(admission) => admission,
+            Err(refusal @ (Refusal::AddressRefusals | Refusal::Overloaded)) => {
+                self.turn_back(&socket, client, refusal).await;
+                return Err(refusal);
+            }
+            Err(refusal) => {
+                self.refusal_limit.note(client);
+                self.metrics.connect_refused(refusal.label());
+                if let Some(line) = REFUSED.note(refusal.label()) {
+                    let (peer, left_out) = (transport::peer(&socket), line.left_out);
+                    info!(peer, reason = %refusal, left_out, "Connection refused");
+                }
+                return Err(refusal);
+            }
+        };
+        connects.succeeded();
         socket.extensions.insert(admission.clone());
         // Before the reply: a socket that disconnects at once finds its handler.
         let gateway = self.clone();
@@ -235,31 +266,87 @@ impl Gateway {
     }
 
     /// One handshake, which is limited, is no way to any number of CONNECTs.
-    fn check_connects(&self, socket: &SocketRef) -> Result<(), Refusal> {
+    fn check_connects(&self, socket: &SocketRef) -> Result<SessionConnects, Refusal> {
         let connects = socket.req_parts().extensions.get::<SessionConnects>();
-        match connects.map_or(Verdict::Allowed, SessionConnects::check) {
-            Verdict::Allowed => return Ok(()),
+        let connects = connects.cloned().unwrap_or_default();
+        match connects.check() {
+            Verdict::Allowed => return Ok(connects),
             Verdict::Ignored => {}
             Verdict::TooMany => {
-                self.metrics
-                    .connect_refused(Refusal::TooManyConnects.label());
-                warn!(
-                    peer = transport::peer(socket),
-                    "closing a connection that asks to connect again and again"
-                );
+                let refusal = Refusal::TooManyConnects;
+                self.metrics.connect_refused(refusal.label());
+                if let Some(line) = REFUSED.note(refusal.label()) {
+                    warn!(
+                        peer = transport::peer(socket),
+                        left_out = line.left_out,
+                        "closing a connection that asks to connect again and again"
+                    );
+                }
                 self.transports.close(socket);
             }
         }
         Err(Refusal::TooManyConnects)
     }
 
+    /// Closes the transport of a client whose token was not looked at. Once refused,
+    /// a client stays away, while from this it comes back by itself.
+    async fn turn_back(&self, socket: &SocketRef, client: IpAddr, refusal: Refusal) {
+        self.metrics.connect_refused(refusal.label());
+        if let Some(line) = REFUSED.note(refusal.label()) {
+            let left_out = line.left_out;
+            warn!(%client, reason = %refusal, left_out, "Connection closed; it may come back");
+        }
+        self.transports.close(socket);
+        // The refusal that follows must find the polling session closed.
+        tokio::time::sleep(FAREWELL).await;
+    }
+
     async fn admit(
         &self,
         socket: &SocketRef,
-        auth: Option<&Value>,
+        client: IpAddr,
+        auth: Option<Value>,
     ) -> Result<Arc<Admission>, Refusal> {
-        let verifier = &self.verifier;
-        let identity = verifier.verify_presented(auth, socket.req_parts()).await?;
+        if self.refusal_limit.is_exceeded(client) {
+            return Err(Refusal::AddressRefusals);
+        }
+        let presented = self.verifier.presented(auth.as_ref(), socket.req_parts());
+        let token = presented.map(Cow::into_owned);
+        // What may wait below holds no more than it needs.
+        let request = Request::of(auth.as_ref());
+        drop(auth);
+        // Whoever presents none, or nonsense, is slowed down like one who presents the same.
+        let known_as: &str = token.as_deref().unwrap_or_else(|refusal| refusal.label());
+        if let Some(again) = self.refused_tokens.find(client, known_as) {
+            let place = self.refused_tokens.place().ok_or(Refusal::Overloaded)?;
+            tokio::time::sleep(again.wait).await;
+            drop(place);
+            if let (Ok(_), Some(refusal)) = (&token, again.verdict) {
+                return Err(refusal);
+            }
+        }
+        let admission = match &token {
+            Ok(token) => self.let_in(socket, client, token, request).await,
+            Err(refusal) => Err(*refusal),
+        };
+        match &admission {
+            Ok(_) => self.refused_tokens.forget(client, known_as),
+            Err(Refusal::AddressRefusals | Refusal::Overloaded) => {}
+            Err(refusal) => self.refused_tokens.note(client, known_as, *refusal),
+        }
+        admission
+    }
+
+    async fn let_in(
+        &self,
+        socket: &SocketRef,
+        client: IpAddr,
+        token: &str,
+        request: Request,
+    ) -> Result<Arc<Admission>, Refusal> {
+        let is_wanted = || !self.refusal_limit.is_exceeded(client);
+        let verified = self.verifier.verify_for(client, token, is_wanted);
+        let identity = verified.await?;
         if !self.hub.broker().has_room_for(identity.user()) {
             return Err(Refusal::IdsTooLong);
         }
@@ -267,7 +354,6 @@ impl Gateway {
         // After the lease: whoever is revoked from now on is so by it.
         self.check_revocation(&identity)?;
         let limit = self.config.max_sockets_per_user;
-        let request = Request::of(auth);
         let session = self.hub.join(identity.user(), socket, request, limit);
         Ok(Arc::new(Admission {
             session: session.ok_or(Refusal::TooManySockets)?,
@@ -321,7 +407,8 @@ impl Gateway {
         if event != AUTH_REFRESH {
             return;
         }
-        let refreshed = self.refresh(&admission, data.as_ref()).await;
+        let client = client(&socket);
+        let refreshed = self.refresh(&admission, client, data.as_ref()).await;
         let answer = match &refreshed {
             Ok(expires_at) => json!({"ok": true, "expiresAt": expires_at.map(timestamp)}),
             Err(refusal) => json!({"ok": false, "error": refusal.to_string()}),
@@ -339,6 +426,7 @@ impl Gateway {
     async fn refresh(
         &self,
         admission: &Admission,
+        client: IpAddr,
         token: Option<&Value>,
     ) -> Result<Option<SystemTime>, Refusal> {
         let token = match token {
@@ -346,13 +434,11 @@ impl Gateway {
             None | Some(Value::Null) => return Err(Refusal::TokenMissing),
             Some(_) => return Err(Refusal::TokenInvalid),
         };
-        let identity = self.verifier.verify(token).await?;
+        let identity = self.verifier.verify_for(client, token, || true).await?;
         let expires_at = identity.expires_at();
-        self.check_revocation(&identity)?;
-        match admission.lease.renew(identity) {
-            true => Ok(expires_at),
-            false => Err(Refusal::AnotherUser),
-        }
+        let check = |identity: &Identity| self.check_revocation(identity);
+        admission.lease.renew(identity, check)?;
+        Ok(expires_at)
     }
 
     /// Announces the ends of leases, and closes the sockets whose lease is over.
@@ -379,12 +465,20 @@ impl Gateway {
     }
 
     /// Sends sockets away, here. Returns how many.
-    ///
-    /// # Errors
-    /// When the order cannot be remembered.
     #[cfg_attr(feature = "otlp", tracing::instrument(name = "order", skip_all, fields(target = %order.target)))]
-    pub fn carry_out(self: &Arc<Self>, order: &Order) -> Result<usize, InvalidOrder> {
-        self.revocations.add(order, SystemTime::now())?;
+    pub fn carry_out(self: &Arc<Self>, order: &Order) -> usize {
+        let forgotten = self.revocations.add(order, SystemTime::now());
+        if forgotten > 0 {
+            self.metrics.revocations_forgotten.inc_by(forgotten as u64);
+            if let Some(line) = ORDERS.note("forgotten") {
+                let left_out = line.left_out;
+                warn!(
+                    forgotten,
+                    left_out,
+                    "Too many revocations: the oldest are forgotten, and their tokens accepted"
+                );
+            }
+        }
         if let Target::User(id, tenant) = &order.target {
             self.hub.end_away(|user| is_user(id, tenant.as_ref(), user));
         }
@@ -417,7 +511,7 @@ impl Gateway {
                 transports.close(socket);
             }
         });
-        Ok(count)
+        count
     }
 
     /// Soon over: socketioxide forgets the socket only then.
@@ -486,8 +580,29 @@ async fn limit_handshakes(
             "too many connections from this address",
         );
     }
+    let proxies = &gateway.config.trusted_proxies;
+    let client = client_network(connection.peer(), request.headers(), proxies);
+    if gateway.refusal_limit.is_exceeded(client) {
+        let refusal = Refusal::AddressRefusals;
+        gateway.metrics.connect_refused(refusal.label());
+        if let Some(line) = REFUSED.note("handshake") {
+            let left_out = line.left_out;
+            warn!(%client, left_out, "Connections refused: {refusal} (MAX_REFUSALS_PER_SECOND)");
+        }
+        return turn_away(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many refused connections from this address",
+        );
+    }
+    request.extensions_mut().insert(Client(client));
     request.extensions_mut().insert(SessionConnects::default());
     next.run(request).await
+}
+
+/// Whom a socket counts for.
+fn client(socket: &SocketRef) -> IpAddr {
+    let client = socket.req_parts().extensions.get::<Client>();
+    client.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |client| client.0)
 }
 
 fn turn_away(status: StatusCode, message: &'static str) -> Response {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path, Request, State},
     http::{HeaderMap, StatusCode, header},
@@ -13,14 +13,17 @@ use axum::{
 };
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
+use tracing::warn;
 
 use crate::{
-    config::Secret,
+    config::{HttpConfig, MIN_ADMIN_TOKEN_BYTES, Secret, TrustedProxies},
     gateway::Gateway,
     hub::Hub,
+    limits::{RefusalLimit, client_network},
     metrics::{self, Metrics},
-    revocation::{InvalidOrder, Order, OrderText},
-    transport::Transports,
+    revocation::{Order, OrderText},
+    sampled::Sampled,
+    transport::{Connection, Transports},
     user::UserId,
 };
 
@@ -31,7 +34,17 @@ struct Http {
     transports: Transports,
     metrics: Metrics,
     admin_token: Option<Secret>,
+    proxies: TrustedProxies,
+    /// Of those who come without the admin token.
+    refusals: Arc<RefusalLimit>,
 }
+
+/// Wrong admin tokens a second that are looked at from one address, and five times as
+/// many at once: an operator mistypes a few.
+const WRONG_TOKENS_PER_SECOND: u32 = 2;
+
+/// Lines about wrong admin tokens.
+static REFUSED: Sampled = Sampled::new();
 
 /// Largest body of an admin request, in bytes.
 const MAX_ORDER_BYTES: usize = 16 * 1024;
@@ -43,18 +56,32 @@ pub fn routers(
     hub: Arc<Hub>,
     transports: Transports,
     metrics: Metrics,
-    admin_token: Option<Secret>,
+    config: &HttpConfig,
 ) -> (Router, Router) {
+    let admin_token = config.admin_token.as_ref().and_then(Secret::expose);
+    if let Some(bytes) = admin_token.map(str::len)
+        && bytes < MIN_ADMIN_TOKEN_BYTES
+    {
+        warn!(
+            bytes,
+            "ADMIN_TOKEN is weak: use 32 random bytes (openssl rand -hex 32)"
+        );
+    }
     let state = Http {
         gateway,
         hub,
         transports,
         metrics,
-        admin_token,
+        admin_token: config.admin_token.clone(),
+        proxies: config.trusted_proxies.clone(),
+        refusals: Arc::new(RefusalLimit::new(WRONG_TOKENS_PER_SECOND)),
     };
     let probes = Router::new()
+        // Chat3's own services answer by both names.
         .route("/health", get(health))
+        .route("/livez", get(health))
         .route("/ready", get(ready))
+        .route("/readyz", get(ready))
         .with_state(state.clone());
     let api = Router::new()
         .route("/api/stats", get(stats))
@@ -150,7 +177,7 @@ async fn revoke_token(
 async fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
     let details = match body {
         [] => OrderText::default(),
-        body => match serde_json::from_slice(body) {
+        body => match OrderText::read(body) {
             Ok(details) => details,
             Err(problem) => return error(StatusCode::BAD_REQUEST, &problem.to_string()),
         },
@@ -163,30 +190,54 @@ async fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
         token_id: target.token_id,
         ..details
     };
-    let order = Order::parse(text, SystemTime::now());
-    match order.and_then(|order| Ok((http.gateway.carry_out(&order)?, order))) {
-        Ok((sockets, order)) => {
-            let message = serde_json::to_vec(&order.text()).expect("an order is plain JSON");
-            let broadcast = http.hub.broker().broadcast(message.into()).await;
-            Json(json!({"sockets": sockets, "broadcast": broadcast})).into_response()
+    let (now, asked_until) = (SystemTime::now(), text.until);
+    let order = match Order::parse(text, now) {
+        // Of another instance it would still send away: it was on its way.
+        Ok(order) if order.is_over(now) => {
+            return error(StatusCode::BAD_REQUEST, "until is over");
         }
-        Err(problem @ InvalidOrder::TooMany) => {
-            error(StatusCode::INSUFFICIENT_STORAGE, &problem.to_string())
-        }
-        Err(problem) => error(StatusCode::BAD_REQUEST, &problem.to_string()),
+        Ok(order) => order,
+        Err(problem) => return error(StatusCode::BAD_REQUEST, &problem.to_string()),
+    };
+    let sockets = http.gateway.carry_out(&order);
+    let message = serde_json::to_vec(&order.text()).expect("an order is plain JSON");
+    let broadcast = http.hub.broker().broadcast(message.into()).await;
+    let mut answer = json!({"sockets": sockets, "broadcast": broadcast});
+    if order.until != asked_until {
+        answer["until"] = order.until.into();
     }
+    Json(answer).into_response()
 }
 
-async fn require_admin(State(http): State<Http>, request: Request, next: Next) -> Response {
+/// Lets the holder of the admin token through. Whoever guesses is looked at less and
+/// less often; those at other addresses notice nothing.
+async fn require_admin(
+    State(http): State<Http>,
+    Extension(connection): Extension<Connection>,
+    request: Request,
+    next: Next,
+) -> Response {
     let Some(expected) = http.admin_token.as_ref().and_then(Secret::expose) else {
         return not_found().await;
     };
-    let authorised = bearer(request.headers())
-        .is_some_and(|token| token.as_bytes().ct_eq(expected.as_bytes()).into());
-    match authorised {
-        true => next.run(request).await,
-        false => error(StatusCode::UNAUTHORIZED, "admin token required"),
+    let client = client_network(connection.peer(), request.headers(), &http.proxies);
+    if http.refusals.is_exceeded(client) {
+        http.metrics.admin_refused("address_refusals");
+        return error(StatusCode::TOO_MANY_REQUESTS, "too many wrong admin tokens");
     }
+    let presented = bearer(request.headers());
+    if presented.is_some_and(|token| token.as_bytes().ct_eq(expected.as_bytes()).into()) {
+        return next.run(request).await;
+    }
+    http.refusals.note(client);
+    http.metrics.admin_refused(match presented {
+        Some(_) => "wrong_token",
+        None => "token_missing",
+    });
+    if let Some(line) = REFUSED.note("wrong_token") {
+        warn!(%client, left_out = line.left_out, "admin token refused");
+    }
+    error(StatusCode::UNAUTHORIZED, "admin token required")
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

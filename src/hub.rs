@@ -12,12 +12,14 @@
 
 mod audience;
 mod crowd;
+mod departures;
 mod events;
 mod log;
 mod recovery;
+mod repeated;
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -31,6 +33,7 @@ use tracing::warn;
 
 use self::{
     audience::{Audience, Left},
+    departures::Departures,
     log::Limits,
 };
 pub use self::{
@@ -66,23 +69,18 @@ pub struct Hub {
     metrics: Metrics,
     recovery: RecoveryConfig,
     envelope: Envelope,
+    drops_repeated: bool,
     users: Mutex<HashMap<User, Online>>,
     /// How many sessions there were.
     sessions: AtomicU64,
-    /// Sessions that lost their sockets, in that order. Some have come back since.
-    departures: Mutex<VecDeque<Departure>>,
+    /// The sessions that are away.
+    departures: Departures,
 }
 
 /// A user with at least one session, possibly without a socket.
 struct Online {
     audience: Arc<Audience>,
     subscribed: Subscribed,
-}
-
-struct Departure {
-    at: Instant,
-    user: User,
-    session: u64,
 }
 
 /// What [`Hub::describe`] tells of a user id.
@@ -100,6 +98,7 @@ impl Hub {
         metrics: Metrics,
         recovery: RecoveryConfig,
         envelope: Envelope,
+        drops_repeated: bool,
     ) -> Arc<Self> {
         let hub = Arc::new(Self {
             broker,
@@ -107,9 +106,10 @@ impl Hub {
             metrics,
             recovery,
             envelope,
+            drops_repeated,
             users: Mutex::default(),
             sessions: AtomicU64::new(0),
-            departures: Mutex::default(),
+            departures: Departures::default(),
         });
         tokio::spawn(expire(Arc::downgrade(&hub)));
         hub
@@ -166,7 +166,9 @@ impl Hub {
             user.clone(),
             self.limits(),
             self.envelope,
+            self.drops_repeated,
             self.transports.clone(),
+            self.departures.clone(),
             self.metrics.clone(),
         ));
         let handler = {
@@ -187,12 +189,6 @@ impl Hub {
         if left == Some(Left::Gone) {
             // Under this lock nobody joins: empty is empty.
             self.remove_if_empty(self.users(), &session.user);
-        } else if let Some(Left::Away(at)) = left {
-            lock(&self.departures).push_back(Departure {
-                at,
-                user: session.user.clone(),
-                session: session.number,
-            });
         }
     }
 
@@ -223,12 +219,7 @@ impl Hub {
     /// Gives up the sessions that were away for too long, and what is too old.
     fn expire(&self) {
         let deadline = Instant::now().checked_sub(self.recovery.window);
-        let is_due = |departure: &mut Departure| deadline.is_some_and(|at| departure.at < at);
-        loop {
-            let due = lock(&self.departures).pop_front_if(is_due);
-            let Some(Departure { user, session, .. }) = due else {
-                break;
-            };
+        while let Some((user, session)) = deadline.and_then(|at| self.departures.take_before(at)) {
             let users = self.users();
             if let Some(online) = users.get(&user) {
                 online.audience.expire(session);
@@ -266,11 +257,7 @@ impl Hub {
             }
         };
         give_up_behind(FAR_BEHIND_BYTES);
-        let away: Vec<(User, u64)> = {
-            let departures = lock(&self.departures);
-            let left = |departure: &Departure| (departure.user.clone(), departure.session);
-            departures.iter().map(left).collect()
-        };
+        let away = self.departures.all();
         for (user, session) in away.into_iter().take_while(|_| !is_enough()) {
             let users = self.users();
             if let Some(online) = users.get(&user) {

@@ -12,7 +12,7 @@ use std::{
 use socketioxide::socket::Sid;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::auth::Identity;
+use crate::auth::{Identity, Refusal};
 
 /// The leases of all sockets.
 pub struct Leases {
@@ -201,19 +201,24 @@ impl Lease {
         terms.and_then(|terms| terms.identity.expires_at())
     }
 
-    /// Goes on with another token of the same user; `false` if it is another's.
-    pub fn renew(&self, identity: Identity) -> bool {
+    /// Goes on with another token of the same user, unless `check` refuses that: while
+    /// it looks, nobody revokes, and whoever revokes afterwards meets the new token.
+    pub fn renew(
+        &self,
+        identity: Identity,
+        check: impl FnOnce(&Identity) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
         let mut state = self.leases.state();
-        let Some(terms) = state.terms.get_mut(&self.number) else {
-            return false;
-        };
+        let terms = state.terms.get_mut(&self.number);
+        let terms = terms.ok_or(Refusal::AnotherUser)?;
         if terms.ended.is_some() || terms.identity.user() != identity.user() {
-            return false;
+            return Err(Refusal::AnotherUser);
         }
+        check(&identity)?;
         terms.identity = identity;
         terms.noticed = false;
         self.leases.schedule(&mut state, self.number);
-        true
+        Ok(())
     }
 }
 
@@ -230,10 +235,15 @@ impl Drop for Lease {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
     use tokio::time::timeout;
 
     use super::*;
-    use crate::auth::tests::an_identity;
+    use crate::auth::tests::{a_token, an_identity};
 
     const MOMENT: Duration = Duration::from_millis(700);
 
@@ -277,18 +287,53 @@ mod tests {
         let leases = leases();
         let sid = Sid::new();
         let lease = leases.grant(sid, an_identity("carl", Some(in_seconds(1))));
-        assert!(!lease.renew(an_identity("bob", Some(in_seconds(9)))));
+        let renew = |identity| lease.renew(identity, |_| Ok(()));
+        let another = renew(an_identity("bob", Some(in_seconds(9))));
+        assert_eq!(another, Err(Refusal::AnotherUser));
         assert!(matches!(leases.next().await, Due::Expiring(..)));
         let end = in_seconds(3);
-        assert!(lease.renew(an_identity("carl", Some(end))));
+        assert_eq!(renew(an_identity("carl", Some(end))), Ok(()));
         // Not at its first end, and told again of the second.
         let due = timeout(Duration::from_secs(3), leases.next()).await;
         assert_eq!(due, Ok(Due::Expiring(sid, end)));
-        assert!(lease.renew(an_identity("carl", None)));
+        assert_eq!(renew(an_identity("carl", None)), Ok(()));
         assert!(
             timeout(Duration::from_secs(4), leases.next())
                 .await
                 .is_err()
         );
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_revoked_while_it_renews_a_lease_ends_that() {
+        let leases = leases();
+        let sid = Sid::new();
+        let lease = leases.grant(sid, a_token("carl", None, None, Some("old")));
+        let (has_begun, is_revoked) = (AtomicBool::new(false), AtomicBool::new(false));
+        let wait_for = |flag: &AtomicBool| {
+            while !flag.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+        };
+        thread::scope(|threads| {
+            // As an order does it: remembered first, then the leases.
+            let order = threads.spawn(|| {
+                wait_for(&has_begun);
+                is_revoked.store(true, Ordering::SeqCst);
+                leases.revoke(|identity| identity.token_id() == Some("new"))
+            });
+            let renewed = lease.renew(a_token("carl", None, None, Some("new")), |_| {
+                assert!(!is_revoked.load(Ordering::SeqCst));
+                has_begun.store(true, Ordering::SeqCst);
+                // The order is now at the leases, or nearly so.
+                wait_for(&is_revoked);
+                Ok(())
+            });
+            assert_eq!(renewed, Ok(()));
+            assert_eq!(order.join().unwrap(), [sid]);
+        });
+        assert_eq!(lease.end(), Some(End::Revoked));
+        let refused = lease.renew(an_identity("carl", None), |_| Ok(()));
+        assert_eq!(refused, Err(Refusal::AnotherUser));
     }
 }

@@ -52,6 +52,8 @@ mod gateway;
 mod http;
 mod leases;
 mod limits;
+mod refused_tokens;
+mod sampled;
 mod tls;
 mod transport;
 

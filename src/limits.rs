@@ -1,13 +1,15 @@
-//! How much a client may ask for: connects by address and by session, events by
-//! socket.
+//! How much a client may ask for: connects by address and by session, refusals by
+//! address, events by socket.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     num::NonZeroU32,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use axum::http::HeaderMap;
@@ -17,6 +19,9 @@ use crate::config::TrustedProxies;
 
 /// Seconds' worth of the allowed rate that may come at once.
 const BURST_SECONDS: u32 = 5;
+
+/// The same as a time.
+const BURST: Duration = Duration::from_secs(BURST_SECONDS as u64);
 
 /// How many connects pass between two removals of addresses that are idle.
 const CLEAN_UP_EVERY: u32 = 10_000;
@@ -67,18 +72,115 @@ impl ConnectLimit {
 /// a new session after a refusal or a disconnect.
 const CONNECTS_PER_SESSION: u32 = 10;
 
+/// How often of these it may be refused.
+const REFUSALS_PER_SESSION: u32 = 3;
+
 /// Counts how often an Engine.IO session asks to be let in; clones count together.
 #[derive(Clone, Default)]
-pub struct SessionConnects(Arc<AtomicU32>);
+pub struct SessionConnects(Arc<Asked>);
+
+#[derive(Default)]
+struct Asked {
+    connects: AtomicU32,
+    /// Those that were not let in, or not yet.
+    in_vain: AtomicU32,
+    is_closed: AtomicBool,
+}
 
 impl SessionConnects {
     /// Judges one more.
     pub fn check(&self) -> Verdict {
-        match self.0.fetch_add(1, Ordering::Relaxed) {
-            ..CONNECTS_PER_SESSION => Verdict::Allowed,
-            CONNECTS_PER_SESSION => Verdict::TooMany,
-            _ => Verdict::Ignored,
+        let connects = self.0.connects.fetch_add(1, Ordering::Relaxed);
+        let in_vain = self.0.in_vain.fetch_add(1, Ordering::Relaxed);
+        if connects < CONNECTS_PER_SESSION && in_vain < REFUSALS_PER_SESSION {
+            return Verdict::Allowed;
         }
+        match self.0.is_closed.swap(true, Ordering::Relaxed) {
+            false => Verdict::TooMany,
+            true => Verdict::Ignored,
+        }
+    }
+
+    /// Notes that one was let in.
+    pub fn succeeded(&self) {
+        self.0.in_vain.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Addresses whose refusals are remembered at once. Further ones are not limited:
+/// whoever has that many addresses is not stopped by a limit for each.
+const MAX_REFUSED_ADDRESSES: usize = 65_536;
+
+/// Limits how often each client ([`client_network`]) may be refused.
+///
+/// Unlike [`ConnectLimit`], it is asked before what may end in a refusal, and told
+/// after it: who is let in costs nothing.
+pub struct RefusalLimit {
+    /// What one refusal costs. `None`: no limit.
+    price: Option<Duration>,
+    paid: Mutex<Paid>,
+}
+
+#[derive(Default)]
+struct Paid {
+    /// Until when each client has used its rate up.
+    until: HashMap<IpAddr, Instant>,
+    swept: Option<Instant>,
+}
+
+impl RefusalLimit {
+    /// `per_second` refusals per client on average, five times as many at once; 0: no limit.
+    pub fn new(per_second: u32) -> Self {
+        let rate = NonZeroU32::new(per_second);
+        Self {
+            price: rate.map(|rate| Duration::from_secs(1) / rate.get()),
+            paid: Mutex::default(),
+        }
+    }
+
+    /// Whether this client has been refused too often to be looked at again now.
+    pub fn is_exceeded(&self, client: IpAddr) -> bool {
+        self.is_exceeded_at(client, Instant::now())
+    }
+
+    /// Notes that this client was refused.
+    pub fn note(&self, client: IpAddr) {
+        self.note_at(client, Instant::now());
+    }
+
+    fn is_exceeded_at(&self, client: IpAddr, now: Instant) -> bool {
+        let Some(price) = self.price else {
+            return false;
+        };
+        let paid = self.lock();
+        let until = paid.until.get(&client);
+        until.is_some_and(|until| *until + price > now + BURST)
+    }
+
+    fn note_at(&self, client: IpAddr, now: Instant) {
+        let Some(price) = self.price else {
+            return;
+        };
+        let mut paid = self.lock();
+        let paid = &mut *paid;
+        if paid.until.len() >= MAX_REFUSED_ADDRESSES && !paid.until.contains_key(&client) {
+            // Not for each of a flood.
+            let is_due = |swept: Instant| now.saturating_duration_since(swept) > BURST;
+            if paid.swept.is_none_or(is_due) {
+                paid.until.retain(|_, until| *until > now);
+                paid.swept = Some(now);
+            }
+            if paid.until.len() >= MAX_REFUSED_ADDRESSES {
+                return;
+            }
+        }
+        let until = paid.until.entry(client).or_insert(now);
+        // Those that were on their way do not add up.
+        *until = ((*until).max(now) + price).min(now + BURST);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Paid> {
+        self.paid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -125,6 +227,11 @@ impl EventLimit {
 fn quota(per_second: u32) -> Option<Quota> {
     let burst = NonZeroU32::new(per_second.saturating_mul(BURST_SECONDS))?;
     NonZeroU32::new(per_second).map(|rate| Quota::per_second(rate).allow_burst(burst))
+}
+
+/// What counts as one client: its address, or the network of an IPv6 subscriber.
+pub fn client_network(peer: SocketAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> IpAddr {
+    network(client_address(peer.ip(), headers, proxies))
 }
 
 /// Who connects: the peer, or, if that is a trusted proxy, whom it names in
@@ -199,6 +306,68 @@ mod tests {
                 "{peer} {values:?}"
             );
         }
+    }
+
+    #[test]
+    fn refusals_have_a_rate_by_address_that_whoever_is_let_in_does_not_use() {
+        let limit = RefusalLimit::new(2);
+        let [one, other] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
+        let start = Instant::now();
+        let refused_at = |client, millis| {
+            let now = start + Duration::from_millis(millis);
+            let looked_at = !limit.is_exceeded_at(client, now);
+            if looked_at {
+                limit.note_at(client, now);
+            }
+            looked_at
+        };
+        assert_eq!((0..50).filter(|_| refused_at(one, 0)).count(), 10);
+        assert!(refused_at(other, 0));
+        // Two a second, however often it asks.
+        let in_ten_seconds = (1..=10_000).filter(|millis| refused_at(one, *millis));
+        assert_eq!(in_ten_seconds.count(), 20);
+        // Those that were looked at all at once do not shut it out for longer.
+        for _ in 0..1_000 {
+            limit.note_at(one, start + Duration::from_secs(20));
+        }
+        assert!(!refused_at(one, 20_000));
+        assert!(refused_at(one, 20_600));
+        let unlimited = RefusalLimit::new(0);
+        assert!((0..1_000).all(|_| {
+            unlimited.note(one);
+            !unlimited.is_exceeded(one)
+        }));
+    }
+
+    #[test]
+    fn the_memory_for_refused_addresses_is_bounded_and_freed() {
+        let limit = RefusalLimit::new(1);
+        let start = Instant::now();
+        let count = u32::try_from(MAX_REFUSED_ADDRESSES).unwrap();
+        for number in 0..count + 10 {
+            limit.note_at(IpAddr::V4(number.into()), start);
+        }
+        assert_eq!(limit.lock().until.len(), MAX_REFUSED_ADDRESSES);
+        let later = start + 2 * BURST;
+        limit.note_at("192.0.2.1".parse().unwrap(), later);
+        assert_eq!(limit.lock().until.len(), 1);
+    }
+
+    #[test]
+    fn a_session_is_refused_a_few_times_and_may_come_and_go_more_often() {
+        let refused = SessionConnects::default();
+        let verdicts: Vec<_> = (0..5).map(|_| refused.check()).collect();
+        let mut expected = vec![Verdict::Allowed; 3];
+        expected.extend([Verdict::TooMany, Verdict::Ignored]);
+        assert_eq!(verdicts, expected);
+        let let_in = SessionConnects::default();
+        let verdicts = (0..20).map(|_| {
+            let verdict = let_in.check();
+            let_in.succeeded();
+            verdict
+        });
+        let allowed = verdicts.filter(|verdict| *verdict == Verdict::Allowed);
+        assert_eq!(allowed.count(), 10);
     }
 
     #[test]

@@ -12,12 +12,15 @@ use chat3_gateway::{
     embedded::EmbeddedExchange,
     health,
     metrics::Metrics,
-    publisher,
+    publisher::{self, Published},
     server::Server,
     telemetry,
     user::{TenantId, User, UserId},
 };
 use futures_util::FutureExt;
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use tikv_jemalloc_ctl::background_thread;
 use tikv_jemallocator::Jemalloc;
 use tokio::{
@@ -31,6 +34,7 @@ use tokio::{
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
+    forbid_core_dumps();
     // Its own thread does the returning. Without one, only busy threads would.
     if let Err(error) = background_thread::write(true) {
         eprintln!("chat3-gateway: the allocator returns memory late: {error}");
@@ -47,6 +51,20 @@ fn main() -> ExitCode {
                 _ => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+/// A core dump would hold keys, passwords and tokens. Also keeps other processes of
+/// this user from reading the memory.
+fn forbid_core_dumps() {
+    let no_core = Rlimit {
+        current: Some(0),
+        maximum: getrlimit(Resource::Core).maximum,
+    };
+    let limited = setrlimit(Resource::Core, no_core);
+    let forbidden = limited.and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    if let Err(error) = forbidden {
+        eprintln!("chat3-gateway: core dumps stay on: {error}");
     }
 }
 
@@ -114,7 +132,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve(*args).await?,
         Command::Dev(args) => develop(*args).await?,
         Command::Token(args) => print_token(&args)?,
-        Command::Publish(args) => publish(&args).await?,
+        Command::Publish(args) => return publish(&args).await,
         Command::Health(args) => check_health(&args).await?,
         Command::Doctor(args) => return doctor::examine(&args).await,
     }
@@ -169,7 +187,7 @@ async fn develop(mut args: DevArgs) -> anyhow::Result<()> {
     println!("  Page    {url}/");
     println!("  Token   {token}");
     println!("          (usr_alice, valid for 12 hours)\n");
-    println!("  Connect io('{url}', {{ auth: {{ token }} }})");
+    println!("  Connect io('{url}', {{ auth: (give) => give({{ token }}) }})");
     println!("  Publish curl {url}/dev/updates -H 'content-type: application/json' \\");
     println!("            -d '{{\"userId\":\"usr_alice\",\"eventType\":\"message.create\"}}'\n");
     if !server.local_addr()?.ip().is_loopback() {
@@ -193,10 +211,32 @@ fn print_token(args: &TokenArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn publish(args: &PublishArgs) -> anyhow::Result<()> {
-    let count = publisher::publish(args).await?;
-    println!("published {count} {} for {}", args.event, args.user);
-    Ok(())
+/// Fails where nothing was reached: nobody can have received it.
+async fn publish(args: &PublishArgs) -> anyhow::Result<ExitCode> {
+    let published = publisher::publish(args).await?;
+    let Published {
+        count,
+        unrouted,
+        routing_key,
+    } = published;
+    let routed = count - unrouted;
+    println!(
+        "published {count} {} for {} with key {routing_key}: {routed} reached a queue",
+        args.event, args.user
+    );
+    if unrouted == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "chat3-gateway: no queue is bound for {unrouted} of {count}, key {routing_key}: is the user \
+connected ({}, of tenant {}), and do the gateway's RABBITMQ_BINDING_KEYS match that key? \
+`chat3-gateway doctor` tells",
+        args.user, args.tenant
+    );
+    Ok(match routed {
+        0 => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
 }
 
 async fn check_health(args: &HealthArgs) -> anyhow::Result<()> {

@@ -91,6 +91,9 @@ pub struct Metrics {
     pub expired_sockets: Counter,
     /// Sockets that an operator's order sent away.
     pub revoked_sockets: Counter,
+    /// Revocations in force that were forgotten, because there were too many.
+    pub revocations_forgotten: Counter,
+    admin_refused: Family<Reason, Counter>,
     refreshes_refused: Family<Reason, Counter>,
     recoveries: Family<Outcome, Counter>,
     recoveries_lost: Family<Reason, Counter>,
@@ -130,6 +133,8 @@ impl Metrics {
             noisy_sockets: Counter::default(),
             expired_sockets: Counter::default(),
             revoked_sockets: Counter::default(),
+            revocations_forgotten: Counter::default(),
+            admin_refused: Family::default(),
             refreshes_refused: Family::default(),
             recoveries: Family::default(),
             recoveries_lost: Family::default(),
@@ -283,6 +288,16 @@ impl Metrics {
             self.revoked_sockets.clone(),
         );
         r.register(
+            "revocations_forgotten",
+            "Revocations in force that were forgotten, because there were too many",
+            self.revocations_forgotten.clone(),
+        );
+        r.register(
+            "admin_refused",
+            "Requests to the admin API that were refused, by reason",
+            self.admin_refused.clone(),
+        );
+        r.register(
             "refreshes_refused",
             "Tokens sent by auth:refresh that were refused, by reason",
             self.refreshes_refused.clone(),
@@ -318,6 +333,11 @@ impl Metrics {
         self.connects_refused
             .get_or_create(&Reason { reason })
             .inc();
+    }
+
+    /// Counts a request to the admin API that is refused.
+    pub fn admin_refused(&self, reason: &'static str) {
+        self.admin_refused.get_or_create(&Reason { reason }).inc();
     }
 
     /// Counts a token that cannot extend its socket's stay.

@@ -5,21 +5,29 @@
 //! process: an instance that starts later is told by whoever repeats the order.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
-use serde::{Deserialize, Serialize};
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize, de::Error};
 
 use crate::{
     auth::Identity,
     user::{TenantId, User, UserId},
 };
 
-/// Revocations that are remembered at once; more are refused.
+/// Revocations that are remembered at once. Of more, the oldest are forgotten: the
+/// newest is what an operator wants now.
 const MAX_REVOCATIONS: usize = 100_000;
+
+/// Forgotten at once, since each time costs a look at all.
+const FORGOTTEN_AT_ONCE: usize = MAX_REVOCATIONS / 100;
+
+/// How far ahead a revocation can end: later than tokens do that anybody should
+/// have issued. One that is to last longer is remembered until then.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// Longest reason, in bytes.
 const MAX_REASON_BYTES: usize = 500;
@@ -44,6 +52,19 @@ pub struct OrderText {
     /// Tokens issued up to this second are refused; the time of the order if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issued_before: Option<u64>,
+}
+
+impl OrderText {
+    /// Reads an order, or a part of it. Serde alone would also take a list of values.
+    ///
+    /// # Errors
+    /// With what is wrong, for whoever wrote it.
+    pub fn read(json: &[u8]) -> serde_json::Result<Self> {
+        match json.trim_ascii_start().first() {
+            Some(b'{') => serde_json::from_slice(json),
+            _ => Err(Error::custom("an order is a JSON object")),
+        }
+    }
 }
 
 /// Sends sockets away, and may refuse their tokens for a while.
@@ -88,10 +109,6 @@ pub enum InvalidOrder {
     TokenId,
     #[error("reason must have at most {MAX_REASON_BYTES} bytes")]
     Reason,
-    #[error("until is over")]
-    Until,
-    #[error("too many revocations are in force")]
-    TooMany,
 }
 
 impl Order {
@@ -119,16 +136,19 @@ impl Order {
         {
             return Err(InvalidOrder::Reason);
         }
+        let last = seconds(now + LONGEST);
         let now = seconds(now);
-        if text.until.is_some_and(|until| until <= now) {
-            return Err(InvalidOrder::Until);
-        }
         Ok(Self {
             target,
             reason: text.reason,
-            until: text.until,
+            until: text.until.map(|until| until.min(last)),
             issued_before: text.issued_before.unwrap_or(now),
         })
+    }
+
+    /// Whether it would refuse no token any more, and only send away.
+    pub fn is_over(&self, now: SystemTime) -> bool {
+        self.until.is_some_and(|until| until <= seconds(now))
     }
 
     /// Whether the bearer is one whom the order sends away.
@@ -163,9 +183,9 @@ pub fn is_user(id: &UserId, tenant: Option<&TenantId>, user: &User) -> bool {
     user.id == *id && tenant.is_none_or(|tenant| user.tenant.as_ref() == Some(tenant))
 }
 
-/// The revocations in force.
+/// The revocations in force, the oldest first.
 #[derive(Default)]
-pub struct Revocations(Mutex<HashMap<Target, Revoked>>);
+pub struct Revocations(Mutex<IndexMap<Target, Revoked>>);
 
 #[derive(Clone, Copy)]
 struct Revoked {
@@ -174,20 +194,20 @@ struct Revoked {
 }
 
 impl Revocations {
-    /// Remembers the order, if it says until when.
-    ///
-    /// # Errors
-    /// When too many are in force.
-    pub fn add(&self, order: &Order, now: SystemTime) -> Result<(), InvalidOrder> {
-        let Some(until) = order.until else {
-            return Ok(());
+    /// Remembers the order, if it says until when. Returns how many others that were
+    /// in force had to be forgotten for it.
+    pub fn add(&self, order: &Order, now: SystemTime) -> usize {
+        let until = match order.until {
+            Some(until) if !order.is_over(now) => until,
+            _ => return 0,
         };
         let mut revoked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if revoked.len() >= MAX_REVOCATIONS {
+        let mut forgotten = 0;
+        if revoked.len() >= MAX_REVOCATIONS && !revoked.contains_key(&order.target) {
             let now = seconds(now);
             revoked.retain(|_, revoked| revoked.until > now);
             if revoked.len() >= MAX_REVOCATIONS {
-                return Err(InvalidOrder::TooMany);
+                forgotten = revoked.drain(..FORGOTTEN_AT_ONCE).count();
             }
         }
         let new = Revoked {
@@ -195,10 +215,10 @@ impl Revocations {
             until,
         };
         let entry = revoked.entry(order.target.clone()).or_insert(new);
-        // Of two orders, whatever one of them refuses.
+        // A second order takes nothing back from whom the first one refuses.
         entry.issued_before = entry.issued_before.max(new.issued_before);
         entry.until = entry.until.max(new.until);
-        Ok(())
+        forgotten
     }
 
     /// Whether a token of this bearer is refused.
@@ -245,7 +265,7 @@ mod tests {
     }
 
     fn order(json: &str) -> Result<Order, String> {
-        let text = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let text = OrderText::read(json.as_bytes()).map_err(|error| error.to_string())?;
         Order::parse(text, at(1_000)).map_err(|error| error.to_string())
     }
 
@@ -253,7 +273,7 @@ mod tests {
     fn a_users_old_tokens_are_refused_until_the_order_ends() {
         let revocations = Revocations::default();
         let order = order(r#"{"userId":"carl","tenantId":"t","until":2000}"#).unwrap();
-        revocations.add(&order, at(1_000)).unwrap();
+        revocations.add(&order, at(1_000));
         for (user, tenant, issued, now, refused) in [
             ("carl", Some("t"), Some(999), 1_500, true),
             // Of the order's own second: perhaps from before.
@@ -275,8 +295,8 @@ mod tests {
     fn an_order_without_a_tenant_is_for_all_and_the_stricter_of_two_holds() {
         let revocations = Revocations::default();
         let add = |json: &str| revocations.add(&order(json).unwrap(), at(1_000));
-        add(r#"{"userId":"carl","until":3000,"issuedBefore":900}"#).unwrap();
-        add(r#"{"userId":"carl","until":2000,"issuedBefore":1100}"#).unwrap();
+        add(r#"{"userId":"carl","until":3000,"issuedBefore":900}"#);
+        add(r#"{"userId":"carl","until":2000,"issuedBefore":1100}"#);
         for tenant in [None, Some("t")] {
             let identity = a_token("carl", tenant, Some(at(1_050)), None);
             assert!(revocations.refuse(&identity, at(2_500)));
@@ -287,7 +307,7 @@ mod tests {
     fn one_token_is_refused_by_its_id() {
         let revocations = Revocations::default();
         let order = order(r#"{"tokenId":"j","until":2000}"#).unwrap();
-        revocations.add(&order, at(1_000)).unwrap();
+        revocations.add(&order, at(1_000));
         let refuse = |id| revocations.refuse(&a_token("carl", None, None, id), at(1_500));
         assert!(refuse(Some("j")));
         assert!(!refuse(Some("k")));
@@ -295,17 +315,53 @@ mod tests {
     }
 
     #[test]
-    fn they_are_bounded_and_make_room_when_they_end() {
+    fn the_newest_finds_room_where_others_end_and_else_where_the_oldest_were() {
         let revocations = Revocations::default();
-        let numbered =
-            |number: usize| order(&format!(r#"{{"tokenId":"{number}","until":2000}}"#)).unwrap();
+        let numbered = |number: usize, until: u64| {
+            order(&format!(r#"{{"tokenId":"{number}","until":{until}}}"#)).unwrap()
+        };
+        let is_refused = |number: usize, now| {
+            let identity = a_token("carl", None, None, Some(&number.to_string()));
+            revocations.refuse(&identity, at(now))
+        };
         for number in 0..MAX_REVOCATIONS {
-            revocations.add(&numbered(number), at(1_000)).unwrap();
+            let until = if number < 10 { 2_000 } else { u64::MAX };
+            assert_eq!(revocations.add(&numbered(number, until), at(1_000)), 0);
         }
-        let one_more = numbered(MAX_REVOCATIONS);
-        let refused = revocations.add(&one_more, at(1_999));
-        assert_eq!(refused, Err(InvalidOrder::TooMany));
-        assert_eq!(revocations.add(&one_more, at(2_000)), Ok(()));
+        // Once more is none more.
+        assert_eq!(revocations.add(&numbered(0, 1_500), at(1_000)), 0);
+        let (next, last) = (MAX_REVOCATIONS, MAX_REVOCATIONS + 1);
+        assert_eq!(revocations.add(&numbered(next, 3_000), at(2_000)), 0);
+        for number in next + 1..next + 10 {
+            assert_eq!(revocations.add(&numbered(number, 3_000), at(2_000)), 0);
+        }
+        assert!(is_refused(10, 2_000) && is_refused(next, 2_000));
+        let one_more = numbered(last + 100, 3_000);
+        assert_eq!(revocations.add(&one_more, at(2_000)), FORGOTTEN_AT_ONCE);
+        assert!(!is_refused(10, 2_000));
+        assert!(is_refused(next, 2_000) && is_refused(last + 100, 2_000));
+    }
+
+    #[test]
+    fn an_order_holds_for_a_year_at_most() {
+        let until = |text: &str| {
+            order(&format!(r#"{{"userId":"carl","until":{text}}}"#))
+                .unwrap()
+                .until
+        };
+        let a_year = 1_000 + LONGEST.as_secs();
+        assert_eq!(until("2000"), Some(2_000));
+        assert_eq!(until(&a_year.to_string()), Some(a_year));
+        assert_eq!(until("4102444800"), Some(a_year));
+        assert_eq!(until(&u64::MAX.to_string()), Some(a_year));
+    }
+
+    #[test]
+    fn an_order_is_an_object() {
+        for json in ["", "[]", r#"["alice"]"#, "null", "1", r#""alice""#, " [{}]"] {
+            assert!(OrderText::read(json.as_bytes()).is_err(), "{json}");
+        }
+        assert!(OrderText::read(b" \n{}").is_ok());
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::{
     http,
     hub::Hub,
     metrics::Metrics,
-    revocation::Order,
+    revocation::{Order, OrderText},
     transport::{self, Connection, Transports},
 };
 
@@ -55,8 +55,8 @@ impl Server {
     /// Binds `host` and the configured port and builds the service on it.
     /// `extra` are routes of your own on the same port. Neither the gateway's CORS
     /// nor its check of origins applies to them; bring your own layers. They must not
-    /// use `/socket.io`, `/health`, `/ready`, `/metrics` or `/api`, and unknown paths are
-    /// answered by the gateway.
+    /// use `/socket.io`, `/health`, `/livez`, `/ready`, `/readyz`, `/metrics` or `/api`,
+    /// and unknown paths are answered by the gateway.
     ///
     /// The server owns its accept loop, since it must be able to close one client's
     /// transport: a router that is served elsewhere could not do that.
@@ -109,6 +109,7 @@ impl Server {
             metrics.clone(),
             config.recovery.clone(),
             config.envelope,
+            config.drop_repeated_updates,
         );
         let gateway = Gateway::new(
             verifier,
@@ -123,14 +124,8 @@ impl Server {
         let socket_io = socket_io.layer(middleware::from_fn_with_state(origins, check_origin));
         // Outermost, so that refusals too are readable to a browser.
         let socket_io = socket_io.layer(cors(&config.cors_origin));
-        let admin_token = config.admin_token.clone();
-        let (probes, operators) = http::routers(
-            gateway,
-            hub.clone(),
-            transports.clone(),
-            metrics,
-            admin_token,
-        );
+        let (probes, operators) =
+            http::routers(gateway, hub.clone(), transports.clone(), metrics, config);
         let mut router = probes.clone().merge(socket_io).merge(extra);
         let admin = if let Some(address) = config.admin_addr {
             let listener = TcpListener::bind(address).await;
@@ -232,17 +227,14 @@ fn listen_to_orders(gateway: &Arc<Gateway>, broker: &dyn Broker) {
         let Some(gateway) = gateway.upgrade() else {
             return;
         };
-        let text = serde_json::from_slice(message).map_err(|error| error.to_string());
+        let text = OrderText::read(message).map_err(|error| error.to_string());
         let order = text.and_then(|text| {
             let order = Order::parse(text, SystemTime::now());
             order.map_err(|error| error.to_string())
         });
-        let sent_away = order.and_then(|order| {
-            let sent_away = gateway.carry_out(&order);
-            sent_away.map_err(|error| error.to_string())
-        });
-        if let Err(reason) = sent_away {
-            warn!(reason, "RabbitMQ control message ignored");
+        match order {
+            Ok(order) => drop(gateway.carry_out(&order)),
+            Err(reason) => warn!(reason, "RabbitMQ control message ignored"),
         }
     }));
 }

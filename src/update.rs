@@ -1,10 +1,10 @@
 //! The wire model of one Chat3 update: what the gateway reads of a body, and
 //! which Socket.IO events the body becomes. Pure: no I/O, no state.
 //!
-//! Chat3 has published five generations of bodies; the gateway reads only the
+//! Chat3 has published six generations of bodies; the gateway reads only the
 //! few fields that all of them need and forwards the text as it came. Decoding
 //! borrows from the body; nothing is built into a tree, and nothing written again
-//! but where the operator wants the original's shape ([`Update::to_original`]).
+//! but where the operator wants another shape ([`Update::rewritten`]).
 //!
 //! Invariant: an [`Update`] that exists is one JSON object of bounded nesting
 //! with a `userId`. Whether it may be shown to a user is [`Update::check_recipient`].
@@ -16,6 +16,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+pub use self::envelope::Envelope;
 use crate::user::User;
 
 /// Carries every update, whole.
@@ -26,6 +27,8 @@ pub const MESSAGE_NEW: &str = "message:new";
 pub const MESSAGE_UPDATE: &str = "message:update";
 /// Carries every `dialog.*` update, whole.
 pub const DIALOG_UPDATE: &str = "dialog:update";
+/// Carries who is typing, in [`Envelope::Sections`] alone.
+pub const TYPING_UPDATE: &str = "typing:update";
 
 /// Largest body that is forwarded, in bytes. Chat3's largest known body (a
 /// 10,000-character Cyrillic message) has about 21 KB; 1 MiB leaves room for
@@ -81,11 +84,21 @@ pub struct Update<'a> {
     data: Option<&'a RawValue>,
 }
 
+/// Tells an update from all others, as Chat3's own unique index does.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Key<'a> {
+    tenant_id: Option<&'a Text<'a>>,
+    event_id: Text<'a>,
+    user_id: &'a Text<'a>,
+    update_type: &'a Text<'a>,
+    entity_id: Option<Text<'a>>,
+}
+
 /// The specialised event that accompanies `chat3:update`, with its payload.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct SpecialisedEvent<'a> {
     pub name: &'static str,
-    pub payload: &'a RawValue,
+    pub payload: Cow<'a, RawValue>,
 }
 
 impl<'a> Update<'a> {
@@ -103,30 +116,53 @@ impl<'a> Update<'a> {
         if !body.get().starts_with('{') {
             return Err(Rejection::NotAnUpdate);
         }
-        if nesting(body.get()) > MAX_NESTING {
+        if openings(body.get()) > MAX_NESTING && nesting(body.get()) > MAX_NESTING {
             return Err(Rejection::TooDeep);
         }
         // A repeated key is an error here, while a browser would take its last
         // value: an ambiguous `userId` must not pass the check on the first.
-        let envelope: Envelope<'a> =
+        let read: Read<'a> =
             serde_json::from_str(body.get()).map_err(|_| Rejection::NotAnUpdate)?;
-        let event_type = envelope
+        let event_type = read
             .event_type
-            .or(envelope.source_event_type)
-            .or_else(|| context_event_type(envelope.data?));
+            .or(read.source_event_type)
+            .or_else(|| context_event_type(read.data?));
         Ok(Self {
             body,
-            user_id: envelope.user_id,
-            tenant_id: envelope.tenant_id,
+            user_id: read.user_id,
+            tenant_id: read.tenant_id,
             event_type,
-            update_type: envelope.update_type,
-            data: envelope.data,
+            update_type: read.update_type,
+            data: read.data,
         })
     }
 
     /// The domain event, e.g. `message.create`; empty when the body names none.
     pub fn event_type(&self) -> &str {
         self.event_type.as_ref().map_or("", Text::as_str)
+    }
+
+    /// What Chat3 has one update of since 2026-05-31; before 0.0.87 it may publish
+    /// that twice. `None` for updates of earlier generations: theirs may say
+    /// something new under the same names.
+    pub fn key(&self) -> Option<Key<'_>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Ids<'a> {
+            #[serde(borrow)]
+            event_id: Text<'a>,
+            #[serde(borrow)]
+            entity_id: Option<Text<'a>>,
+        }
+        let update_type = self.update_type.as_ref()?;
+        let ids: Ids<'_> = serde_json::from_str(self.body.get()).ok()?;
+        Some(Key {
+            tenant_id: self.tenant_id.as_ref(),
+            event_id: ids.event_id,
+            user_id: &self.user_id,
+            update_type,
+            entity_id: ids.entity_id,
+        })
     }
 
     /// Refuses an update that is not `user`'s own. Routing keys alone do not
@@ -142,13 +178,27 @@ impl<'a> Update<'a> {
         }
     }
 
-    /// The event to send after `chat3:update`, if this update has one.
+    /// The family of the update within its domain event, since 2026-05-31.
+    fn family(&self) -> Option<&str> {
+        self.update_type.as_ref().map(Text::as_str)
+    }
+
+    /// The event to send after `chat3:update` where updates are sent in this shape, if
+    /// this update has one. To be asked of the update that is sent.
+    pub fn specialised_event_in(&self, envelope: Envelope) -> Option<SpecialisedEvent<'a>> {
+        match envelope {
+            Envelope::Auto | Envelope::Original => self.specialised_event(),
+            Envelope::Sections => envelope::event_in_sections(self),
+        }
+    }
+
+    /// The event that the first documentation has for this update.
     ///
     /// In the current generation one domain event yields several updates, told
     /// apart by `updateType`; each family feeds its own event and no other.
     pub fn specialised_event(&self) -> Option<SpecialisedEvent<'a>> {
         let event_type = self.event_type();
-        let (is_message, is_dialog) = match self.update_type.as_ref().map(Text::as_str) {
+        let (is_message, is_dialog) = match self.family() {
             None => (
                 event_type.starts_with("message."),
                 event_type.starts_with("dialog."),
@@ -160,7 +210,7 @@ impl<'a> Update<'a> {
         if is_dialog {
             return Some(SpecialisedEvent {
                 name: DIALOG_UPDATE,
-                payload: self.body,
+                payload: Cow::Borrowed(self.body),
             });
         }
         if !is_message {
@@ -170,12 +220,12 @@ impl<'a> Update<'a> {
             // Without data there is no message to show; `chat3:update` still tells.
             return self.data.map(|data| SpecialisedEvent {
                 name: MESSAGE_NEW,
-                payload: data,
+                payload: Cow::Borrowed(data),
             });
         }
         Some(SpecialisedEvent {
             name: MESSAGE_UPDATE,
-            payload: self.body,
+            payload: Cow::Borrowed(self.body),
         })
     }
 }
@@ -184,7 +234,7 @@ impl<'a> Update<'a> {
 /// `eventType`, then `sourceEventType`, for a while only `data.context.eventType`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
+struct Read<'a> {
     #[serde(borrow)]
     user_id: Text<'a>,
     #[serde(borrow)]
@@ -201,7 +251,7 @@ struct Envelope<'a> {
 
 /// A string that borrows unless it contains escapes. (serde borrows for a bare
 /// `Cow`, but not for one inside an `Option`: hence the newtype.)
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -225,6 +275,16 @@ fn context_event_type(data: &RawValue) -> Option<Text<'_>> {
     }
     let data: Data<'_> = serde_json::from_str(data.get()).ok()?;
     Some(data.context.event_type)
+}
+
+/// How many arrays and objects JSON text may hold: what has few is not nested deep.
+/// Counted without a look at strings, which takes a tenth of the time.
+fn openings(json: &str) -> usize {
+    let is_opening = |byte: &u8| matches!(byte, b'{' | b'[');
+    json.as_bytes()
+        .iter()
+        .filter(|byte| is_opening(byte))
+        .count()
 }
 
 /// The deepest nesting of arrays and objects in valid JSON text.
@@ -349,6 +409,31 @@ mod tests {
         ] {
             assert_eq!(rejection(body), Rejection::NotAnUpdate, "{body}");
         }
+    }
+
+    #[test]
+    fn a_repetition_is_told_by_its_key() {
+        let body = json!({"tenantId": "t", "userId": "u", "eventId": "e", "entityId": "m",
+            "updateType": "update.message", "createdAt": "1", "data": {}});
+        let with = |field: &str, value: Value| {
+            let mut other = body.clone();
+            other[field] = value;
+            other.to_string()
+        };
+        let first = body.to_string();
+        let first = Update::decode(first.as_bytes()).unwrap();
+        let has_key_of_first = |other: &str| {
+            let other = Update::decode(other.as_bytes()).unwrap();
+            other.key().is_some() && other.key() == first.key()
+        };
+        assert!(has_key_of_first(&with("createdAt", json!("2"))));
+        assert!(has_key_of_first(&with("data", json!({"member": {}}))));
+        for field in ["tenantId", "eventId", "entityId", "updateType"] {
+            assert!(!has_key_of_first(&with(field, json!("x"))), "{field}");
+        }
+        // Of these, nobody can tell.
+        assert!(!has_key_of_first(&with("eventId", Value::Null)));
+        assert!(!has_key_of_first(&with("updateType", Value::Null)));
     }
 
     #[test]

@@ -83,7 +83,7 @@ test('HAProxy keeps polling clients at one of several gateways, and moves them w
   const url = `http://127.0.0.1:${port}`;
   const handshake = () => fetch(`${url}/socket.io/?EIO=4&transport=polling`).catch(() => ({}));
   await until('HAProxy serves', async () => (await handshake()).status === 200);
-  for (const path of ['/metrics', '/health', '/ready', '/api/stats']) {
+  for (const path of ['/metrics', '/health', '/livez', '/ready', '/readyz', '/api/stats']) {
     assert.equal((await fetch(url + path)).status, 404, path);
   }
   // A browser that keeps its cookie is led by it, to whichever of the three.
@@ -149,7 +149,8 @@ test('the Kubernetes manifests fit together, and leave the gateway its time to s
   assert.deepEqual(ports, { http: 3001, admin: Number(settings.ADMIN_ADDR.split(':')[1]) });
   assert.equal(spec.template.metadata.annotations['prometheus.io/port'], String(ports.admin));
   for (const probe of ['startupProbe', 'livenessProbe', 'readinessProbe']) assert.ok(ports[container[probe].httpGet.port]);
-  assert.equal(container.readinessProbe.httpGet.path, '/ready');
+  const paths = ['startupProbe', 'livenessProbe', 'readinessProbe'].map((probe) => container[probe].httpGet.path);
+  assert.deepEqual(paths, ['/livez', '/livez', '/readyz']);
 
   const labels = spec.template.metadata.labels;
   assert.deepEqual(spec.selector.matchLabels, labels);

@@ -83,7 +83,7 @@ for (const [name, file, check, start] of [
       assert.deepEqual([tab.connects, tab.disconnects], [1, []]);
     }
     assert.deepEqual(tabs.map((tab) => tab.socket.io.engine.transport.name), ['websocket', 'polling', 'websocket']);
-    for (const secret of ['/metrics', '/health', '/api/stats']) {
+    for (const secret of ['/metrics', '/health', '/livez', '/readyz', '/api/stats']) {
       await assert.rejects(run('curl', ['-skf', '-m', '5', url + secret]), secret);
     }
     for (const tab of tabs) tab.close();

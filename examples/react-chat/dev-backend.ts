@@ -120,7 +120,7 @@ export function devBackend(gateway = process.env.GATEWAY_URL ?? 'http://127.0.0.
   let last: Promise<unknown> = Promise.resolve();
   function publish(eventType: EventType, to: Iterable<string>, dataFor: (member: string) => Message | Dialog) {
     for (const userId of to) {
-      const update = { userId, tenantId: TENANT, eventType, data: dataFor(userId) };
+      const update = { userId, tenantId: TENANT, generation: 'original', eventType, data: dataFor(userId) };
       last = last.then(() => post('/dev/updates', update)).catch((problem) => console.warn(problem.message));
     }
   }

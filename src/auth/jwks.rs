@@ -100,6 +100,7 @@ impl Jwks {
             }),
             wanted: Arc::default(),
             ignored: Vec::new(),
+            is_weak: false,
             failing: false,
         };
         let is_file = match &source {
@@ -233,6 +234,7 @@ struct Reader {
     wanted: Arc<Notify>,
     /// What the log was told already.
     ignored: Vec<String>,
+    is_weak: bool,
     failing: bool,
 }
 
@@ -266,6 +268,10 @@ impl Reader {
                     warn!(%source, %ignored, "Keys in JWT_JWKS are not used");
                 }
                 self.ignored = set.ignored;
+                let is_weak = set.keys.iter().any(Key::has_small_exponent);
+                if is_weak && !std::mem::replace(&mut self.is_weak, is_weak) {
+                    warn!(%source, "A key in JWT_JWKS is weak: RSA with an exponent under 65537");
+                }
                 if std::mem::replace(&mut self.failing, false) {
                     info!(%source, "JWT_JWKS read again");
                 }

@@ -5,6 +5,7 @@
 //! token chooses among these and gets no others: a public key is never an HMAC
 //! secret, and there is no `none`.
 
+use ed25519_dalek::VerifyingKey;
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, Header, Validation, crypto, decode,
     errors::Error,
@@ -22,6 +23,8 @@ use rsa::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::signatures;
+
 use Algorithm::{
     ES256, ES384, EdDSA, HS256, HS384, HS512, PS256, PS384, PS512, RS256, RS384, RS512,
 };
@@ -33,8 +36,10 @@ pub const MIN_SECRET_BYTES: usize = 32;
 /// RFC 7518 §3.3.
 const MIN_RSA_BITS: usize = 2048;
 
-/// Keys taken from one set. Issuers have one to five; a token without `kid` is
-/// tried with each.
+/// What tools choose; smaller ones are from the time before.
+const COMMON_EXPONENT: u32 = 65_537;
+
+/// Keys taken from one set. Issuers have one to five.
 const MAX_KEYS: usize = 32;
 
 // Object identifiers of kinds of keys (RFC 8017, RFC 5480, RFC 8410).
@@ -64,6 +69,8 @@ pub enum InvalidKey {
     Malformed,
     #[error("holds an RSA key under 2048 bits")]
     WeakRsa,
+    #[error("holds an Ed25519 key of small order, for which anybody can sign")]
+    WeakEd25519,
     #[error("is no JSON Web Key Set ({{\"keys\": [...]}})")]
     NotASet,
     #[error("holds no usable key")]
@@ -76,6 +83,7 @@ pub struct Key {
     id: Option<String>,
     algorithms: Vec<Algorithm>,
     key: DecodingKey,
+    has_small_exponent: bool,
 }
 
 impl Key {
@@ -86,10 +94,12 @@ impl Key {
         if secret.contains("-----BEGIN") || Self::from_pem(&unwrapped).is_ok() {
             return Err(InvalidKey::PublicSecret);
         }
+        signatures::install();
         Ok(Self {
             id: None,
             algorithms: vec![HS256, HS384, HS512],
             key: DecodingKey::from_secret(secret.as_bytes()),
+            has_small_exponent: false,
         })
     }
 
@@ -173,6 +183,7 @@ impl Key {
         }
         let key = Self::checked(key, &algorithms).map_err(|invalid| match invalid {
             InvalidKey::WeakRsa => "an RSA key under 2048 bits",
+            InvalidKey::WeakEd25519 => "an Ed25519 key of small order",
             _ => "malformed",
         })?;
         Ok(Self {
@@ -183,7 +194,9 @@ impl Key {
 
     /// Checks now what the library would find out, or panic at, with a token.
     fn checked(key: DecodingKey, algorithms: &[Algorithm]) -> Result<Self, InvalidKey> {
+        signatures::install();
         let malformed = |_| InvalidKey::Malformed;
+        let mut has_small_exponent = false;
         match (key.family(), key.kind()) {
             (AlgorithmFamily::Rsa, kind) => {
                 let rsa = match kind {
@@ -198,9 +211,15 @@ impl Key {
                 if rsa.n().bits() < MIN_RSA_BITS {
                     return Err(InvalidKey::WeakRsa);
                 }
+                has_small_exponent = *rsa.e() < BigUint::from(COMMON_EXPONENT);
             }
-            (AlgorithmFamily::Ed, DecodingKeyKind::SecretOrDer(bytes)) if bytes.len() != 32 => {
-                return Err(InvalidKey::Malformed);
+            (AlgorithmFamily::Ed, DecodingKeyKind::SecretOrDer(bytes)) => {
+                let bytes = bytes.as_slice().try_into();
+                let bytes = bytes.map_err(|_| InvalidKey::Malformed)?;
+                let point = VerifyingKey::from_bytes(bytes).map_err(|_| InvalidKey::Malformed)?;
+                if point.is_weak() {
+                    return Err(InvalidKey::WeakEd25519);
+                }
             }
             (AlgorithmFamily::Hmac, _) => {}
             // The verifiers of curves look at the key before the signature.
@@ -210,12 +229,19 @@ impl Key {
             id: None,
             algorithms: algorithms.to_vec(),
             key,
+            has_small_exponent,
         })
     }
 
     /// Its `kid`, where it has one.
     pub fn id(&self) -> Option<&str> {
         self.id.as_deref()
+    }
+
+    /// Whether it is an RSA key whose exponent is under 65,537: such signatures can be
+    /// forged where a verifier is careless, and this one's issuer uses an odd tool.
+    pub fn has_small_exponent(&self) -> bool {
+        self.has_small_exponent
     }
 
     /// What tokens may be signed with for this key.
@@ -450,6 +476,13 @@ mod tests {
                 jwk(key_file!("p256.pub.pem"), &json!({"crv": "secp256k1"})),
                 "not supported",
             ),
+            (
+                jwk(
+                    key_file!("ed25519.pub.pem"),
+                    &json!({"x": "AQ".to_owned() + &"A".repeat(41)}),
+                ),
+                "small order",
+            ),
             // Shorter than the library assumes.
             (
                 jwk(key_file!("ed25519.pub.pem"), &json!({"x": "AAAA"})),
@@ -467,6 +500,52 @@ mod tests {
         }
         assert_eq!(alone(secret(48), true), Ok(vec![HS256, HS384, HS512]));
         assert!(alone(secret(24), true).unwrap_err().contains("under 32"));
+    }
+
+    #[test]
+    fn ed25519_keys_for_which_anybody_can_sign_are_refused() {
+        let order_8 = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05";
+        let point = |bytes: [u8; 32]| {
+            let prefix = *b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00";
+            let block = pem::Pem::new("PUBLIC KEY", [&prefix[..], &bytes].concat());
+            algorithms(&pem::encode(&block))
+        };
+        let low = |first: u8, last: u8| {
+            let mut bytes = [if first > 200 { 0xff } else { 0 }; 32];
+            (bytes[0], bytes[31]) = (first, last);
+            bytes
+        };
+        let mut of_order_8 = [0; 32];
+        for (byte, digits) in of_order_8.iter_mut().zip(order_8.as_bytes().chunks(2)) {
+            let digits = std::str::from_utf8(digits).unwrap();
+            *byte = u8::from_str_radix(digits, 16).unwrap();
+        }
+        let points = [
+            low(1, 0),
+            low(0, 0),
+            low(0, 0x80),
+            low(0xec, 0x7f),
+            // The same points, written in another way.
+            low(0xed, 0x7f),
+            low(0xee, 0x7f),
+            of_order_8,
+        ];
+        for bytes in points {
+            assert_eq!(point(bytes), Err(InvalidKey::WeakEd25519), "{bytes:x?}");
+        }
+        assert!(algorithms(key_file!("ed25519.pub.pem")).is_ok());
+    }
+
+    #[test]
+    fn rsa_keys_with_a_small_exponent_are_named() {
+        let has_small_exponent = |e: &str| {
+            let key = jwk(key_file!("rsa.pub.pem"), &json!({"e": e}));
+            parse(&[key], false).unwrap().keys[0].has_small_exponent()
+        };
+        assert!(has_small_exponent("Aw"));
+        assert!(has_small_exponent("AP__"));
+        assert!(!has_small_exponent("AQAB"));
+        assert!(!Key::from_pem(key_file!("rsa.pub.pem")).unwrap()[0].has_small_exponent());
     }
 
     #[test]

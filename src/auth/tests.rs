@@ -1,3 +1,4 @@
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::FutureExt;
 use jsonwebtoken::{DecodingKey, jwk::Jwk};
 
@@ -250,6 +251,48 @@ fn a_public_key_is_no_secret() {
 }
 
 #[test]
+fn a_key_is_the_same_in_each_of_its_notations() {
+    let compressed = key_file!("p256.compressed.pub.pem");
+    let mut padded = Jwk::from_decoding_key(
+        &DecodingKey::from_rsa_der(
+            pem::parse(key_file!("rsa.pkcs1.pub.pem"))
+                .unwrap()
+                .contents(),
+        ),
+        None,
+    )
+    .map(|jwk| serde_json::to_value(jwk).unwrap())
+    .unwrap();
+    for part in ["n", "e"] {
+        let number = URL_SAFE_NO_PAD.decode(padded[part].as_str().unwrap());
+        let number = [vec![0, 0], number.unwrap()].concat();
+        padded[part] = URL_SAFE_NO_PAD.encode(number).into();
+    }
+    let set = json!({"keys": [padded]}).to_string();
+    let of_set = KeySet::parse(set.as_bytes(), false).unwrap().keys;
+    for (keys, kind) in [
+        (Key::from_pem(compressed).unwrap(), &KINDS[2]),
+        (of_set, &KINDS[1]),
+    ] {
+        for &algorithm in kind.algorithms {
+            let header = Header::new(algorithm);
+            let token = signed(&header, &carl(), &kind.signing_key());
+            let decode = |token: &str| keys[0].decode(token, &header, &validation(&config()));
+            assert!(decode(&token).is_ok(), "{algorithm:?}");
+            assert!(decode(&altered(&token)).is_err(), "{algorithm:?}");
+        }
+    }
+}
+
+/// The token with another signature of the same length.
+fn altered(token: &str) -> String {
+    let (message, signature) = token.rsplit_once('.').unwrap();
+    let mut signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+    signature[7] ^= 1;
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[test]
 fn several_keys_are_accepted_at_once() {
     let pem: String = KINDS[1..].iter().map(|kind| kind.public).collect();
     let config = with_secret(JwtConfig {
@@ -268,6 +311,61 @@ fn several_keys_are_accepted_at_once() {
             assert!(verifier.verify_now(&token).is_ok(), "{algorithm:?}");
         }
     }
+}
+
+#[test]
+fn a_token_is_tried_with_a_few_keys_the_one_that_it_names_first() {
+    let secret = |number: usize| format!("secret-number-{number}-of-thirty-two-bytes");
+    let own: Arc<[Key]> = (0..MAX_TRIES)
+        .map(|number| Key::from_secret(&secret(number)).unwrap())
+        .collect();
+    let jwk = json!({"kty": "oct", "kid": "k", "k": base64url(&secret(MAX_TRIES))});
+    let set = json!({"keys": [jwk]}).to_string();
+    let keys = Keys {
+        own,
+        set: Some(KeySet::parse(set.as_bytes(), true).unwrap().keys.into()),
+        validation: Arc::new(validation(&config())),
+    };
+    let is_accepted = |number, kid: Option<&str>| {
+        let mut header = Header::new(HS256);
+        header.kid = kid.map(str::to_owned);
+        let key = EncodingKey::from_secret(secret(number).as_bytes());
+        let token = signed(&header, &carl(), &key);
+        keys.claims(&token, &header).is_ok()
+    };
+    assert!(is_accepted(0, None));
+    assert!(is_accepted(MAX_TRIES - 1, None));
+    assert!(!is_accepted(MAX_TRIES, None));
+    assert!(is_accepted(MAX_TRIES, Some("k")));
+}
+
+#[tokio::test]
+async fn tokens_that_wait_for_a_key_are_bounded_and_tokens_of_known_keys_do_not_wait() {
+    // Nobody listens there.
+    let jwks = "http://127.0.0.1:9/keys.json".parse().unwrap();
+    let config = with_secret(JwtConfig {
+        jwt_jwks: jwks,
+        ..config()
+    });
+    let verifier = verifier(&config);
+    let mut header = Header::new(RS256);
+    header.kid = Some("made-up".to_owned());
+    let made_up = signed(&header, &carl(), &KINDS[1].signing_key());
+    let mut seekers: Vec<_> = (0..MAX_SEEKERS)
+        .map(|_| Box::pin(verifier.verify(&made_up)))
+        .collect();
+    for seeker in &mut seekers {
+        assert!(seeker.now_or_never().is_none());
+    }
+    let one_more = verifier.verify(&made_up).now_or_never();
+    assert_eq!(one_more.unwrap().unwrap_err(), Refusal::Overloaded);
+    assert!(
+        verifier
+            .verify(&token(&carl()))
+            .now_or_never()
+            .unwrap()
+            .is_ok()
+    );
 }
 
 #[test]
@@ -487,7 +585,10 @@ fn tokens_are_taken_from_auth_then_the_header_then_if_allowed_the_query() {
     };
     let presented = |config: JwtConfig, auth: Value, request: &Parts| {
         let keys = verifier(&with_secret(config));
-        let outcome = keys.verify_presented(Some(&auth), request);
+        let outcome = async {
+            let token = keys.presented(Some(&auth), request)?;
+            keys.verify(&token).await
+        };
         let outcome = outcome.now_or_never().expect("no key set to wait for");
         outcome.map(|identity| identity.user().id.to_string())
     };

@@ -40,8 +40,8 @@ enum Word {
     /// A word with `{tenantId}` in it.
     Tenant(String),
     TenantOrAny,
-    AnyWord,
-    AnyWords,
+    Star,
+    Hash,
     Plain(String),
 }
 
@@ -149,8 +149,8 @@ impl Word {
         match word {
             USER_ID => Self::UserId,
             TENANT_ID_OR_ANY => Self::TenantOrAny,
-            "*" => Self::AnyWord,
-            "#" => Self::AnyWords,
+            "*" => Self::Star,
+            "#" => Self::Hash,
             word if word.contains(TENANT_ID) => Self::Tenant(word.to_owned()),
             word => Self::Plain(word.to_owned()),
         }
@@ -165,8 +165,8 @@ impl Word {
             Self::Tenant(word) if word == TENANT_ID => tenant?.into(),
             Self::Tenant(word) => word.replace(TENANT_ID, tenant?).into(),
             Self::TenantOrAny => tenant.unwrap_or("*").into(),
-            Self::AnyWord => "*".into(),
-            Self::AnyWords => "#".into(),
+            Self::Star => "*".into(),
+            Self::Hash => "#".into(),
             Self::Plain(word) => word.into(),
         })
     }
@@ -174,8 +174,8 @@ impl Word {
     fn for_all(&self) -> &str {
         match self {
             Self::Plain(word) => word,
-            Self::AnyWords => "#",
-            Self::AnyWord | Self::UserId | Self::Tenant(_) | Self::TenantOrAny => "*",
+            Self::Hash => "#",
+            Self::Star | Self::UserId | Self::Tenant(_) | Self::TenantOrAny => "*",
         }
     }
 }
@@ -185,9 +185,9 @@ fn matches(words: &[Word], user: &User, key: Option<&str>) -> bool {
     let Some((word, words_behind)) = words.split_first() else {
         return key.is_none();
     };
-    let any_word = matches!(word, Word::AnyWord)
+    let any_word = matches!(word, Word::Star)
         || (matches!(word, Word::TenantOrAny) && user.tenant.is_none());
-    if *word == Word::AnyWords {
+    if *word == Word::Hash {
         return matches(words_behind, user, key)
             || key.is_some_and(|key| matches(words, user, first_word(key).1));
     }
@@ -245,13 +245,13 @@ fn patterns<'t>(words: impl Iterator<Item = &'t Word>) -> Vec<Pattern> {
     for word in words {
         match word {
             // Two in a row are no more than one.
-            Word::AnyWords if patterns.last() == Some(&Pattern::AnyWords) => {}
-            Word::AnyWords => patterns.push(Pattern::AnyWords),
+            Word::Hash if patterns.last() == Some(&Pattern::AnyWords) => {}
+            Word::Hash => patterns.push(Pattern::AnyWords),
             // A tenant's id may be several words, too.
             Word::Tenant(_) | Word::TenantOrAny => {
                 patterns.extend([Pattern::AnyWord, Pattern::AnyWords]);
             }
-            Word::AnyWord | Word::UserId => patterns.push(Pattern::AnyWord),
+            Word::Star | Word::UserId => patterns.push(Pattern::AnyWord),
             Word::Plain(word) => patterns.push(Pattern::Word(word.clone())),
         }
     }

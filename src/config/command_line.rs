@@ -8,9 +8,11 @@ use std::{
 };
 
 use clap::{
-    Args, CommandFactory, Parser, Subcommand,
+    Args, CommandFactory, Parser, Subcommand, ValueEnum,
     error::{ContextKind, ContextValue, ErrorKind},
 };
+
+use serde::Deserialize;
 
 use super::{
     AmqpUrl, BindingKeys, DEFAULT_EXCHANGE, DEFAULT_URL, HttpConfig, JwtConfig, LISTENER,
@@ -229,11 +231,30 @@ pub struct PublishArgs {
     /// Updates per second; as fast as possible when absent
     #[arg(long, value_name = "N", value_parser = parse_rate)]
     pub rate: Option<f64>,
-    /// Routing key; user.{userId}.{slug} as the original's when absent
+    /// Chat3 whose keys and bodies to publish
+    #[arg(long, value_enum, value_name = "GENERATION", default_value_t)]
+    pub generation: Generation,
+    /// Routing key; the generation's when absent
     #[arg(long, value_name = "KEY", value_parser = parse_short_name)]
     pub routing_key: Option<String>,
     #[command(flatten)]
     pub rabbitmq: PublishRabbitMqArgs,
+}
+
+/// Chat3's keys and bodies, as they have changed over its life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+pub enum Generation {
+    /// Since 0.0.86: update.{dialog|user}.{tenantId}.{userType}.{userId}.{segment}
+    #[default]
+    #[serde(rename = "current")]
+    Current,
+    /// Since 0.0.77: update.{dialog|user}.{userType}.{userId}.{segment}
+    #[value(name = "0.0.77")]
+    #[serde(rename = "0.0.77")]
+    V0_0_77,
+    /// As first documented: user.{userId}.{slug}
+    #[serde(rename = "original")]
+    Original,
 }
 
 /// Which gateway `health` asks, by that gateway's own settings.

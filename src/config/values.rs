@@ -11,6 +11,9 @@ use std::{
 
 use crate::user::{InvalidId, TenantId};
 
+/// Shorter admin tokens can be guessed by whoever may try often.
+pub const MIN_ADMIN_TOKEN_BYTES: usize = 16;
+
 /// A value that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);

@@ -66,7 +66,8 @@ export function connectSnippet(token, comment = '') {
 ${comment}import { io } from 'socket.io-client';
 
 const token = '${token}';
-const socket = io('${location.origin}', { auth: { token } });
+// In your app, fetch a fresh token here.
+const socket = io('${location.origin}', { auth: (give) => give({ token }) });
 
 socket.on('connect', () => console.log(socket.recovered ? 'recovered' : 'live: fetch your state'));
 socket.on('connect_error', (error) => console.log('not connected:', error.message));

@@ -3,6 +3,7 @@
 import { copyText, element, part } from './dom.js';
 
 const EVENTS = ['chat3:update', 'message:new', 'message:update', 'dialog:update'];
+const PARTS = { 'message:new': 'message.create', 'typing:update': 'dialog.typing' }; // of which event they carry a part
 const MAX_ROWS = 500;
 const MAX_REMEMBERED = 1000;
 const CLOCK = new Intl.DateTimeFormat('en-GB', { hour: '2-digit', minute: '2-digit', second: '2-digit', fractionalSecondDigits: 3 });
@@ -168,18 +169,21 @@ export function bindLog(pane) {
   part(pane, 'clear').addEventListener('click', () => clearLog(pane));
 }
 
-// message:new carries update.data only; the whole update came right before it, and its times serve both rows.
+// message:new and typing:update carry a part only; the whole update came right before, and its times serve both rows.
 function updateBehind(pane, name, payload) {
-  if (name !== 'message:new') return payload;
   const whole = pane.lastUpdate;
+  if (name === 'typing:update') return whole;
+  if (name !== 'message:new') return payload;
   return whole && eventTypeOf(whole) === 'message.create' && whole.data?._id === payload?._id ? whole : null;
 }
 
 export function onEvent(pane, name, payload) {
   if (name === 'chat3:update') pane.lastUpdate = payload;
+  // Only with CHAT3_ENVELOPE=sections.
+  if (name === 'typing:update' && !pane.counters.has(name)) addCounter(pane, name);
   const number = pane.counters.get(name);
   if (number) number.textContent = String(Number(number.textContent) + 1);
-  const type = name === 'message:new' ? 'message.create' : (eventTypeOf(payload) || payload?.expiresAt || payload?.reason || '');
+  const type = PARTS[name] ?? (eventTypeOf(payload) || payload?.expiresAt || payload?.reason || '');
   const replayed = addRow(pane, name, type, payload, updateBehind(pane, name, payload));
   if (replayed && name === 'chat3:update') {
     pane.replayed += 1;

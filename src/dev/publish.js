@@ -5,7 +5,7 @@ import { formatMs, rememberSent } from './log.js';
 import { identity, identityOf } from './users.js';
 
 const drafts = new Map(); // generation and type -> edited JSON, so that switching never loses an edit
-let templates = { documented: [], original: [], current: [] };
+let templates = { documented: [] };
 let published = Promise.resolve(); // what was pressed so far
 let panes;
 
@@ -75,7 +75,7 @@ function parseData() {
 }
 
 function requestFor(to, eventType, data) {
-  return generation() === 'original' ? { ...to, eventType, data } : { ...to, generation: generation(), eventType, data };
+  return generation() === 'current' ? { ...to, eventType, data } : { ...to, generation: generation(), eventType, data };
 }
 
 // Says what is wrong right under the text, which is left as it is, and keeps the curl command in step with it.
@@ -134,7 +134,7 @@ function publishTimes(count) {
 // Always the samples, whatever is in the editor: this button shows the whole contract at a glance.
 function publishEach() {
   if (!byId('publish-form').reportValidity()) return;
-  const shown = templatesNow().filter(({ eventType }) => generation() === 'current' || templates.documented.includes(eventType));
+  const shown = templatesNow().filter(({ eventType }) => generation() !== 'original' || templates.documented.includes(eventType));
   sendAll(shown.flatMap(({ eventType, data }) => recipients().map((to) => requestFor(to, eventType, data))));
 }
 

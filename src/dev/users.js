@@ -76,7 +76,7 @@ function signOut(pane) {
 
 function openSocket(pane) {
   dropSocket(pane);
-  const socket = window.io({ auth: { token: pane.token }, forceNew: true });
+  const socket = window.io({ auth: (give) => give({ token: pane.token }), forceNew: true });
   pane.socket = socket;
   socket.on('connect', () => onConnect(pane, socket));
   socket.on('disconnect', (reason) => onDisconnect(pane, socket, reason));
@@ -136,7 +136,6 @@ async function renew(pane) {
     if (!answer.ok) throw new Error(answer.error);
     pane.token = grant.token;
     pane.expires = new Date(answer.expiresAt);
-    pane.socket.auth = { token: pane.token };
     part(pane, 'renew').hidden = true;
     part(pane, 'reason').textContent = validity(pane);
     showToken(pane);

@@ -13,7 +13,7 @@ use rustix::{
 use tokio::{net::TcpListener, time::timeout};
 
 use super::{Report, report::counted};
-use crate::config::{CorsOrigins, HttpConfig, NodeEnv, Secret, ServeArgs};
+use crate::config::{CorsOrigins, HttpConfig, MIN_ADMIN_TOKEN_BYTES, NodeEnv, Secret, ServeArgs};
 
 /// Files that are not sockets of clients: logs, RabbitMQ, listeners, timers.
 const OTHER_FILES: u64 = 64;
@@ -22,9 +22,6 @@ const OTHER_FILES: u64 = 64;
 const FEWEST_FILES: u64 = 1024;
 
 const STEP: Duration = Duration::from_secs(3);
-
-/// Shorter ones can be guessed by who may try often.
-const MIN_ADMIN_TOKEN_BYTES: usize = 16;
 
 pub(super) async fn examine(args: &ServeArgs, report: &mut Report) {
     files(&args.http, report);

@@ -62,6 +62,7 @@ pub(super) async fn examine(
         if keys.len() > secrets {
             let kinds = kinds(&keys[secrets..]);
             report.ok("public_keys", format!("{}: {kinds}", keys.len() - secrets));
+            small_exponents("public_keys", &keys, report);
         }
     }
     key_set(config, report).await;
@@ -119,6 +120,7 @@ async fn key_set(config: &JwtConfig, report: &mut Report) {
                 "key_set",
                 format!("{}: {count} keys: {kinds}", config.jwt_jwks),
             );
+            small_exponents("key_set", &set.keys, report);
             if !set.ignored.is_empty() {
                 let advice =
                     "tokens signed with these are refused; let the issuer use a supported kind";
@@ -135,6 +137,16 @@ async fn key_set(config: &JwtConfig, report: &mut Report) {
             format!("JWT_JWKS ({}) {error}", config.jwt_jwks),
             "check JWT_JWKS and JWT_JWKS_CA_FILE, and the way to the issuer from this machine",
         ),
+    }
+}
+
+fn small_exponents(name: &'static str, keys: &[Key], report: &mut Report) {
+    if keys.iter().any(Key::has_small_exponent) {
+        report.warning(
+            name,
+            "an RSA key has an exponent under 65537, as no current tool makes it",
+            "let the issuer make a new key: openssl genrsa 3072",
+        );
     }
 }
 

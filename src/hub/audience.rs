@@ -18,9 +18,11 @@ use tracing::{debug, warn};
 
 use super::{
     crowd::Crowd,
+    departures::{Departure, Departures},
     events::{Events, Form, Lag},
     log::{Limits, Log, Offset, Wanted},
     recovery::{Outcome, Pid, Recovery, Request},
+    repeated::Recent,
 };
 use crate::{
     broker::{Delivery, Subscribed},
@@ -34,6 +36,9 @@ use crate::{
 /// Sessions of one user that are away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
 
+/// Why an update that came before is not delivered, as the metric's label.
+const REPEATED: &str = "repeated";
+
 /// All sockets of one user.
 pub(super) struct Audience {
     user: User,
@@ -43,8 +48,11 @@ pub(super) struct Audience {
     limits: Option<Limits>,
     envelope: Envelope,
     transports: Transports,
+    departures: Departures,
     metrics: Metrics,
     crowd: Crowd,
+    /// `None`: repetitions are delivered as well.
+    recent: Option<Mutex<Recent>>,
     room: Mutex<Room>,
 }
 
@@ -95,15 +103,15 @@ enum State {
     Live(SocketRef),
     /// Did not keep up: its transport is closed, and nothing is sent any more.
     Cut,
-    /// Lost its connection at this time and may come back for the rest.
-    Away(Instant),
+    /// Lost its connection and may come back for the rest.
+    Away(Departure),
 }
 
 /// What is left of a session whose socket is gone.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Left {
-    /// It may come back until some time after this moment.
-    Away(Instant),
+    /// It may come back for a while.
+    Away,
     /// Nothing.
     Gone,
 }
@@ -113,7 +121,9 @@ impl Audience {
         user: User,
         limits: Option<Limits>,
         envelope: Envelope,
+        drops_repeated: bool,
         transports: Transports,
+        departures: Departures,
         metrics: Metrics,
     ) -> Self {
         let log = Log::new(metrics.kept.clone());
@@ -123,8 +133,10 @@ impl Audience {
             limits,
             envelope,
             transports,
+            departures,
             metrics,
             crowd: Crowd::new(),
+            recent: drops_repeated.then(Mutex::default),
             room: Mutex::new(Room {
                 // Most users have one.
                 members: Vec::with_capacity(1),
@@ -229,7 +241,7 @@ impl Audience {
                 socket: Some(socket),
                 ..
             } => self.transports.close(socket),
-            State::Away(since) if self.is_expired(*since) => return None,
+            State::Away(since) if self.is_expired(since.at()) => return None,
             _ => {}
         }
         member.recovery
@@ -247,12 +259,11 @@ impl Audience {
             return None;
         }
         self.leave_crowd(&mut room.members[index]);
-        let now = Instant::now();
         let left = if may_return && room.members[index].recovery.is_some() {
             self.make_room_for_one_away(&mut room);
             // The index may have changed.
-            room.member(session)?.state = State::Away(now);
-            Left::Away(now)
+            room.member(session)?.state = State::Away(self.departures.note(&self.user, session));
+            Left::Away
         } else {
             room.members.swap_remove(index);
             Left::Gone
@@ -262,8 +273,8 @@ impl Audience {
     }
 
     fn make_room_for_one_away(&self, room: &mut Room) {
-        let away = |(index, member): (usize, &Member)| match member.state {
-            State::Away(since) => Some((since, index)),
+        let away = |(index, member): (usize, &Member)| match &member.state {
+            State::Away(since) => Some((since.at(), index)),
             _ => None,
         };
         let away: Vec<_> = room.members.iter().enumerate().filter_map(away).collect();
@@ -299,10 +310,13 @@ impl Audience {
     /// away since that session lost its socket.
     pub(super) fn evict_if_away_since(&self, session: u64) {
         let mut room = self.room();
-        let away = room.members.iter().filter_map(|member| match member.state {
-            State::Away(since) => Some((since, member.session)),
-            _ => None,
-        });
+        let away = room
+            .members
+            .iter()
+            .filter_map(|member| match &member.state {
+                State::Away(since) => Some((since.at(), member.session)),
+                _ => None,
+            });
         let is_newest = away.max().is_some_and(|(_, newest)| newest == session);
         if is_newest && room.sockets() == 0 && !room.log.is_empty() {
             self.metrics
@@ -365,25 +379,27 @@ impl Audience {
             routing_key = ?delivery.routing_key,
             "Update received"
         );
-        let rewritten = match self.envelope {
-            Envelope::Auto => None,
-            Envelope::Original => update.to_original(),
-        };
+        if self.is_repeated(&update) {
+            return self.metrics.update_rejected(REPEATED);
+        }
+        let rewritten = update.rewritten(self.envelope);
+        let decoded = rewritten.as_ref().map(|body| (body, Update::decode(body)));
         // From here on, all is about the body that is sent.
-        let body = rewritten.as_ref().unwrap_or(&delivery.body);
-        let update = match rewritten.as_deref().map(Update::decode) {
-            Some(Ok(rewritten)) => rewritten,
-            _ => update,
+        let (body, update) = match decoded {
+            Some((body, Ok(rewritten))) => (body, rewritten),
+            // Rewritten, it would be nested too deep.
+            _ => (&delivery.body, update),
         };
         let now = Instant::now();
         let mut room = self.room();
         self.note_stretch(&mut room);
         let Room { members, log, .. } = &mut *room;
-        let specialised = update.specialised_event();
+        let specialised = update.specialised_event_in(self.envelope);
+        let specialised_name = specialised.as_ref().map(|event| event.name);
         let (mut handed_off, mut kept) = (0, false);
         let events = 1 + u64::from(specialised.is_some());
         let first = log.append(body.clone(), events, now);
-        let events = Events::new(log, first, &update);
+        let events = Events::new(log, first, &update, specialised);
         let (mut live, mut late) = (0_u64, Vec::new());
         for member in &mut *members {
             if let Some(socket) = self.falls_behind(member, first - 1) {
@@ -417,14 +433,23 @@ impl Audience {
         }
         self.metrics.updates_delivered.inc();
         self.metrics.emitted(CHAT3_UPDATE, handed_off);
-        if let Some(event) = specialised {
-            self.metrics.emitted(event.name, handed_off);
+        if let Some(name) = specialised_name {
+            self.metrics.emitted(name, handed_off);
         }
         if let Some(published_at) = delivery.published_at {
             // Clocks differ: an update from the future took no time.
             let latency = SystemTime::now().duration_since(published_at);
             self.metrics.latency(latency.unwrap_or_default());
         }
+    }
+
+    /// Whether the update is one of the user's latest, come again.
+    fn is_repeated(&self, update: &Update<'_>) -> bool {
+        let repeats = |recent: &Mutex<Recent>| {
+            let mut recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
+            update.key().is_some_and(|key| !recent.is_new(&key))
+        };
+        self.recent.as_ref().is_some_and(repeats)
     }
 
     fn accept<'a>(&self, delivery: &'a Delivery) -> Result<Update<'a>, Rejection> {
@@ -576,8 +601,8 @@ impl Audience {
         let hole = room.log.last_hole();
         let wants = |member: &Member| {
             let recovery = member.recovery.filter(|recovery| recovery.start >= hole)?;
-            Some(recovery.wants(match member.state {
-                State::Away(since) => since,
+            Some(recovery.wants(match &member.state {
+                State::Away(since) => since.at(),
                 _ => now,
             }))
         };

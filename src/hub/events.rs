@@ -102,11 +102,16 @@ impl Form {
 
 impl<'a> Events<'a> {
     /// The events of an update whose first one has the number `first`.
-    pub(super) fn new(log: &Log, first: u64, update: &'a Update<'a>) -> Self {
+    pub(super) fn new(
+        log: &Log,
+        first: u64,
+        update: &'a Update<'a>,
+        specialised: Option<SpecialisedEvent<'a>>,
+    ) -> Self {
         let offset = |number| log.offset(number).to_string();
         Self {
             update,
-            specialised: update.specialised_event(),
+            specialised,
             first,
             offsets: [offset(first), offset(first + 1)],
         }
@@ -114,7 +119,8 @@ impl<'a> Events<'a> {
 
     fn each(&self) -> impl Iterator<Item = Event<'_>> {
         let whole = (CHAT3_UPDATE, self.update.body);
-        let specialised = self.specialised.map(|event| (event.name, event.payload));
+        let specialised = self.specialised.as_ref();
+        let specialised = specialised.map(|event| (event.name, &*event.payload));
         let events = [Some(whole), specialised].into_iter().flatten();
         let numbered = (self.first..).zip(&self.offsets).zip(events);
         numbered.map(|((number, offset), (name, payload))| Event {

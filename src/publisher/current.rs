@@ -1,5 +1,6 @@
-//! Updates as today's Chat3 (since 2026-05-31) publishes them. Of the several
-//! updates that one domain event becomes there, this makes the event's own.
+//! Updates as today's Chat3 (0.0.86, since 2026-09-28) publishes them, and since
+//! 0.0.77 (2026-05-31), whose keys had no tenant. Of the several updates that one
+//! domain event becomes there, this makes the event's own.
 
 use serde_json::{Value, json};
 
@@ -9,7 +10,25 @@ use crate::user::{TenantId, UserId};
 const SENDER: &str = "usr_x7m2n4k9";
 
 /// The domain events that frontends are told of.
-pub const TYPES: [&str; 13] = [
+pub const TYPES: [&str; 14] = [
+    "message.create",
+    "message.changed",
+    "message.deleted",
+    "message.reaction.changed",
+    "message.status.changed",
+    "dialog.create",
+    "dialog.changed",
+    "dialog.delete",
+    "dialog.member.add",
+    "dialog.member.changed",
+    "dialog.member.remove",
+    "dialog.typing",
+    "user.add",
+    "user.changed",
+];
+
+/// Those of 0.0.77, which told of no deletion.
+pub const TYPES_OF_0_0_77: [&str; 13] = [
     "message.create",
     "message.changed",
     "message.reaction.changed",
@@ -25,10 +44,15 @@ pub const TYPES: [&str; 13] = [
     "user.changed",
 ];
 
+/// `update.{dialog|user}.{tenantId}.{userType}.{userId}.{message|dialog|user}`
+pub fn routing_key(user: &UserId, tenant: &TenantId, event_type: &str) -> String {
+    let (scope, family) = (scope(event_type), family(event_type));
+    format!("update.{scope}.{tenant}.user.{user}.{family}")
+}
+
 /// `update.{dialog|user}.{userType}.{userId}.{message|dialog|user}`
-pub fn routing_key(user: &UserId, event_type: &str) -> String {
-    let family = family(event_type);
-    let scope = if family == "user" { "user" } else { "dialog" };
+pub fn routing_key_of_0_0_77(user: &UserId, event_type: &str) -> String {
+    let (scope, family) = (scope(event_type), family(event_type));
     format!("update.{scope}.user.{user}.{family}")
 }
 
@@ -90,6 +114,13 @@ pub fn sample_data(event_type: &str) -> Value {
     json!({"dialog": dialog(), section: about, "context": context})
 }
 
+fn scope(event_type: &str) -> &'static str {
+    match family(event_type) {
+        "user" => "user",
+        _ => "dialog",
+    }
+}
+
 fn family(event_type: &str) -> &'static str {
     match event_type.split('.').next() {
         Some("message") => "message",
@@ -100,7 +131,19 @@ fn family(event_type: &str) -> &'static str {
 
 fn message_change(event_type: &str) -> (Value, &'static str) {
     match event_type {
-        "message.changed" => (json!({"content": "Hello! (edited)"}), "message.content"),
+        "message.changed" => {
+            let edited = json!({
+                "content": "Hello! (edited)",
+                "edited": true,
+                "editedAt": now(),
+                "editedBy": SENDER,
+            });
+            (edited, "message.content")
+        }
+        "message.deleted" => {
+            let deleted = json!({"deleted": true, "deletedAt": now(), "deletedBy": SENDER});
+            (deleted, "message.deleted")
+        }
         "message.reaction.changed" => {
             let set = json!([{"reaction": "👍", "count": 1, "me": false}]);
             let change = json!({"userId": SENDER, "reaction": "👍", "reactionSet": set});

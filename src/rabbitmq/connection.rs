@@ -6,7 +6,10 @@
 //! and keeps what the server said when it closed.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -250,16 +253,19 @@ pub(crate) async fn open_channel(
 ) -> Result<OpenChannel, LinkError> {
     let channel = connection.open_channel(None).await?;
     let close_reason = Arc::new(OnceLock::new());
+    let returned = Arc::new(AtomicU64::new(0));
     channel
         .register_callback(OnChannel {
             close_reason: close_reason.clone(),
             cancelled: cancelled.clone(),
+            returned: returned.clone(),
             _lost: lost,
         })
         .await?;
     Ok(OpenChannel {
         channel,
         close_reason,
+        returned,
     })
 }
 
@@ -277,6 +283,8 @@ pub(crate) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Erro
 pub(crate) struct OpenChannel {
     pub(crate) channel: Channel,
     pub(super) close_reason: Arc<OnceLock<ServerClose>>,
+    /// Messages that were published as mandatory and that no queue was bound for.
+    pub(crate) returned: Arc<AtomicU64>,
 }
 
 impl OpenChannel {
@@ -344,6 +352,7 @@ impl ConnectionCallback for OnConnection {
 struct OnChannel {
     close_reason: Arc<OnceLock<ServerClose>>,
     cancelled: mpsc::UnboundedSender<String>,
+    returned: Arc<AtomicU64>,
     _lost: Option<DropGuard>,
 }
 
@@ -380,5 +389,7 @@ impl ChannelCallback for OnChannel {
 
     async fn publish_nack(&mut self, _: &Channel, _: PublisherNack) {}
 
-    async fn publish_return(&mut self, _: &Channel, _: Return, _: BasicProperties, _: Vec<u8>) {}
+    async fn publish_return(&mut self, _: &Channel, _: Return, _: BasicProperties, _: Vec<u8>) {
+        self.returned.fetch_add(1, Ordering::Relaxed);
+    }
 }

@@ -5,7 +5,8 @@
 
 const GATEWAY = ['gateway per-user', 'gateway shared', 'gateway firehose'];
 const CEILING = ['ceiling per-user', 'ceiling shared'];
-const ALL = [...GATEWAY, 'node', ...CEILING];
+const BASELINE = process.env.GATEWAY_BASELINE ? ['baseline per-user', 'baseline shared', 'baseline firehose'] : [];
+const ALL = [...GATEWAY, ...BASELINE, 'node', ...CEILING];
 
 export const SCENARIOS = {
   A: {

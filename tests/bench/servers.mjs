@@ -28,9 +28,9 @@ export function spawnHere(...args) {
   return child;
 }
 
-function gateway(topology, env = {}) {
+function gateway(topology, env = {}, command = gatewayBinary) {
   return ({ broker, port }) => ({
-    command: gatewayBinary,
+    command,
     args: ['serve'],
     env: {
       RABBITMQ_URL: broker.url,
@@ -87,6 +87,14 @@ export const SERVERS = {
   // Not measured: shows that a loss is noticed.
   'ceiling that drops': ceiling('shared', '--drop-every', '10'),
 };
+
+// An earlier build, in turns with this one: GATEWAY_BASELINE=path/to/chat3-gateway.
+if (process.env.GATEWAY_BASELINE) {
+  const baseline = path.resolve(process.env.GATEWAY_BASELINE);
+  for (const topology of ['per-user', 'shared', 'firehose']) {
+    SERVERS[`baseline ${topology}`] = gateway(topology, {}, baseline);
+  }
+}
 
 /** Starts the server `name` and resolves when it serves. */
 export async function startServer(name, broker) {

@@ -74,20 +74,23 @@ test('the refusals are those of PROTOCOL.md', () => {
   assert.deepEqual(documented, asyncapi.components.schemas.ConnectError.enum);
 });
 
-for (const envelope of ['auto', 'original']) {
+for (const envelope of ['auto', 'original', 'sections']) {
   for (const { since, bindingKeys, updates } of generations()) {
     test(`what is sent of ${since}, ${envelope}, is as described, and a wrong field is not`, async () => {
       const server = await Gateway.start(broker, { env: { CHAT3_ENVELOPE: envelope, RABBITMQ_BINDING_KEYS: bindingKeys.join(',') } });
       const { userId, tenantId } = updates[0].body;
       const tab = await Tab.open(server, userId, { claims: { tenantId } });
       for (const { routingKey, body } of updates) publisher.publish(routingKey, body);
-      const expected = updates.flatMap(({ emits }) => emits);
+      const expected = updates.flatMap(({ emits, sections }) => (envelope === 'sections' ? sections.emits : emits));
       await tab.when('all events', () => tab.events.length >= expected.length);
       assert.deepEqual(tab.events.map(({ event }) => event), expected);
       for (const { event, args: [payload] } of tab.events) {
         holds(byEvent[event], payload, event);
         if (envelope === 'original' && event !== 'message:new') {
           holds(schema('schemas/OriginalUpdate'), payload, `original ${event}`);
+        }
+        if (envelope === 'sections' && event.endsWith(':update') && event !== 'typing:update') {
+          holds(schema('schemas/SectionsUpdate'), payload, `sections ${event}`);
         }
         for (const mutated of mutations(payload)) {
           assert.equal(byEvent[event](mutated), false, `${event}: ${JSON.stringify(mutated)}`);
@@ -108,6 +111,7 @@ function* mutations(payload) {
     'tenantId', 'userId', 'entityId', 'eventId', 'eventType', 'sourceEventType', 'updateType', 'data', 'createdAt', 'published',
     'message', 'dialog', 'member', 'context', 'typing', 'user', '_id', 'messageId', 'dialogId', 'senderId', 'content', 'type', 'meta',
     'reactionCounts', 'reactionUpdate', 'statusUpdate', 'stats', 'unreadCount', 'updatedFields', 'expiresInMs', 'packStats', 'userPackStats',
+    'deleted', 'deletedBy', 'edited', 'editedBy',
   ]);
   const paths = [];
   const walk = (node, at) => {
@@ -119,7 +123,7 @@ function* mutations(payload) {
     }
   };
   walk(payload, []);
-  assert.ok(paths.length > 5);
+  assert.ok(paths.length > ('expiresInMs' in payload ? 2 : 5));
   for (const where of paths) {
     const copy = structuredClone(payload);
     const parent = where.slice(0, -1).reduce((node, key) => node[key], copy);

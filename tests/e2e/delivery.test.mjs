@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 
-import { Broker, Gateway, Publisher, Tab, anUpdate, generations, token, until } from './harness.mjs';
+import { Broker, Gateway, Network, Publisher, Tab, anUpdate, generations, token, until } from './harness.mjs';
 
 let broker;
 let gateway;
@@ -42,7 +42,7 @@ for (const { since, bindingKeys, updates } of generations()) {
     }
     // A sentinel published last comes first: nothing else was on its way.
     const key = updates[0].routingKey.replace(recipient, 'usr_stranger');
-    const sentinel = anUpdate('usr_stranger');
+    const sentinel = anUpdate('usr_stranger', claims);
     publisher.publish(key, sentinel);
     await stranger.saw(sentinel);
     assert.deepEqual(stranger.ids, [sentinel._id]);
@@ -50,6 +50,54 @@ for (const { since, bindingKeys, updates } of generations()) {
     await server.kill();
   });
 }
+
+test('what Chat3 publishes twice comes once where that is wished, live and recovered alike', async () => {
+  const server = await Gateway.start(broker, { env: { DROP_REPEATED_UPDATES: 'true' } });
+  const { updates } = generations().at(-1);
+  const { userId, tenantId } = updates[0].body;
+  const twice = ({ routingKey, body }) => {
+    publisher.publish(routingKey, body);
+    publisher.publish(routingKey, { ...body, createdAt: `1${body.createdAt}` });
+  };
+  const network = await Network.to(server);
+  const options = { claims: { tenantId }, transports: ['websocket'] };
+  const stays = await Tab.open(server, userId, options);
+  const returns = await Tab.open(server, userId, { ...options, url: network.url });
+  twice(updates[0]);
+  const first = updates[0].emits.length;
+  await returns.when('the first update', () => returns.events.length === first);
+  network.cut();
+  await returns.when('the cut', () => returns.disconnects.length === 1);
+  updates.slice(1).forEach(twice);
+  // Without an updateType nobody can tell.
+  const early = anUpdate(userId, { tenantId });
+  twice({ routingKey: `user.${userId}.messageupdate`, body: early });
+  const expected = updates.flatMap(expectedEvents);
+  const total = expected.length + 4;
+  await stays.when('all events', () => stays.events.length >= total);
+  network.restore();
+  await returns.when('all events', () => returns.events.length >= total);
+  assert.deepEqual(returns.recovered, [false, true]);
+  assert.deepEqual(stays.events.slice(0, expected.length), expected);
+  assert.deepEqual(stays.ids.slice(-2), [early._id, early._id]);
+  assert.deepEqual(returns.events, stays.events);
+  assert.deepEqual(returns.offsets, stays.offsets);
+  const numbers = stays.offsets.map((offset) => parseInt(offset.split('-')[1], 16));
+  assert.deepEqual(numbers, numbers.map((_, index) => numbers[0] + index), 'no number is left out');
+  await server.metricIs('updates_rejected_total{reason="repeated"}', updates.length);
+  stays.close();
+  returns.close();
+  await server.kill();
+});
+
+test('what is published twice comes twice by default', async () => {
+  const [{ routingKey, body }] = generations().at(-1).updates;
+  const tab = await Tab.open(gateway, body.userId, { claims: { tenantId: body.tenantId } });
+  publisher.publish(routingKey, body);
+  publisher.publish(routingKey, body);
+  await tab.when('both', () => tab.named('message:new').length === 2);
+  tab.close();
+});
 
 test('the original documents 13 update types, and all of them are among the fixtures', () => {
   const names = generations().find(({ since }) => since.startsWith('2025-10-31')).updates.map(({ name }) => name);

@@ -322,7 +322,7 @@ test('with ADMIN_ADDR, metrics and the admin API are on that listener alone', as
   }
   assert.equal((await admin('/api/stats')).status, 401);
   assert.equal((await admin('/socket.io/?EIO=4&transport=polling')).status, 404);
-  for (const path of ['/health', '/ready']) {
+  for (const path of ['/health', '/livez', '/ready', '/readyz']) {
     assert.equal((await server.get(path)).status, 200);
     assert.equal((await admin(path)).status, 200);
   }

@@ -22,7 +22,7 @@ before(async () => {
   const keys = path.join(temporaryFolder(), 'keys.json');
   const jwk = generateKeyPairSync('ed25519').publicKey.export({ format: 'jwk' });
   writeFileSync(keys, JSON.stringify({ keys: [{ ...jwk, kid: 'a' }] }));
-  const gateway = await Gateway.start(broker, { env: { JWT_JWKS: keys, RECOVERY_WINDOW: '1s' } });
+  const gateway = await Gateway.start(broker, { env: { JWT_JWKS: keys, RECOVERY_WINDOW: '1s', ADMIN_TOKEN: 'an-admin-token-of-thirty-two-bytes' } });
   const network = await Network.to(gateway);
 
   const tab = await Tab.open(gateway, 'usr_m', { url: network.url, transports: ['websocket'], reconnection: false });
@@ -30,6 +30,7 @@ before(async () => {
   publisher.publish('user.usr_m.x', Buffer.from('{'));
   tab.socket.emit('auth:refresh', { token: 'none' });
   await new Tab(gateway, 'no token').refused();
+  await gateway.get('/api/stats');
   await gateway.metricIs('updates_rejected_total{reason="not_json"}', 1);
   // A lost connection that asks for what is not here any more.
   network.reset();

@@ -130,7 +130,7 @@ test('`token` signs what the gateway lets in', async () => {
   failedWithOneLine(await runGateway(['token', '--user', '*'], { env }), /--user/);
 });
 
-test('`publish` publishes in Chat3\'s format at the rate that is asked for', async () => {
+test('`publish` publishes as today\'s Chat3 does, at the rate that is asked for', async () => {
   const gateway = await Gateway.start(broker);
   const tab = await Tab.open(gateway, 'usr_p', { claims: { tenantId: 'tnt_default' } });
   const env = { RABBITMQ_URL: broker.url };
@@ -138,13 +138,13 @@ test('`publish` publishes in Chat3\'s format at the rate that is asked for', asy
   const args = ['publish', '--user', 'usr_p', '--event', 'message.create', '--count', '10', '--rate', '20'];
   const { code, stdout } = await runGateway(args, { env });
   assert.equal(code, 0, stdout);
-  assert.match(stdout, /published 10 message\.create for usr_p/);
+  assert.match(stdout, /published 10 message\.create for usr_p with key update\.dialog\.tnt_default\.user\.usr_p\.message: 10 reached a queue/);
   // Ten at twenty a second: nine pauses of 50 ms.
   assert.ok(Date.now() - start >= 450);
   await tab.when('ten updates', () => tab.named('message:new').length === 10);
   const [update] = tab.named('chat3:update');
-  assert.deepEqual([update.userId, update.tenantId, update.eventType], ['usr_p', 'tnt_default', 'message.create']);
-  await runGateway(['publish', '--user', 'usr_p', '--event', 'dialog.update', '--data', '{"name":"x"}'], { env });
+  assert.deepEqual([update.userId, update.tenantId, update.sourceEventType], ['usr_p', 'tnt_default', 'message.create']);
+  await runGateway(['publish', '--user', 'usr_p', '--event', 'dialog.changed', '--data', '{"name":"x"}'], { env });
   await tab.when('dialog:update', () => tab.named('dialog:update').length === 1);
   assert.deepEqual(tab.named('dialog:update')[0].data, { name: 'x' });
   const absent = await runGateway(args, { env: { RABBITMQ_URL: 'amqp://u:s3cret@127.0.0.1:1/' } });
@@ -152,12 +152,35 @@ test('`publish` publishes in Chat3\'s format at the rate that is asked for', asy
   failedWithOneLine(await runGateway([...args, '--data', '{'], { env }), /--data/);
 });
 
+test('`publish` publishes as older ones did, if asked to', async () => {
+  const gateway = await Gateway.start(broker);
+  const tab = await Tab.open(gateway, 'usr_older', { claims: { tenantId: 'tnt_default' } });
+  const args = ['publish', '--user', 'usr_older', '--generation'];
+  for (const [generation, event, key, field] of [
+    ['0.0.77', 'message.changed', 'update.dialog.user.usr_older.message', 'sourceEventType'],
+    ['original', 'message.update', 'user.usr_older.messageupdate', 'eventType'],
+  ]) {
+    const { code, stdout, stderr } = await runGateway([...args, generation, '--event', event], { env: { RABBITMQ_URL: broker.url } });
+    assert.deepEqual([code, stdout, stderr], [0, `published 1 ${event} for usr_older with key ${key}: 1 reached a queue\n`, '']);
+    await tab.when(generation, () => tab.named('message:update').at(-1)?.[field] === event);
+  }
+  failedWithOneLine(await runGateway([...args, '2024', '--event', 'x']), /--generation: "2024" is none of current, 0\.0\.77, original/);
+});
+
+test('`publish` fails loudly where its updates reach no queue', async () => {
+  const args = ['publish', '--user', 'usr_nobody', '--event', 'message.create', '--count', '3'];
+  const { code, stdout, stderr } = await runGateway(args, { env: { RABBITMQ_URL: broker.url } });
+  assert.equal(code, 1);
+  assert.match(stdout, /^published 3 .*: 0 reached a queue\n$/);
+  assert.match(stderr, /^chat3-gateway: no queue is bound for 3 of 3, key update\.dialog\.tnt_default\.user\.usr_nobody\.message: .*connected.*RABBITMQ_BINDING_KEYS.*`chat3-gateway doctor`.*\n$/);
+});
+
 test('`publish` declares the exchange as Chat3 would', async () => {
   const exchange = 'chat3_updates_new';
-  const { code } = await runGateway(['publish', '--user', 'u', '--event', 'message.create', '--rabbitmq-updates-exchange', exchange], {
+  const { stdout } = await runGateway(['publish', '--user', 'u', '--event', 'message.create', '--rabbitmq-updates-exchange', exchange], {
     env: { RABBITMQ_URL: broker.url },
   });
-  assert.equal(code, 0);
+  assert.match(stdout, /^published 1 .*: 0 reached a queue$/m);
   const listing = await broker.ctl('list_exchanges', '--no-table-headers', 'name', 'type', 'durable');
   assert.match(listing, new RegExp(`${exchange}\ttopic\ttrue`));
 });
@@ -170,10 +193,16 @@ test('`publish` says why RabbitMQ refused', async () => {
 
 test('health, readiness and metrics answer', async () => {
   const gateway = await Gateway.start(broker);
-  const health = await gateway.get('/health');
-  assert.equal(health.status, 200);
-  assert.deepEqual(await health.json(), { status: 'ok', rabbitmq: 'connected', isConnected: true });
-  assert.equal((await gateway.get('/ready')).status, 200);
+  for (const path of ['/health', '/livez']) {
+    const health = await gateway.get(path);
+    assert.equal(health.status, 200, path);
+    assert.deepEqual(await health.json(), { status: 'ok', rabbitmq: 'connected', isConnected: true });
+  }
+  for (const path of ['/ready', '/readyz']) {
+    const ready = await gateway.get(path);
+    assert.equal(ready.status, 200, path);
+    assert.deepEqual(await ready.json(), { status: 'ready' });
+  }
   const tab = await Tab.open(gateway, 'usr_m');
   await tab.saw(publisher.update('usr_m'));
   // The counters follow the events, this one last.

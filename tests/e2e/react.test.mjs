@@ -12,7 +12,7 @@ import { promisify } from 'node:util';
 
 import { chromium } from 'playwright-core';
 
-import { freePort, Gateway, generations, Network, Tab, temporaryFolder, testsFolder, until } from './harness.mjs';
+import { freePort, Gateway, generations, Network, SECRET, Tab, temporaryFolder, testsFolder, token, until } from './harness.mjs';
 
 const run = promisify(execFile);
 const example = path.join(testsFolder, '..', 'examples', 'react-chat');
@@ -43,13 +43,18 @@ function received(body, events) {
   return events.map((event) => `receive['${event}'](${JSON.stringify(event === 'message:new' ? body.data : body)}, 'offset');`);
 }
 
+function receivedInSections({ body, emits, typing }) {
+  const payload = { 'message:new': body.data.message, 'typing:update': typing };
+  return emits.map((event) => `receive['${event}'](${JSON.stringify(payload[event] ?? body)}, 'offset');`);
+}
+
 test('the types describe what each generation of Chat3 publishes, field by field', async () => {
   const lines = [];
   const seen = new Set();
   for (const { since, updates } of generations()) {
-    for (const { name, body, emits } of updates) {
-      lines.push(`// ${since} ${name}`, ...received(body, emits));
-      seen.add(body.eventType ?? body.sourceEventType);
+    for (const { name, body, emits, sections } of updates) {
+      lines.push(`// ${since} ${name}`, ...received(body, emits), ...receivedInSections(sections));
+      seen.add(body.eventType ?? body.sourceEventType).add(sections.body.eventType);
     }
   }
   const names = [...seen].map((name) => JSON.stringify(name)).join(' | ');
@@ -65,7 +70,7 @@ test('the types describe what the development mode publishes', async () => {
   // Without `user.update`, whose sample is older than Chat3's own.
   const types = Object.keys(await gateway.json('/dev/samples')).filter((type) => /^(message|dialog)\./.test(type));
   assert.ok(types.length >= 13);
-  for (const eventType of types) await gateway.get('/dev/updates', json({ userId: 'usr_types', eventType }));
+  for (const eventType of types) await gateway.get('/dev/updates', json({ userId: 'usr_types', generation: 'original', eventType }));
   await tab.when('all of them, twice', () => tab.events.length === 2 * types.length);
   const lines = tab.events.map(({ event, args }) => `receive['${event}'](${JSON.stringify(args[0])});`);
   assert.equal(await compile(lines), '');
@@ -389,6 +394,41 @@ test('a refused token is told, and another one makes another connection', async 
   await message(alice, 'Here again').waitFor();
   await guarded.gateway.metricIs('sockets', 1);
   await close(alice);
+});
+
+test('a backend that gives expired tokens is asked a few times, with growing pauses, and then by the button alone', async () => {
+  const stale = await App.start({ env: { JWT_SECRET: SECRET } });
+  const context = await browser.newContext();
+  const page = await context.newPage();
+  await page.clock.install();
+  let asked = 0;
+  await page.route(/\/api\/session/, (route) => {
+    asked += 1;
+    const expired = token('usr_alice', { tenantId: 'tnt_default', jti: String(asked) }, { expiresIn: -3600 });
+    return route.fulfill({ json: { token: expired, expiresAt: new Date(Date.now() - 3_600_000).toISOString() } });
+  });
+  await page.goto(`${stale.url}/?user=usr_alice`);
+  await badge(page, 'refused');
+  // Strict mode signs in twice to begin with; one renewal needs no pause.
+  await until('the first renewal', () => asked >= 3);
+  for (const [renewal, pause] of [2, 4, 8, 16].entries()) {
+    const begun = Date.now();
+    let forwarded = 0;
+    await until(`a renewal after ${pause} s`, async () => {
+      await page.clock.runFor(500);
+      forwarded += 500;
+      return asked > 3 + renewal;
+    });
+    assert.equal(asked, 4 + renewal);
+    const waited = Date.now() - begun + forwarded;
+    assert.ok(waited >= pause * 1000, `${waited} ms instead of ${pause} s`);
+  }
+  await badge(page, 'refused');
+  await page.clock.runFor(600_000);
+  assert.equal(asked, 7);
+  await page.getByRole('button', { name: 'Sign in again' }).click();
+  await until('the renewal by hand', () => asked === 8);
+  await context.close();
 });
 
 test('without a gateway, the page says how to start one', async () => {

@@ -22,20 +22,22 @@ test('a connection that asks to be let in again and again is closed, and logged 
   await until('the open packet', () => socket.received.includes('0{"sid"'));
   for (let i = 0; !socket.destroyed && i < 100; i++) {
     const before = refusals(socket.received);
-    socket.write(frame('40{"token":"x"}'));
+    // Another each time: who repeats one waits for the answer.
+    socket.write(frame(`40{"token":"x${i}"}`));
     await until('an answer', () => socket.destroyed || refusals(socket.received) > before);
   }
   await socket.ended;
-  assert.equal(refusals(socket.received), 10);
+  assert.equal(refusals(socket.received), 3);
   await gateway.logged(/closing a connection that asks to connect again and again/);
-  assert.equal(gateway.logs.match(/Connection refused/g).length, 10);
+  assert.ok(gateway.logs.match(/Connection refused/g).length <= 3);
   await gateway.metricIs('connects_refused_total{reason="too_many_connects"}', 1);
 });
 
 test('so is a session that does it by polling', async () => {
   const poller = await Poller.connect(gateway, { token: 'x' });
+  let tokens = 0;
   await until('the end', async () => {
-    const { status } = await poller.post('40{"token":"x"}');
+    const { status } = await poller.post(`40{"token":"y${(tokens += 1)}"}`);
     return status !== 200;
   });
   await gateway.metricIs('connects_refused_total{reason="too_many_connects"}', 2);

@@ -81,9 +81,10 @@ test('while draining it is not ready, and handshakes are turned away', async () 
   try {
     const exit = gateway.terminate();
     await until('draining', async () => (await gateway.get('/ready')).status === 503);
+    assert.equal((await gateway.get('/readyz')).status, 503);
     const handshake = await gateway.get('/socket.io/?EIO=4&transport=polling');
     assert.equal(handshake.status, 503);
-    assert.equal((await gateway.get('/health')).status, 200);
+    for (const path of ['/health', '/livez']) assert.equal((await gateway.get(path)).status, 200, path);
     const { code, ms } = await exit;
     assert.equal(code, 0);
     assert.ok(ms < 10_000, `${ms} ms`);

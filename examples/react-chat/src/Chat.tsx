@@ -1,6 +1,6 @@
 import { useEffect, useReducer, useRef, useState } from 'react';
 import type { Api, Session } from './api';
-import { chatReducer, EMPTY_CHAT, isAboutMembers } from './chat';
+import { chatReducer, EMPTY_CHAT, isToBeFetched } from './chat';
 import { Composer } from './Composer';
 import { ConnectionBadge } from './ConnectionBadge';
 import { CutButton } from './CutButton';
@@ -10,6 +10,9 @@ import { nameOf } from './people';
 import { useChatUpdates } from './useChatUpdates';
 import { useReceipts } from './useReceipts';
 import { useTypers } from './useTypers';
+
+/** How often in a row a new session is asked for by itself; then by the button. The pauses before double: none, 2, 4, 8, 16 s. */
+const MAX_RENEWALS = 5;
 
 interface Props {
   me: string;
@@ -27,7 +30,7 @@ export function Chat({ me, api, session, signIn }: Props) {
 
   const { connection, fetched, expiresAt, refresh, socket } = useChatUpdates(session.token, (update) => {
     dispatch({ type: 'update', update });
-    if (isAboutMembers(update)) wantFetch();
+    if (isToBeFetched(update)) wantFetch();
   });
 
   const isConnected = ['must-refetch', 'live', 'recovered'].includes(connection.status);
@@ -57,10 +60,18 @@ export function Chat({ me, api, session, signIn }: Props) {
 
   // A computer that has slept comes back with an old token. If it has not expired
   // by our clock, the clocks disagree, and the next token would be refused as well.
+  const renewals = useRef(0);
   useEffect(() => {
+    if (isConnected) renewals.current = 0;
     const isOver = Date.parse(session.expiresAt) <= Date.now();
-    if (connection.reason === 'token expired' && isOver) signIn();
-  }, [connection, session, signIn]);
+    if (connection.reason !== 'token expired' || !isOver || renewals.current === MAX_RENEWALS) return;
+    const pause = renewals.current === 0 ? 0 : 1000 * 2 ** renewals.current;
+    const timer = setTimeout(() => {
+      renewals.current += 1;
+      signIn();
+    }, pause);
+    return () => clearTimeout(timer);
+  }, [connection, isConnected, session, signIn]);
 
   useReceipts(me, api, chat.messages);
   const typers = useTypers(chat.typing);

@@ -49,9 +49,11 @@ export function chatReducer(me: string) {
   };
 }
 
-/** Whether an update says that the members changed. It does not say how: they have to be fetched. */
-export function isAboutMembers(update: Chat3Update): boolean {
-  return ['dialog.member.add', 'dialog.member.remove'].includes(eventTypeOf(update) ?? '');
+/** Whether an update says that the members changed, or that a deleted message is there again. It does not say how: that has to be fetched. */
+export function isToBeFetched(update: Chat3Update): boolean {
+  const eventType = eventTypeOf(update) ?? '';
+  if (eventType === 'message.deleted') return messageIn(update)?.deleted === false;
+  return ['dialog.member.add', 'dialog.member.remove'].includes(eventType);
 }
 
 function stored(chat: Chat, { dialog, members, messages }: DialogState): Chat {
@@ -78,7 +80,7 @@ function updated(chat: Chat, update: Chat3Update, me: string): Chat {
 function withMessage(chat: Chat, eventType: string, message: Message, me: string): Chat {
   const id = message._id ?? message.messageId;
   if (!id) return chat;
-  if (eventType === 'message.delete' || message.isDeleted) {
+  if (eventType === 'message.delete' || message.isDeleted || message.deleted) {
     return { ...chat, messages: chat.messages.filter((known) => known.id !== id) };
   }
   const known = chat.messages.find((known) => known.id === id);
@@ -89,7 +91,7 @@ function withMessage(chat: Chat, eventType: string, message: Message, me: string
     senderId: message.senderId,
     content: message.content ?? known?.content ?? '',
     at: message.createdAt ? dateOf(message.createdAt) : (known?.at ?? new Date()),
-    isEdited: message.isEdited ?? known?.isEdited ?? false,
+    isEdited: message.isEdited ?? message.edited ?? known?.isEdited ?? false,
     reactions: reactionsOf(eventType, message, known?.reactions ?? [], me),
     statuses: statusesOf(message, known?.statuses ?? {}),
   };

@@ -9,12 +9,14 @@
 export interface ServerToClientEvents {
   /** Every update, whole. */
   'chat3:update': (update: Chat3Update, offset?: Offset) => void;
-  /** `update.data` of `message.create`. */
+  /** `update.data` of `message.create`; with `CHAT3_ENVELOPE=sections`, its message. */
   'message:new': (data: MessageUpdate['data'], offset?: Offset) => void;
   /** Every other `message.*`, whole. */
   'message:update': (update: MessageUpdate, offset?: Offset) => void;
   /** Every `dialog.*`, whole. */
   'dialog:update': (update: DialogUpdate, offset?: Offset) => void;
+  /** With `CHAT3_ENVELOPE=sections` alone: `dialog.typing`, instead of `dialog:update`. */
+  'typing:update': (typing: TypingUpdate, offset?: Offset) => void;
   /** The token expires soon: answer with `auth:refresh`. */
   'auth:expiring': (notice: { expiresAt: string }) => void;
   /** An operator has ended this connection. */
@@ -55,6 +57,15 @@ export type UserUpdate = Envelope &
     | { sourceEventType: EventType; updateType: 'update.user'; data: UserSections }
   );
 
+/** Who is typing where. */
+export interface TypingUpdate {
+  dialogId: string;
+  userId: string;
+  userName?: string;
+  userInfo?: { userId?: string; name?: string; avatar: string | null };
+  expiresInMs: number;
+}
+
 export type EventType = MessageEventType | DialogEventType | UserEventType;
 
 export type MessageEventType =
@@ -69,7 +80,9 @@ export type MessageEventType =
   // Chat3 since 2026-05:
   | 'message.changed'
   | 'message.reaction.changed'
-  | 'message.status.changed';
+  | 'message.status.changed'
+  // Chat3 since 2026-08: `deleted` says whether it is, or is there again.
+  | 'message.deleted';
 
 export type DialogEventType =
   | 'dialog.create'
@@ -85,7 +98,9 @@ export type DialogEventType =
   | 'dialog.changed'
   | 'dialog.member.changed'
   | 'dialog.topic.changed'
-  | 'dialog.messages.bulk_read';
+  | 'dialog.messages.bulk_read'
+  // CHAT3_ENVELOPE=sections alone, and without a `dialog:update`:
+  | 'dialog.counter.update';
 
 export type UserEventType =
   | 'user.add'
@@ -106,7 +121,7 @@ export interface Envelope {
   userId: string;
   entityId: string;
   eventId: string;
-  dialogId?: string;
+  dialogId?: string | null;
   published: boolean;
   publishedAt?: Time;
   createdAt: Time;
@@ -142,7 +157,13 @@ export interface Message {
   topic?: { topicId: string; meta?: Meta } | null;
   isEdited?: boolean;
   isDeleted?: boolean;
-  deletedAt?: Time;
+  deletedAt?: Time | number;
+  /** Since 2026-08, as the three below. */
+  deleted?: boolean;
+  deletedBy?: string;
+  edited?: boolean;
+  editedAt?: Time | number;
+  editedBy?: string;
   reactionCounts?: Record<string, number>;
   reactionUpdate?: ReactionUpdate;
   statuses?: { userId: string; status: MessageStatus; createdAt?: Time; updatedAt?: Time }[];
@@ -219,23 +240,30 @@ export interface UserInfo {
 }
 
 // ---- `data` of the later generations: one section for each thing ----------------
+// With CHAT3_ENVELOPE=sections those that are absent are null.
 
 export interface MessageSections {
   message: Message;
-  dialog: Dialog;
-  member?: Member;
+  dialog: Dialog | null;
+  member?: Member | null;
+  typing?: null;
   context: Context;
 }
 
 export interface DialogSections {
   dialog: Dialog;
-  member?: Member;
-  typing?: Typing;
+  member?: Member | null;
+  message?: null;
+  typing?: Typing | null;
   pack?: { packId: string; tenantId?: string; createdAt?: Time; meta?: Meta; stats?: Record<string, number> };
   context: Context;
 }
 
 export interface UserSections {
+  dialog?: null;
+  member?: null;
+  message?: null;
+  typing?: null;
   user?: { userId: string; type?: string; name?: string; meta?: Meta; stats?: UserStats };
   packStats?: { packId: string; lastUpdatedAt?: Time } & PackCounts;
   userPackStats?: {
@@ -287,8 +315,8 @@ export interface Context {
   messageId?: string | null;
   packId?: string | null;
   userId?: string | null;
-  includedSections: string[];
-  updatedFields: string[];
+  includedSections?: string[];
+  updatedFields?: string[];
   uiTarget?: string;
   reason?: string;
 }
@@ -309,14 +337,14 @@ export function eventTypeOf(update: Chat3Update): EventType | undefined {
 export function messageIn(update: Chat3Update): Message | null {
   if (!isAbout(update, 'message')) return null;
   const { data } = update as MessageUpdate;
-  return 'message' in data ? data.message : data;
+  return 'context' in data ? data.message : data;
 }
 
 /** The dialog of an update that feeds `dialog:update`, else null; with who is typing, if that is what it says. */
 export function dialogIn(update: Chat3Update): Dialog | null {
   if (!isAbout(update, 'dialog')) return null;
   const { data } = update as DialogUpdate;
-  return 'dialog' in data ? { ...data.dialog, typing: data.typing } : data;
+  return 'context' in data ? { ...data.dialog, typing: data.typing ?? undefined } : data;
 }
 
 function isAbout(update: Chat3Update, kind: 'message' | 'dialog'): boolean {

@@ -144,7 +144,8 @@ impl Audience {
                 continue;
             };
             let offsets = member.recovery.is_some();
-            let events = Events::new(log, entry.first, &update);
+            let specialised = update.specialised_event_in(self.envelope);
+            let events = Events::new(log, entry.first, &update, specialised);
             in_turn += events.bytes(Form::of(socket, offsets));
             let seen_before = seen;
             let emitted = events.emit(socket, &mut seen, offsets, lag);

@@ -107,13 +107,14 @@ impl Permitted {
     fn note(&self, place: usize, close: &ServerClose, is_first: bool) {
         self.metrics.binding_keys_refused.inc();
         let template = self.keys.templates().nth(place).unwrap_or_default();
-        match is_first {
-            true => warn!(
+        if is_first {
+            warn!(
                 template, reason = %close,
                 "RabbitMQ refused a binding key: users get no updates by this template; permit it \
                  (docs/SECURITY.md), or name in RABBITMQ_BINDING_KEYS what your Chat3 needs"
-            ),
-            false => debug!(template, reason = %close, "RabbitMQ refused a binding key"),
+            );
+        } else {
+            debug!(template, reason = %close, "RabbitMQ refused a binding key");
         }
     }
 

@@ -1,0 +1,113 @@
+//! Sessions that lost their sockets, in the order in which they did.
+//!
+//! Invariant: a session is here exactly while its user's audience holds its
+//! [`Departure`], so what is kept here is bounded by the sessions that are away,
+//! however long the window and however often their clients come and go.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::time::Instant;
+
+use crate::user::User;
+
+/// Clones are of the same list. Its lock is the innermost: nothing is called under it.
+#[derive(Clone, Default)]
+pub(super) struct Departures(Arc<Mutex<BTreeMap<(Instant, u64), User>>>);
+
+/// A session that is away; dropping it takes the session off the list.
+pub(super) struct Departure {
+    list: Departures,
+    at: Instant,
+    session: u64,
+}
+
+impl Departures {
+    /// Notes that `session` of `user` has just lost its socket.
+    pub(super) fn note(&self, user: &User, session: u64) -> Departure {
+        let at = Instant::now();
+        self.lock().insert((at, session), user.clone());
+        Departure {
+            list: self.clone(),
+            at,
+            session,
+        }
+    }
+
+    /// Takes the session that left first, if that was before `moment`.
+    pub(super) fn take_before(&self, moment: Instant) -> Option<(User, u64)> {
+        let mut list = self.lock();
+        let first = list.first_entry()?;
+        let (at, session) = *first.key();
+        (at < moment).then(|| (first.remove(), session))
+    }
+
+    /// Every session that is away, the one that left first at the front.
+    pub(super) fn all(&self) -> Vec<(User, u64)> {
+        let list = self.lock();
+        list.iter()
+            .map(|((_, session), user)| (user.clone(), *session))
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Instant, u64), User>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Departure {
+    /// When the session lost its socket.
+    pub(super) fn at(&self) -> Instant {
+        self.at
+    }
+}
+
+impl Drop for Departure {
+    fn drop(&mut self) {
+        self.list.lock().remove(&(self.at, self.session));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::user::UserId;
+
+    fn user(id: &str) -> User {
+        User {
+            id: UserId::parse(id).unwrap(),
+            tenant: None,
+        }
+    }
+
+    #[test]
+    fn the_longest_away_come_first_and_who_returned_is_gone() {
+        let list = Departures::default();
+        let carl = list.note(&user("carl"), 1);
+        let bob = list.note(&user("bob"), 2);
+        let _alice = list.note(&user("alice"), 3);
+        drop(bob);
+        assert_eq!(list.all(), [(user("carl"), 1), (user("alice"), 3)]);
+        assert_eq!(list.take_before(carl.at()), None);
+        let later = Instant::now() + Duration::from_secs(1);
+        assert_eq!(list.take_before(later), Some((user("carl"), 1)));
+        drop(carl);
+        assert_eq!(list.all(), [(user("alice"), 3)]);
+    }
+
+    #[test]
+    fn a_client_that_comes_and_goes_leaves_nothing_behind() {
+        let list = Departures::default();
+        let mut away = list.note(&user("carl"), 0);
+        for session in 1..10_000 {
+            away = list.note(&user("carl"), session);
+        }
+        assert_eq!(list.all().len(), 1);
+        drop(away);
+        assert!(list.all().is_empty());
+    }
+}
