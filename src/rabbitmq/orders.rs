@@ -72,7 +72,7 @@ impl Orders {
                      never; RabbitMQ takes none while it is short of memory or disk"
                 ),
                 _ => {
-                    warn!(%error, "RabbitMQ control message not sent: the order does not reach other instances")
+                    warn!(%error, "RabbitMQ control message not sent: the order does not reach other instances");
                 }
             }
         }
