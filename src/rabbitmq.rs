@@ -17,6 +17,7 @@ mod connection;
 mod consumer;
 mod control;
 mod link;
+mod session;
 mod topology;
 
 use std::{
@@ -36,8 +37,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub(crate) use self::connection::{
-    ACCESS_REFUSED, LinkError, NOT_FOUND, OpenChannel, barrier, open_channel, open_connection,
+pub(crate) use self::{
+    connection::{ACCESS_REFUSED, LinkError, NOT_FOUND, open_channel, open_connection},
+    session::{Heard, Listening, Scope, Session},
 };
 use self::{
     channels::Channels,
