@@ -63,6 +63,9 @@ pub struct Metrics {
     pub broker_connected: Gauge,
     /// 1 while orders come from and go to the other instances.
     pub control_connected: Gauge,
+    /// 1 while updates of users online are published that no binding matches.
+    pub bindings_dead: Gauge,
+    silence_looks: Family<Outcome, Counter>,
     /// Broker connections established after the first.
     pub broker_reconnects: Counter,
     /// Updates consumed; each is then delivered, kept or rejected, exactly once.
@@ -114,6 +117,8 @@ impl Metrics {
             binding_keys_refused: Counter::default(),
             broker_connected: Gauge::default(),
             control_connected: Gauge::default(),
+            bindings_dead: Gauge::default(),
+            silence_looks: Family::default(),
             broker_reconnects: Counter::default(),
             updates_received: Counter::default(),
             updates_unclaimed: Counter::default(),
@@ -206,6 +211,16 @@ impl Metrics {
             "rabbitmq_control_connected",
             "1 while orders come from and go to the other instances",
             self.control_connected.clone(),
+        );
+        r.register(
+            "rabbitmq_bindings_dead",
+            "1 while updates of users online are published with keys that no binding matches",
+            self.bindings_dead.clone(),
+        );
+        r.register(
+            "rabbitmq_silence_looks",
+            "Looks at what is published, since no update came, by what they found",
+            self.silence_looks.clone(),
         );
         r.register(
             "rabbitmq_reconnects",
@@ -355,6 +370,11 @@ impl Metrics {
         self.recoveries_lost
             .get_or_create(&Reason { reason })
             .inc_by(connections);
+    }
+
+    /// Counts a look at why no updates come.
+    pub fn silence_look(&self, outcome: &'static str) {
+        self.silence_looks.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts a read of the key set.

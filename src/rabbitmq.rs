@@ -18,11 +18,12 @@ mod consumer;
 mod control;
 mod link;
 mod session;
+mod silence;
 mod topology;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -34,16 +35,16 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
-pub(crate) use self::{
-    connection::{ACCESS_REFUSED, LinkError, NOT_FOUND, open_channel, open_connection},
-    session::{Heard, Listening, Scope, Session},
-};
 use self::{
     channels::Channels,
     link::{Ended, Link},
+};
+pub(crate) use self::{
+    connection::{ACCESS_REFUSED, LinkError, NOT_FOUND, open_channel, open_connection},
+    session::{Heard, Listening, Scope, Session},
 };
 use crate::{
     broker::{Activation, BroadcastHandler, Broker, Handler, Subscribed},
@@ -81,6 +82,8 @@ struct Shared {
     /// Distinguishes this process's queues from those of any other.
     instance: String,
     wishes: Mutex<Wishes>,
+    /// Updates that came, on whichever link.
+    received: Arc<AtomicU64>,
     /// Wakes the link when there are changes to apply.
     changed: Notify,
     connected: watch::Sender<bool>,
@@ -133,6 +136,7 @@ impl RabbitMqService {
             metrics,
             instance,
             wishes: Mutex::default(),
+            received: Arc::default(),
             changed: Notify::new(),
             connected: watch::Sender::new(false),
             stop_consuming: CancellationToken::new(),
@@ -368,6 +372,7 @@ async fn supervise(shared: Arc<Shared>) {
     let mut backoff = Backoff::new(shared.config.reconnect_delay);
     let mut linked_before = false;
     let mut refused = IndexSet::new();
+    let silence = AbortOnDropHandle::new(tokio::spawn(silence::watch(shared.clone())));
     for epoch in 0_u64.. {
         let opened = tokio::select! {
             opened = Link::open(&shared, epoch, &refused) => opened,
@@ -418,6 +423,8 @@ async fn supervise(shared: Arc<Shared>) {
             () = shared.stop_consuming.cancelled() => break,
         }
     }
+    // An error is its panic, which has been logged.
+    let _ = silence.await;
     shared.consuming.send_replace(false);
 }
 
