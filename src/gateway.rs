@@ -36,15 +36,13 @@ use socketioxide::{
     handler::ConnectHandler,
     socket::{DisconnectReason, Sid},
 };
-use tokio::runtime::Handle;
-use tower::ServiceExt;
 use tracing::{debug, info, warn};
 use url::form_urlencoded;
 
 use crate::{
     auth::{Identity, Refusal, Verifier},
     config::HttpConfig,
-    hub::{Hub, Request, Session},
+    hub::{Admitted, Hub, Request, Session},
     leases::{Due, End, Lease, Leases},
     limits::{
         ConnectLimit, EventLimit, RefusalLimit, SessionConnects, Slot, Slots, Verdict,
@@ -55,8 +53,8 @@ use crate::{
     revocation::{Order, Revocations, Target, is_user},
     sampled::Sampled,
     transport::{
-        self, Connection, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, PING_INTERVAL, PING_TIMEOUT,
-        Transports,
+        self, Connection, Endpoint, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, PING_INTERVAL,
+        PING_TIMEOUT, Transports,
     },
 };
 
@@ -219,13 +217,7 @@ impl Gateway {
         io.ns("/", connected.with(authenticate));
         // It is called once.
         let _ = self.io.set(io.clone());
-        let engine = service.clone();
-        self.transports.end_polling_by(move |sid| {
-            // Without a runtime, no session is left to be ended.
-            if let Ok(runtime) = Handle::try_current() {
-                runtime.spawn(engine.clone().oneshot(engine_close(sid)));
-            }
-        });
+        self.transports.serve_by(Endpoint::new(service.clone()));
         tokio::spawn(self.clone().end_leases());
         let router = Router::new()
             .route("/socket.io", any_service(service.clone()))
@@ -288,9 +280,9 @@ impl Gateway {
             // Without the subscription in time, updates start when it is there.
             let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, session.subscribed()).await;
         }
-        if let Some(pid) = session.admit() {
+        if let Some(Admitted { id, pid }) = session.admit() {
             let transports = &self.transports;
-            transports.put_into_connect_reply(&socket, &pid.expose());
+            transports.put_into_connect_reply(&socket, id, &pid.expose());
         }
         self.metrics.connects.inc();
         Ok(())
@@ -689,13 +681,6 @@ fn client(socket: &SocketRef) -> IpAddr {
 
 fn turn_away(status: StatusCode, message: &'static str) -> Response {
     (status, [(header::RETRY_AFTER, "1")], message).into_response()
-}
-
-/// What a polling client sends to end its session: Engine.IO has no other way in.
-fn engine_close(sid: Sid) -> HttpRequest {
-    let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
-    let request = HttpRequest::post(uri).body(Body::from("1"));
-    request.expect("the request is well-formed")
 }
 
 fn announce_expiry(socket: &SocketRef, expires_at: SystemTime) {

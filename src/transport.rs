@@ -13,6 +13,7 @@
 
 mod body;
 mod connect_reply;
+mod endpoint;
 mod guard;
 mod heads;
 mod intake;
@@ -21,6 +22,8 @@ mod polling;
 mod room;
 mod serve;
 mod stream;
+mod takeover;
+mod websocket;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,7 +35,6 @@ use std::{
     time::Duration,
 };
 
-use axum::{http::StatusCode, response::Response};
 use rand::seq::SliceRandom;
 use rustix::process::{Resource, getrlimit};
 use socketioxide::{extract::SocketRef, socket::Sid};
@@ -41,6 +43,7 @@ use tracing::warn;
 
 pub use self::{
     body::whole_body,
+    endpoint::Endpoint,
     guard::{guard, session_id},
     intake::MAX_MESSAGE_BYTES,
     open_packet::MAX_PAYLOAD_BYTES,
@@ -54,6 +57,7 @@ use self::{
     polling::Polling,
     room::{Entry, Lack, Room},
     stream::Role,
+    websocket::Takeovers,
 };
 use crate::{config::HttpConfig, metrics::Metrics, sampled::Sampled};
 
@@ -88,20 +92,18 @@ struct Registry {
     /// Every open connection, by its number.
     open: Mutex<HashMap<u64, Connection>>,
     accepted: AtomicU64,
-    /// Websockets that were asked to replace a polling transport: a second request
-    /// for the same session is refused only later. (A socket that began as a
+    /// Websockets that have replaced a polling transport. (A socket that began as a
     /// websocket has its connection in its handshake request.)
-    upgraded: Mutex<HashMap<Sid, Vec<Connection>>>,
+    upgraded: Mutex<HashMap<Sid, Connection>>,
+    /// Websockets that may be about to.
+    takeovers: Takeovers,
     /// The sockets that were let in and have not disconnected.
     sockets: Mutex<HashMap<Sid, Watched>>,
-    /// Ends the Engine.IO session of a socket that is polling.
-    end_polling: OnceLock<EndPolling>,
+    /// What serves the sockets.
+    endpoint: OnceLock<Endpoint>,
     /// Set once, when the server begins to shut down.
     draining: AtomicBool,
 }
-
-/// Ends an Engine.IO session.
-type EndPolling = Box<dyn Fn(Sid) + Send + Sync>;
 
 /// A socket that was let in.
 struct Watched {
@@ -139,17 +141,24 @@ impl Transports {
             open: Mutex::default(),
             accepted: AtomicU64::new(0),
             upgraded: Mutex::default(),
+            takeovers: Takeovers::default(),
             sockets: Mutex::default(),
-            end_polling: OnceLock::new(),
+            endpoint: OnceLock::new(),
             draining: AtomicBool::new(false),
         }))
     }
 
-    /// Has the sessions of polling sockets ended by `end` when they are closed:
-    /// there is no connection that would end them. To be called once.
-    pub fn end_polling_by(&self, end: impl Fn(Sid) + Send + Sync + 'static) {
+    /// Hands websockets to `endpoint`, and has it end the sessions of polling sockets
+    /// that are closed: there is no connection that would end them. To be called once,
+    /// before anything is served.
+    pub fn serve_by(&self, endpoint: Endpoint) {
         // Only the first one counts.
-        let _ = self.0.end_polling.set(Box::new(end));
+        let _ = self.0.endpoint.set(endpoint);
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        let endpoint = self.0.endpoint.get();
+        endpoint.expect("requests come through a router with an endpoint")
     }
 
     /// How long a write may make no progress.
@@ -160,7 +169,7 @@ impl Transports {
     /// Begins to watch a socket, as the given session, until [`Transports::forget`].
     pub fn watch(&self, socket: &SocketRef, session: u64) {
         let websocket = websocket_handshake(socket).map(Connection::number);
-        for connection in self.websockets(socket) {
+        if let Some(connection) = self.websocket(socket) {
             lock(&self.0.room).remove(connection.number());
         }
         let watched = Watched {
@@ -184,15 +193,15 @@ impl Transports {
         }
     }
 
-    /// Has the socket's CONNECT reply carry `pid`, wherever it will be written. To
-    /// be called before socketioxide writes the reply.
-    pub fn put_into_connect_reply(&self, socket: &SocketRef, pid: &str) {
-        let reply = Arc::new(ConnectReply::new(socket.id, pid));
+    /// Has the socket's CONNECT reply carry `pid`, and `id` as the client's `socket.id`,
+    /// wherever it will be written. To be called before socketioxide writes the reply.
+    pub fn put_into_connect_reply(&self, socket: &SocketRef, id: Sid, pid: &str) {
+        let reply = Arc::new(ConnectReply::new(socket.id, id, pid));
         if let Some(watched) = lock(&self.0.sockets).get_mut(&socket.id) {
             watched.connect_reply = Some(reply.clone());
         }
-        for connection in self.websockets(socket) {
-            connection.expect(reply.clone());
+        if let Some(connection) = self.websocket(socket) {
+            connection.expect(reply);
         }
     }
 
@@ -228,19 +237,17 @@ impl Transports {
                 connection.close();
             }
         }
-        let websockets = self.websockets_of(sid, websocket);
-        for connection in &websockets {
-            connection.close();
-        }
-        if websockets.is_empty() {
-            self.end_polling(sid);
+        self.0.takeovers.close(sid);
+        match self.websocket_of(sid, websocket) {
+            Some(websocket) => websocket.close(),
+            None => self.end_polling(sid),
         }
     }
 
     /// Ends a session that polls; one that has a websocket goes on.
     fn end_polling(&self, sid: Sid) {
-        if let Some(end) = self.0.end_polling.get() {
-            end(sid);
+        if let Some(endpoint) = self.0.endpoint.get() {
+            endpoint.end(sid);
         }
     }
 
@@ -266,11 +273,8 @@ impl Transports {
     /// Bytes that the peer has taken of what was emitted to `socket`, framing and
     /// handshake included: always a little more than the events themselves.
     pub fn taken(&self, socket: &SocketRef) -> u64 {
-        let written: u64 = self
-            .websockets(socket)
-            .iter()
-            .map(Connection::written)
-            .sum();
+        let websocket = self.websocket(socket);
+        let written = websocket.map_or(0, |websocket| websocket.written());
         let sockets = lock(&self.0.sockets);
         written + sockets.get(&socket.id).map_or(0, |watched| watched.polled)
     }
@@ -292,25 +296,19 @@ impl Transports {
     /// Whether a socket has a websocket that has had nothing to write lately. Of one
     /// that polls, nothing can be said.
     pub fn has_written_all(&self, socket: &SocketRef) -> bool {
-        let websockets = self.websockets(socket);
-        let is_quiet = |connection: &Connection| connection.is_quiet(FLUSHED_AFTER);
-        !websockets.is_empty() && websockets.iter().all(is_quiet)
+        let websocket = self.websocket(socket);
+        websocket.is_some_and(|websocket| websocket.is_quiet(FLUSHED_AFTER))
     }
 
-    /// The websocket under a socket; mid-upgrade, or after a refused second
-    /// upgrade, there may be several.
-    fn websockets(&self, socket: &SocketRef) -> Vec<Connection> {
-        self.websockets_of(socket.id, websocket_handshake(socket))
+    /// The websocket under a socket that does not poll.
+    fn websocket(&self, socket: &SocketRef) -> Option<Connection> {
+        self.websocket_of(socket.id, websocket_handshake(socket))
     }
 
-    fn websockets_of(&self, sid: Sid, begun: Option<&Connection>) -> Vec<Connection> {
-        match begun {
-            Some(connection) => vec![connection.clone()],
-            None => lock(&self.0.upgraded)
-                .get(&sid)
-                .cloned()
-                .unwrap_or_default(),
-        }
+    fn websocket_of(&self, sid: Sid, begun: Option<&Connection>) -> Option<Connection> {
+        begun
+            .cloned()
+            .or_else(|| lock(&self.0.upgraded).get(&sid).cloned())
     }
 
     /// Closes the transports of `sockets` one by one over `spread`, so that their
@@ -347,6 +345,8 @@ impl Transports {
                 connection.close();
             }
         }
+        let is_watched = |sid| sockets.contains_key(&sid);
+        self.0.takeovers.close_all(|sid| !is_watched(sid));
     }
 
     /// Closes every connection, including those that carry no socket.
@@ -417,32 +417,23 @@ impl Transports {
 
     fn change_role(&self, connection: &Connection, role: Role) {
         let mut upgraded = lock(&self.0.upgraded);
+        let is_it = |other: &Connection| other.number() == connection.number();
         if let Role::Upgrade(sid) = connection.take_role(role)
-            && let Some(connections) = upgraded.get_mut(&sid)
+            && upgraded.get(&sid).is_some_and(is_it)
         {
-            connections.retain(|other| other.number() != connection.number());
-            if connections.is_empty() {
-                upgraded.remove(&sid);
-            }
+            upgraded.remove(&sid);
         }
         if let Role::Upgrade(sid) = role {
-            upgraded.entry(sid).or_default().push(connection.clone());
+            upgraded.insert(sid, connection.clone());
         }
     }
 
-    /// A connection whose upgrade was refused carries no socket.
-    fn if_upgraded(&self, connection: &Connection, response: Response) -> Response {
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            self.change_role(connection, Role::Http);
-            return response;
-        }
-        connection.begin_frames();
-        if let Role::Upgrade(sid) = connection.role()
-            && lock(&self.0.sockets).contains_key(&sid)
-        {
+    /// A websocket carries the session from now on.
+    fn upgraded(&self, connection: &Connection, sid: Sid) {
+        self.change_role(connection, Role::Upgrade(sid));
+        if lock(&self.0.sockets).contains_key(&sid) {
             lock(&self.0.room).remove(connection.number());
         }
-        response
     }
 
     fn stalled(&self) {

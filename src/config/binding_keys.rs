@@ -185,8 +185,8 @@ fn matches(words: &[Word], user: &User, key: Option<&str>) -> bool {
     let Some((word, words_behind)) = words.split_first() else {
         return key.is_none();
     };
-    let any_word = matches!(word, Word::Star)
-        || (matches!(word, Word::TenantOrAny) && user.tenant.is_none());
+    let any_word =
+        matches!(word, Word::Star) || (matches!(word, Word::TenantOrAny) && user.tenant.is_none());
     if *word == Word::Hash {
         return matches(words_behind, user, key)
             || key.is_some_and(|key| matches(words, user, first_word(key).1));

@@ -4,7 +4,7 @@ use axum::{
     Extension,
     body::{HttpBody, to_bytes},
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    http::{self, HeaderMap, Method, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -15,32 +15,29 @@ use super::{
     connect_reply::ConnectReply,
     lock, open_packet,
     polling::{Beginning, Poll},
-    stream::{Connection, Role},
+    stream::Connection,
+    websocket,
 };
 
-/// Stands before Socket.IO's endpoint: turns away what must not get in, notes
-/// which connection a socket upgrades to, and how much polling takes.
+/// Stands before Socket.IO's endpoint: turns away what must not get in, takes
+/// websockets out of the way, and notes how much polling takes.
 pub async fn guard(
     State(transports): State<Transports>,
     Extension(connection): Extension<Connection>,
     request: Request,
     next: Next,
 ) -> Response {
-    let query = request.uri().query();
-    let wants_websocket = is_websocket(query);
+    let wants_websocket = is_websocket(request.uri().query());
     let draining = transports.is_draining();
     let Some(sid) = session_id(request.uri()) else {
         if draining {
             let retry = [(header::RETRY_AFTER, "1")];
             return (StatusCode::SERVICE_UNAVAILABLE, retry, "shutting down").into_response();
         }
-        if !wants_websocket {
-            return open(&transports, request, next).await;
-        }
-        transports.change_role(&connection, Role::Websocket);
-        connection.expect_open_packet();
-        let response = next.run(lean(request)).await;
-        return transports.if_upgraded(&connection, response);
+        return match wants_websocket {
+            true => websocket::open(&transports, &connection, request).await,
+            false => open(&transports, request, next).await,
+        };
     };
     // While draining, whoever is not in yet must not get in: see `close_unwatched`.
     let is_closed = match lock(&transports.0.sockets).get(&sid) {
@@ -51,12 +48,7 @@ pub async fn guard(
         return unknown_session();
     }
     if wants_websocket {
-        transports.change_role(&connection, Role::Upgrade(sid));
-        if let Some(reply) = transports.connect_reply(sid) {
-            connection.expect(reply);
-        }
-        let response = next.run(lean(request)).await;
-        return transports.if_upgraded(&connection, response);
+        return websocket::open(&transports, &connection, request).await;
     }
     if request.method() != Method::GET {
         return take(&transports, &connection, sid, request, next).await;
@@ -66,7 +58,8 @@ pub async fn guard(
         watched.polling = Some(connection.clone());
         lock(&transports.0.room).carries(connection.number());
     }
-    let mut response = next.run(request).await;
+    let response = next.run(request);
+    let mut response = transports.0.takeovers.until_released(sid, response).await;
     poll.answered();
     if let Some(reply) = transports.connect_reply(sid) {
         response = exchange_connect_reply(response, &reply).await;
@@ -83,6 +76,7 @@ async fn open(transports: &Transports, mut request: Request, next: Next) -> Resp
     let session = Beginning::new(transports);
     request.extensions_mut().insert(session.life());
     let response = next.run(lean(request)).await;
+    let response = transports.endpoint().spare_first_ping(response).await;
     let (parts, body) = response.into_parts();
     let Ok(packet) = to_bytes(body, usize::MAX).await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
@@ -147,16 +141,9 @@ const PARAMETERS: [&str; 3] = ["EIO", "transport", "sid"];
 const MAX_VALUE_BYTES: usize = 64;
 
 /// A handshake's request with what is read from here on: a socket keeps it for life.
-fn lean(request: Request) -> Request {
+pub(super) fn lean<B>(request: http::Request<B>) -> http::Request<B> {
     let (mut parts, body) = request.into_parts();
-    let mut headers = HeaderMap::with_capacity(1);
-    let key = parts.headers.get(header::SEC_WEBSOCKET_KEY);
-    let key = key.filter(|key| key.len() <= MAX_VALUE_BYTES);
-    // What hyper parsed are slices of its read buffer.
-    if let Some(Ok(key)) = key.map(|key| HeaderValue::from_bytes(key.as_bytes())) {
-        headers.insert(header::SEC_WEBSOCKET_KEY, key);
-    }
-    parts.headers = headers;
+    parts.headers = HeaderMap::new();
     let query = parts.uri.query();
     let values = PARAMETERS.map(|name| Some((name, query_value(query, name)?)));
     let pairs = values.into_iter().flatten().map(|(name, value)| {
@@ -172,7 +159,7 @@ fn lean(request: Request) -> Request {
     let uri = format!("{}?{}", PATH, pairs.join("&"));
     // Parts of one that was parsed parse again.
     parts.uri = uri.parse().unwrap_or_default();
-    Request::from_parts(parts, body)
+    http::Request::from_parts(parts, body)
 }
 
 /// Where Socket.IO's clients look for its endpoint.
@@ -204,7 +191,7 @@ pub(super) fn is_websocket(query: Option<&str>) -> bool {
     transport == Some("websocket")
 }
 
-fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+pub(super) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.find_map(|(key, value)| (key == name).then_some(value))
 }

@@ -149,7 +149,10 @@ impl Drop for Poll {
 
 #[cfg(test)]
 mod tests {
+    use axum::extract::Request;
+
     use super::*;
+    use crate::transport::{Endpoint, guard::session_id};
     use crate::{config::HttpConfig, metrics::Metrics};
 
     fn transports() -> Transports {
@@ -170,12 +173,13 @@ mod tests {
         assert!(!polling.is_deaf_for(long));
     }
 
-    #[test]
-    fn a_session_is_known_for_as_long_as_it_lives_and_an_unanswered_poll_ends_it() {
+    #[tokio::test]
+    async fn a_session_is_known_for_as_long_as_it_lives_and_an_unanswered_poll_ends_it() {
         let transports = transports();
         let ended = Arc::new(Mutex::new(Vec::new()));
         let note = ended.clone();
-        transports.end_polling_by(move |sid| lock(&note).push(sid));
+        let note = move |request: Request| lock(&note).extend(session_id(request.uri()));
+        transports.serve_by(Endpoint::noting(note));
         let (sid, beginning) = (Sid::new(), Beginning::new(&transports));
         let life = beginning.life();
         beginning.begin(&transports, sid);

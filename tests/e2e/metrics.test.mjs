@@ -32,6 +32,7 @@ before(async () => {
   publisher.publish('user.usr_m.x', Buffer.from('{'));
   tab.socket.emit('auth:refresh', { token: 'none' });
   await new Tab(gateway, 'no token').refused();
+  await gateway.get('/socket.io/?EIO=4&transport=websocket');
   await gateway.get('/api/stats');
   await gateway.metricIs('updates_rejected_total{reason="not_json"}', 1);
   const stranger = await Poller.connect(gateway, {});
