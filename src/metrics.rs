@@ -66,8 +66,12 @@ pub struct Metrics {
     /// 1 while updates of users online are published that no binding matches.
     pub bindings_dead: Gauge,
     silence_looks: Family<Outcome, Counter>,
+    /// Orders that the other instances were not told of, in time.
+    pub orders_not_broadcast: Counter,
     /// Broker connections established after the first.
     pub broker_reconnects: Counter,
+    /// Messages that ended the broker connection: the AMQP library cannot read them.
+    pub messages_unreadable: Counter,
     /// Updates consumed; each is then delivered, kept or rejected, exactly once.
     pub updates_received: Counter,
     /// Updates that came over a queue of several users and were nobody's who is online.
@@ -119,7 +123,9 @@ impl Metrics {
             control_connected: Gauge::default(),
             bindings_dead: Gauge::default(),
             silence_looks: Family::default(),
+            orders_not_broadcast: Counter::default(),
             broker_reconnects: Counter::default(),
+            messages_unreadable: Counter::default(),
             updates_received: Counter::default(),
             updates_unclaimed: Counter::default(),
             updates_delivered: Counter::default(),
@@ -226,6 +232,16 @@ impl Metrics {
             "rabbitmq_reconnects",
             "RabbitMQ connections established after the first",
             self.broker_reconnects.clone(),
+        );
+        r.register(
+            "orders_not_broadcast",
+            "Orders that RabbitMQ did not take in time, so that other instances do not know them",
+            self.orders_not_broadcast.clone(),
+        );
+        r.register(
+            "messages_unreadable",
+            "Messages that ended the RabbitMQ connection, because the AMQP library cannot read them",
+            self.messages_unreadable.clone(),
         );
         r.register(
             "updates_received",

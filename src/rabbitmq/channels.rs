@@ -40,7 +40,7 @@ use tokio_util::{
 use tracing::{debug, warn};
 
 use super::{
-    Shared,
+    MAX_FRAME_BYTES, Shared,
     acks::Acks,
     connection::{
         LinkError, OnConnection, OpenChannel, ServerClose, barrier, open_channel, open_connection,
@@ -79,6 +79,8 @@ pub(super) struct Channels {
     prefetch: u16,
     pub(super) lost: CancellationToken,
     close_reason: Arc<OnceLock<ServerClose>>,
+    /// Why what came could not be read any further.
+    unreadable: Arc<OnceLock<&'static str>>,
     /// Consumer tags that the server cancelled, because the queue was deleted.
     pub(super) cancelled: mpsc::UnboundedReceiver<String>,
     cancelled_sender: mpsc::UnboundedSender<String>,
@@ -109,11 +111,20 @@ impl Channels {
         let name = format!("chat3-gateway {}", shared.instance);
         let config = &shared.config;
         let connection = open_connection(&config.url, &config.tls, &name, config.heartbeat).await?;
+        let frame_max = connection.frame_max();
+        if !(1..=MAX_FRAME_BYTES).contains(&frame_max) {
+            warn!(
+                frame_max,
+                "RabbitMQ has a frame_max above {MAX_FRAME_BYTES}: a message with headers nested that deep could end the process"
+            );
+        }
         let lost = CancellationToken::new();
         let close_reason = Arc::new(OnceLock::new());
+        let unreadable = Arc::new(OnceLock::new());
         connection
             .register_callback(OnConnection {
                 close_reason: close_reason.clone(),
+                unreadable: unreadable.clone(),
                 _lost: lost.clone().drop_guard(),
             })
             .await?;
@@ -126,6 +137,7 @@ impl Channels {
             prefetch: config.prefetch(),
             lost,
             close_reason,
+            unreadable,
             cancelled,
             cancelled_sender,
             handing_off: TaskTracker::new(),
@@ -160,10 +172,7 @@ impl Channels {
             warn!(%error, "RabbitMQ control exchange not usable: orders do not reach other instances");
         });
         self.control = opened.ok();
-        shared
-            .metrics
-            .control_connected
-            .set(self.control.is_some().into());
+        shared.set_control_connected(self.control.is_some());
         Ok(())
     }
 
@@ -310,10 +319,14 @@ impl Channels {
     pub(super) fn loss(&self) -> LinkError {
         let channels = self.consumers.iter().map(|on| &on.channel.close_reason);
         let mut reasons = std::iter::once(&self.close_reason).chain(channels);
-        reasons.find_map(|reason| reason.get()).map_or_else(
-            || LinkError::Amqp("the connection broke".to_owned()),
-            |close| LinkError::Closed(close.clone()),
-        )
+        match (
+            reasons.find_map(|reason| reason.get()),
+            self.unreadable.get(),
+        ) {
+            (Some(close), _) => LinkError::Closed(close.clone()),
+            (None, Some(cause)) => LinkError::Unreadable(cause),
+            (None, None) => LinkError::Amqp("the connection broke".to_owned()),
+        }
     }
 
     /// Ends all consumers at once, so that nothing more is received: the answer
