@@ -261,6 +261,11 @@ impl Verifier {
         Duration::from_secs(self.validation.leeway)
     }
 
+    /// Whether a token may come in the query of a handshake.
+    pub fn allows_query(&self) -> bool {
+        self.allow_query
+    }
+
     /// The token that a client presents: in Socket.IO's `auth`, else in the header of
     /// its handshake, else, where that is allowed, in its query.
     pub fn presented<'a>(

@@ -104,6 +104,12 @@ pub struct RabbitMqConfig {
         value_name = "NAME", default_value = "", hide_default_value = true,
         value_parser = parse_optional_short_name, help_heading = RABBITMQ)]
     pub control_exchange: String,
+    /// How long users may be online without an update, before the gateway looks whether
+    /// their updates are published with keys that it does not bind; 0 for never
+    #[arg(long = "rabbitmq-silence-check", env = "RABBITMQ_SILENCE_CHECK",
+        value_name = "DURATION", default_value = "5m", value_parser = parse_window,
+        help_heading = RABBITMQ)]
+    pub silence_check: Duration,
     /// Instance name in queue and connection names; the host's name when absent
     #[arg(long, env, value_name = "NAME", default_value = "", hide_default_value = true,
         value_parser = parse_instance_name, help_heading = RABBITMQ)]
@@ -171,6 +177,7 @@ impl Default for RabbitMqConfig {
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             control_exchange: String::new(),
+            silence_check: Duration::from_secs(5 * 60),
             instance_name: String::new(),
             tls: RabbitMqTls::default(),
         }
@@ -235,6 +242,10 @@ pub struct HttpConfig {
     /// further ones get 429. 0 for no limit
     #[arg(long, env, value_name = "N", default_value_t = 1_000, help_heading = LIMITS)]
     pub max_connects_per_second: u32,
+    /// Connections of one address that carry no socket; beyond that, the one that waits
+    /// longest for a request is closed. 0 for no limit
+    #[arg(long, env, value_name = "N", default_value_t = 1_000, help_heading = LIMITS)]
+    pub max_connections_per_address: u32,
     /// Refused sockets per second from one address, and five times as many at once;
     /// then its connections are closed and its handshakes get 429. 0 for no limit
     #[arg(long, env, value_name = "N", default_value_t = 50, help_heading = LIMITS)]
@@ -276,6 +287,7 @@ impl Default for HttpConfig {
             max_sockets: 100_000,
             max_sockets_per_user: 100,
             max_connects_per_second: 1_000,
+            max_connections_per_address: 1_000,
             max_refusals_per_second: 50,
             max_events_per_second: 10,
             expiry_notice: Duration::from_secs(30),

@@ -14,7 +14,7 @@ use std::{
     borrow::Cow,
     net::{IpAddr, Ipv4Addr},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
@@ -24,7 +24,7 @@ use axum::{
     Extension, Router,
     body::Body,
     extract::{Request as HttpRequest, State},
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::any_service,
@@ -36,21 +36,26 @@ use socketioxide::{
     handler::ConnectHandler,
     socket::{DisconnectReason, Sid},
 };
-use tower::ServiceExt;
-use tower_http::{limit::RequestBodyLimitLayer, timeout::RequestBodyTimeoutLayer};
 use tracing::{debug, info, warn};
+use url::form_urlencoded;
 
 use crate::{
     auth::{Identity, Refusal, Verifier},
     config::HttpConfig,
-    hub::{Hub, Request, Session},
+    hub::{Admitted, Hub, Request, Session},
     leases::{Due, End, Lease, Leases},
-    limits::{ConnectLimit, EventLimit, RefusalLimit, SessionConnects, Verdict, client_network},
+    limits::{
+        ConnectLimit, EventLimit, RefusalLimit, SessionConnects, Slot, Slots, Verdict,
+        client_network,
+    },
     metrics::Metrics,
     refused_tokens::RefusedTokens,
     revocation::{Order, Revocations, Target, is_user},
     sampled::Sampled,
-    transport::{self, Connection, PING_INTERVAL, PING_TIMEOUT, Transports},
+    transport::{
+        self, Connection, Endpoint, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, PING_INTERVAL,
+        PING_TIMEOUT, Transports,
+    },
 };
 
 /// Sent some time before the socket's token expires: `{expiresAt}`.
@@ -65,24 +70,17 @@ const AUTH_REFRESH: &str = "auth:refresh";
 /// packets wait, in blocks of 32.
 const SOCKET_BUFFER_PACKETS: usize = 64 * 1024;
 
-/// Largest message from a client, in bytes. Clients send a token and little else.
-const MAX_MESSAGE_BYTES: usize = 64 * 1024;
-
 /// A websocket's read buffer, in bytes: clients send pongs. Longer messages are
 /// read in pieces of this size.
 const READ_BUFFER_BYTES: usize = 512;
 
-/// Largest polling response, in bytes. With engineioxide's default of 100 KB, a
-/// packet that no longer fits is set aside and lost if the client then upgrades
-/// to websocket; what the buffer can hold must fit into one response.
-const MAX_POLLING_PAYLOAD_BYTES: u64 = 1 << 40;
+/// Attachments of an event from a client, which are collected before it is ignored:
+/// as many as Node's `socket.io-parser` takes.
+const MAX_ATTACHMENTS: usize = 10;
 
 /// How long an Engine.IO session may exist without a namespace. Also how long
 /// the session of a refused socket lives on.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Longest pause while the body of a polling request arrives.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the CONNECT reply waits for the user's subscription. A frontend
 /// fetches its state after `connect` and relies on updates from then on; but
@@ -93,15 +91,19 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// closed.
 const FAREWELL: Duration = Duration::from_millis(250);
 
+/// Tokens are refused from this length on.
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
 /// Lines about those who are refused.
 static REFUSED: Sampled = Sampled::new();
 
 /// Lines about orders.
 static ORDERS: Sampled = Sampled::new();
 
-/// The client that a handshake came from, for limits.
-#[derive(Clone, Copy)]
-struct Client(IpAddr);
+/// Lines about sockets that are closed.
+static CLOSED: Sampled = Sampled::new();
+
+static REFRESH_REFUSED: Sampled = Sampled::new();
 
 /// What a gateway serves its sockets from.
 pub struct Gateway {
@@ -112,6 +114,7 @@ pub struct Gateway {
     leases: Arc<Leases>,
     revocations: Revocations,
     connect_limit: ConnectLimit,
+    slots: Slots,
     refusal_limit: RefusalLimit,
     refused_tokens: RefusedTokens,
     config: HttpConfig,
@@ -126,6 +129,28 @@ struct Admission {
     session: Session,
     lease: Lease,
     events: EventLimit,
+}
+
+/// What an Engine.IO session holds from its handshake to its end.
+struct Seat {
+    _slot: Slot,
+    /// Whom it counts for.
+    client: IpAddr,
+    connects: SessionConnects,
+    /// What was presented with the handshake itself, until a socket is let in.
+    presented: Mutex<Option<Arc<Parts>>>,
+}
+
+impl Seat {
+    fn of(socket: &SocketRef) -> Option<&Arc<Self>> {
+        socket.req_parts().extensions.get()
+    }
+
+    fn presented(&self) -> MutexGuard<'_, Option<Arc<Parts>>> {
+        self.presented
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Gateway {
@@ -146,6 +171,7 @@ impl Gateway {
             refusal_limit: RefusalLimit::new(config.max_refusals_per_second),
             refused_tokens: RefusedTokens::new(),
             revocations: Revocations::default(),
+            slots: Slots::default(),
             is_full: AtomicBool::new(false),
             io: OnceLock::new(),
             verifier,
@@ -164,15 +190,17 @@ impl Gateway {
             .ping_interval(PING_INTERVAL)
             .ping_timeout(PING_TIMEOUT)
             .max_buffer_size(SOCKET_BUFFER_PACKETS)
-            .max_payload(MAX_POLLING_PAYLOAD_BYTES)
+            // With the default of 100 KB, a packet that no longer fits into a response is
+            // set aside, and lost if the client then upgrades to websocket.
+            .max_payload(MAX_PAYLOAD_BYTES)
             .ws_read_buffer_size(READ_BUFFER_BYTES)
             .ws_max_message_size(MAX_MESSAGE_BYTES)
             .ws_max_frame_size(MAX_MESSAGE_BYTES)
             .connect_timeout(CONNECT_TIMEOUT)
-            // Clients send no binary; what they may send unasked stays small.
+            // Clients need to send no binary; what they may send unasked stays small.
             .with_parser(
                 ParserConfig::common()
-                    .max_incoming_binaries(1)
+                    .max_incoming_binaries(MAX_ATTACHMENTS)
                     .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES),
             )
             .build_svc();
@@ -189,16 +217,11 @@ impl Gateway {
         io.ns("/", connected.with(authenticate));
         // It is called once.
         let _ = self.io.set(io.clone());
-        let engine = service.clone();
-        self.transports.end_polling_by(move |sid| {
-            tokio::spawn(engine.clone().oneshot(engine_close(sid)));
-        });
+        self.transports.serve_by(Endpoint::new(service.clone()));
         tokio::spawn(self.clone().end_leases());
         let router = Router::new()
             .route("/socket.io", any_service(service.clone()))
             .route("/socket.io/", any_service(service))
-            .layer(RequestBodyLimitLayer::new(MAX_MESSAGE_BYTES))
-            .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
             .layer(middleware::from_fn_with_state(
                 self.transports.clone(),
                 transport::guard,
@@ -257,9 +280,9 @@ impl Gateway {
             // Without the subscription in time, updates start when it is there.
             let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, session.subscribed()).await;
         }
-        if let Some(pid) = session.admit() {
+        if let Some(Admitted { id, pid }) = session.admit() {
             let transports = &self.transports;
-            transports.put_into_connect_reply(&socket, &pid.expose());
+            transports.put_into_connect_reply(&socket, id, &pid.expose());
         }
         self.metrics.connects.inc();
         Ok(())
@@ -267,8 +290,8 @@ impl Gateway {
 
     /// One handshake, which is limited, is no way to any number of CONNECTs.
     fn check_connects(&self, socket: &SocketRef) -> Result<SessionConnects, Refusal> {
-        let connects = socket.req_parts().extensions.get::<SessionConnects>();
-        let connects = connects.cloned().unwrap_or_default();
+        let connects = Seat::of(socket).map(|seat| seat.connects.clone());
+        let connects = connects.unwrap_or_default();
         match connects.check() {
             Verdict::Allowed => return Ok(connects),
             Verdict::Ignored => {}
@@ -310,7 +333,9 @@ impl Gateway {
         if self.refusal_limit.is_exceeded(client) {
             return Err(Refusal::AddressRefusals);
         }
-        let presented = self.verifier.presented(auth.as_ref(), socket.req_parts());
+        let presented = Seat::of(socket).and_then(|seat| seat.presented().clone());
+        let presented = presented.unwrap_or_else(|| Arc::new(without_credentials()));
+        let presented = self.verifier.presented(auth.as_ref(), &presented);
         let token = presented.map(Cow::into_owned);
         // What may wait below holds no more than it needs.
         let request = Request::of(auth.as_ref());
@@ -355,8 +380,12 @@ impl Gateway {
         self.check_revocation(&identity)?;
         let limit = self.config.max_sockets_per_user;
         let session = self.hub.join(identity.user(), socket, request, limit);
+        let session = session.ok_or(Refusal::TooManySockets)?;
+        if let Some(seat) = Seat::of(socket) {
+            seat.presented().take();
+        }
         Ok(Arc::new(Admission {
-            session: session.ok_or(Refusal::TooManySockets)?,
+            session,
             lease,
             events: EventLimit::new(self.config.max_events_per_second),
         }))
@@ -398,8 +427,10 @@ impl Gateway {
             Verdict::Allowed => {}
             Verdict::Ignored => return,
             Verdict::TooMany => {
-                let user_id = &admission.session.user().id;
-                warn!(%user_id, "closing a socket that sends too many events");
+                if let Some(line) = CLOSED.note("noisy") {
+                    let (user_id, left_out) = (&admission.session.user().id, line.left_out);
+                    warn!(%user_id, left_out, "closing a socket that sends too many events");
+                }
                 self.metrics.noisy_sockets.inc();
                 return self.transports.close(&socket);
             }
@@ -415,7 +446,10 @@ impl Gateway {
         };
         if let Err(refusal) = refreshed {
             self.metrics.refresh_refused(refusal.label());
-            info!(user_id = %admission.session.user().id, reason = %refusal, "Token refresh refused");
+            if let Some(line) = REFRESH_REFUSED.note(refusal.label()) {
+                let (user_id, left_out) = (&admission.session.user().id, line.left_out);
+                info!(%user_id, reason = %refusal, left_out, "Token refresh refused");
+            }
         }
         // An error means that the socket is gone or did not ask for an answer.
         let _ = ack.send(&(answer,));
@@ -453,10 +487,13 @@ impl Gateway {
                 Due::Expired(sid) => {
                     if let Some(socket) = self.socket(sid) {
                         self.metrics.expired_sockets.inc();
-                        info!(
-                            peer = transport::peer(&socket),
-                            "closing a socket whose token has expired"
-                        );
+                        if let Some(line) = CLOSED.note("expired") {
+                            info!(
+                                peer = transport::peer(&socket),
+                                left_out = line.left_out,
+                                "closing a socket whose token has expired"
+                            );
+                        }
                         self.transports.close(&socket);
                     }
                 }
@@ -557,17 +594,20 @@ async fn limit_handshakes(
     if transport::session_id(request.uri()).is_some() {
         return next.run(request).await;
     }
-    let max_sockets = i64::from(gateway.config.max_sockets);
-    if max_sockets > 0 && gateway.metrics.sockets.get() >= max_sockets {
+    let max_sockets = gateway.config.max_sockets;
+    let Some(slot) = gateway.slots.take(max_sockets) else {
         gateway.metrics.connect_refused("server_full");
-        if !gateway.is_full.swap(true, Ordering::Relaxed) {
+        if !gateway.is_full.swap(true, Ordering::Relaxed)
+            && let Some(line) = REFUSED.note("server_full")
+        {
             warn!(
                 max_sockets,
+                left_out = line.left_out,
                 "Connections refused: as many sockets as MAX_SOCKETS allows"
             );
         }
         return turn_away(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
-    }
+    };
     gateway.is_full.store(false, Ordering::Relaxed);
     if let Err(address) = gateway
         .connect_limit
@@ -594,26 +634,53 @@ async fn limit_handshakes(
             "too many refused connections from this address",
         );
     }
-    request.extensions_mut().insert(Client(client));
-    request.extensions_mut().insert(SessionConnects::default());
+    let presented = credentials(&request, gateway.verifier.allows_query());
+    let seat = Seat {
+        _slot: slot,
+        client,
+        connects: SessionConnects::default(),
+        presented: Mutex::new(presented.map(Arc::new)),
+    };
+    request.extensions_mut().insert(Arc::new(seat));
     next.run(request).await
+}
+
+/// What of a handshake a token may be in, in memory of its own.
+fn credentials(request: &HttpRequest, allow_query: bool) -> Option<Parts> {
+    let is_short = |length| length <= MAX_TOKEN_BYTES + "Bearer ".len();
+    let header = request.headers().get(header::AUTHORIZATION);
+    let header = header.filter(|value| is_short(value.len()));
+    let header = header.and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok());
+    let query = request.uri().query().filter(|_| allow_query);
+    let mut pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let token = pairs.find_map(|(name, value)| (name == "token").then_some(value));
+    let token = token.filter(|token| is_short(token.len()));
+    if header.is_none() && token.is_none() {
+        return None;
+    }
+    let mut parts = without_credentials();
+    if let Some(header) = header {
+        parts.headers.insert(header::AUTHORIZATION, header);
+    }
+    if let Some(token) = token {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        let query = query.append_pair("token", &token).finish();
+        parts.uri = format!("/?{query}").parse().unwrap_or_default();
+    }
+    Some(parts)
+}
+
+fn without_credentials() -> Parts {
+    HttpRequest::new(Body::empty()).into_parts().0
 }
 
 /// Whom a socket counts for.
 fn client(socket: &SocketRef) -> IpAddr {
-    let client = socket.req_parts().extensions.get::<Client>();
-    client.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |client| client.0)
+    Seat::of(socket).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |seat| seat.client)
 }
 
 fn turn_away(status: StatusCode, message: &'static str) -> Response {
     (status, [(header::RETRY_AFTER, "1")], message).into_response()
-}
-
-/// What a polling client sends to end its session: Engine.IO has no other way in.
-fn engine_close(sid: Sid) -> HttpRequest {
-    let uri = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
-    let request = HttpRequest::post(uri).body(Body::from("1"));
-    request.expect("the request is well-formed")
 }
 
 fn announce_expiry(socket: &SocketRef, expires_at: SystemTime) {

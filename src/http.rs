@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use axum::{
     Extension, Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, Request, State},
+    extract::{Path, Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -23,7 +23,7 @@ use crate::{
     metrics::{self, Metrics},
     revocation::{Order, OrderText},
     sampled::Sampled,
-    transport::{Connection, Transports},
+    transport::{Connection, Transports, whole_body},
     user::UserId,
 };
 
@@ -88,7 +88,7 @@ pub fn routers(
         .route("/api/users/{user_id}", get(user))
         .route("/api/users/{user_id}/disconnect", post(disconnect_user))
         .route("/api/tokens/{token_id}/revoke", post(revoke_token))
-        .layer(DefaultBodyLimit::max(MAX_ORDER_BYTES))
+        .route_layer(middleware::from_fn(whole_body::<MAX_ORDER_BYTES>))
         .route_layer(middleware::from_fn_with_state(state.clone(), require_admin));
     let operators = Router::new()
         .route("/metrics", get(exposition))

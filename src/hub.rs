@@ -38,7 +38,7 @@ use self::{
 };
 pub use self::{
     log::Offset,
-    recovery::{Pid, Request},
+    recovery::{Admitted, Pid, Request},
 };
 use crate::{
     broker::{Broker, Delivery, Subscribed},
@@ -376,9 +376,9 @@ impl Session {
 
     /// Decides what the session begins with: what its client missed, if that is
     /// requested and here to the last update. To be called once, before the
-    /// CONNECT reply, which has to carry the returned `pid`.
-    pub fn admit(&self) -> Option<Pid> {
-        self.audience.admit(self.number, self.request)
+    /// CONNECT reply, which has to carry what is returned.
+    pub fn admit(&self) -> Option<Admitted> {
+        self.audience.admit(self.number, self.sid, self.request)
     }
 
     /// Sends what came since [`Session::admit`] and what was missed before, at the

@@ -1,5 +1,5 @@
 //! How much a client may ask for: connects by address and by session, refusals by
-//! address, events by socket.
+//! address, events by socket; and how many sessions there may be.
 
 use std::{
     collections::HashMap,
@@ -184,6 +184,31 @@ impl RefusalLimit {
     }
 }
 
+/// How many sessions there are, of all clients together; clones count together.
+#[derive(Clone, Default)]
+pub struct Slots(Arc<AtomicU32>);
+
+/// One session's place among them, until it is dropped.
+pub struct Slot(Slots);
+
+impl Slots {
+    /// A slot, if `limit` allows one more; 0: no limit.
+    pub fn take(&self, limit: u32) -> Option<Slot> {
+        let limit = if limit == 0 { u32::MAX } else { limit };
+        let one_more = |taken| (taken < limit).then(|| taken + 1);
+        let taken = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        taken.is_ok().then(|| Slot(self.clone()))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Limits the rate of one socket's events.
 pub struct EventLimit {
     /// `None`: no limit.
@@ -263,7 +288,7 @@ fn parse_address(text: &str) -> Option<IpAddr> {
 }
 
 /// What counts as one client: an IPv6 subscriber has a whole /64.
-fn network(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => {
@@ -306,6 +331,17 @@ mod tests {
                 "{peer} {values:?}"
             );
         }
+    }
+
+    #[test]
+    fn slots_are_taken_until_they_are_dropped() {
+        let slots = Slots::default();
+        let taken: Vec<Slot> = (0..20).filter_map(|_| slots.take(10)).collect();
+        assert_eq!(taken.len(), 10);
+        drop(taken);
+        assert!(slots.take(1).is_some());
+        let unlimited: Vec<Option<Slot>> = (0..1000).map(|_| slots.take(0)).collect();
+        assert!(unlimited.iter().all(Option::is_some));
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub struct Metrics {
     pub broker_connected: Gauge,
     /// 1 while orders come from and go to the other instances.
     pub control_connected: Gauge,
+    /// 1 while updates of users online are published that no binding matches.
+    pub bindings_dead: Gauge,
+    silence_looks: Family<Outcome, Counter>,
     /// Orders that the other instances were not told of, in time.
     pub orders_not_broadcast: Counter,
     /// Broker connections established after the first.
@@ -82,6 +85,7 @@ pub struct Metrics {
     /// Sockets let in.
     pub connects: Counter,
     connects_refused: Family<Reason, Counter>,
+    connections_closed: Family<Reason, Counter>,
     jwks_reads: Family<Outcome, Counter>,
     /// Sockets whose transport was closed because they did not keep up.
     pub slow_sockets: Counter,
@@ -117,6 +121,8 @@ impl Metrics {
             binding_keys_refused: Counter::default(),
             broker_connected: Gauge::default(),
             control_connected: Gauge::default(),
+            bindings_dead: Gauge::default(),
+            silence_looks: Family::default(),
             orders_not_broadcast: Counter::default(),
             broker_reconnects: Counter::default(),
             messages_unreadable: Counter::default(),
@@ -128,6 +134,7 @@ impl Metrics {
             events_emitted: Family::default(),
             connects: Counter::default(),
             connects_refused: Family::default(),
+            connections_closed: Family::default(),
             jwks_reads: Family::default(),
             slow_sockets: Counter::default(),
             noisy_sockets: Counter::default(),
@@ -212,6 +219,16 @@ impl Metrics {
             self.control_connected.clone(),
         );
         r.register(
+            "rabbitmq_bindings_dead",
+            "1 while updates of users online are published with keys that no binding matches",
+            self.bindings_dead.clone(),
+        );
+        r.register(
+            "rabbitmq_silence_looks",
+            "Looks at what is published, since no update came, by what they found",
+            self.silence_looks.clone(),
+        );
+        r.register(
             "rabbitmq_reconnects",
             "RabbitMQ connections established after the first",
             self.broker_reconnects.clone(),
@@ -261,6 +278,11 @@ impl Metrics {
             "connects_refused",
             "Sockets refused, by reason",
             self.connects_refused.clone(),
+        );
+        r.register(
+            "connections_closed",
+            "Connections and sessions ended because they took more than their share, by reason",
+            self.connections_closed.clone(),
         );
         r.register(
             "jwks_reads",
@@ -335,6 +357,13 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts a connection or session that took more than its share, and is ended.
+    pub fn connection_closed(&self, reason: &'static str) {
+        self.connections_closed
+            .get_or_create(&Reason { reason })
+            .inc();
+    }
+
     /// Counts a request to the admin API that is refused.
     pub fn admin_refused(&self, reason: &'static str) {
         self.admin_refused.get_or_create(&Reason { reason }).inc();
@@ -357,6 +386,11 @@ impl Metrics {
         self.recoveries_lost
             .get_or_create(&Reason { reason })
             .inc_by(connections);
+    }
+
+    /// Counts a look at why no updates come.
+    pub fn silence_look(&self, outcome: &'static str) {
+        self.silence_looks.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts a read of the key set.

@@ -18,6 +18,8 @@ mod consumer;
 mod control;
 mod link;
 mod orders;
+mod session;
+mod silence;
 mod topology;
 mod unreadable;
 
@@ -25,7 +27,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -38,18 +40,19 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
-pub(crate) use self::connection::{
-    ACCESS_REFUSED, LinkError, NOT_FOUND, OpenChannel, barrier, open_channel, open_connection,
-};
 pub use self::unreadable::Unreadable;
 pub(crate) use self::unreadable::is_of_amqprs;
 use self::{
     channels::Channels,
     link::{Ended, Link},
     orders::Orders,
+};
+pub(crate) use self::{
+    connection::{ACCESS_REFUSED, LinkError, NOT_FOUND, open_channel, open_connection},
+    session::{Heard, Listening, Scope, Session},
 };
 use crate::{
     broker::{Activation, BroadcastHandler, Broker, Handler, Subscribed},
@@ -95,6 +98,8 @@ struct Shared {
     /// Distinguishes this process's queues from those of any other.
     instance: String,
     wishes: Mutex<Wishes>,
+    /// Updates that came, on whichever link.
+    received: Arc<AtomicU64>,
     /// Wakes the link when there are changes to apply.
     changed: Notify,
     connected: watch::Sender<bool>,
@@ -168,6 +173,7 @@ impl RabbitMqService {
             metrics,
             instance,
             wishes: Mutex::default(),
+            received: Arc::default(),
             changed: Notify::new(),
             connected: watch::Sender::new(false),
             stop_consuming: CancellationToken::new(),
@@ -409,6 +415,7 @@ async fn supervise(shared: Arc<Shared>) {
     let mut linked_before = false;
     let mut at_once = AtOnce::default();
     let mut refused = IndexSet::new();
+    let silence = AbortOnDropHandle::new(tokio::spawn(silence::watch(shared.clone())));
     for epoch in 0_u64.. {
         let opened = tokio::select! {
             opened = Link::open(&shared, epoch, &refused) => opened,
@@ -467,6 +474,8 @@ async fn supervise(shared: Arc<Shared>) {
             () = shared.stop_consuming.cancelled() => break,
         }
     }
+    // An error is its panic, which has been logged.
+    let _ = silence.await;
     shared.consuming.send_replace(false);
 }
 

@@ -7,16 +7,27 @@
 //! and remembers which carries which socket.
 //!
 //! Invariants: a closed [`Connection`] neither reads nor writes another byte; a
-//! write makes progress within the limit or its connection is closed; and so is
-//! one whose request does not arrive in time.
+//! write makes progress within the limit or its connection is closed; so is
+//! one whose request does not arrive in time; and what a client sends is counted
+//! before it is acted upon.
 
+mod body;
 mod connect_reply;
+mod endpoint;
 mod guard;
+mod heads;
+mod intake;
+mod open_packet;
+mod polling;
+mod room;
 mod serve;
 mod stream;
+mod takeover;
+mod websocket;
 
 use std::{
     collections::{HashMap, HashSet},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -24,18 +35,31 @@ use std::{
     time::Duration,
 };
 
-use axum::{http::StatusCode, response::Response};
 use rand::seq::SliceRandom;
+use rustix::process::{Resource, getrlimit};
 use socketioxide::{extract::SocketRef, socket::Sid};
 use tokio::time::Instant;
+use tracing::warn;
 
-use self::{connect_reply::ConnectReply, guard::is_websocket, stream::Role};
 pub use self::{
+    body::whole_body,
+    endpoint::Endpoint,
     guard::{guard, session_id},
+    intake::MAX_MESSAGE_BYTES,
+    open_packet::MAX_PAYLOAD_BYTES,
     serve::serve,
     stream::Connection,
 };
-use crate::metrics::Metrics;
+use self::{
+    connect_reply::ConnectReply,
+    guard::is_websocket,
+    intake::{Budget, Excess},
+    polling::Polling,
+    room::{Entry, Lack, Room},
+    stream::Role,
+    websocket::Takeovers,
+};
+use crate::{config::HttpConfig, metrics::Metrics, sampled::Sampled};
 
 /// Time between the pings to a socket: Socket.IO's default, which is announced to
 /// every client.
@@ -50,6 +74,9 @@ const FLUSHED_AFTER: Duration = Duration::from_millis(100);
 /// Few sockets need no spreading: they are closed at this pace at the slowest.
 const MAX_CLOSING_PAUSE: Duration = Duration::from_millis(10);
 
+static CROWDED: Sampled = Sampled::new();
+static EXCEEDED: Sampled = Sampled::new();
+
 /// Which connections carry which sockets. Cheap to clone.
 #[derive(Clone)]
 pub struct Transports(Arc<Registry>);
@@ -57,23 +84,26 @@ pub struct Transports(Arc<Registry>);
 struct Registry {
     metrics: Metrics,
     write_timeout: Duration,
+    /// Events that a socket may send.
+    events_per_second: u32,
+    room: Mutex<Room>,
+    /// The sessions that began by polling.
+    polling: Mutex<HashMap<Sid, Arc<Polling>>>,
     /// Every open connection, by its number.
     open: Mutex<HashMap<u64, Connection>>,
     accepted: AtomicU64,
-    /// Websockets that were asked to replace a polling transport: a second request
-    /// for the same session is refused only later. (A socket that began as a
+    /// Websockets that have replaced a polling transport. (A socket that began as a
     /// websocket has its connection in its handshake request.)
-    upgraded: Mutex<HashMap<Sid, Vec<Connection>>>,
+    upgraded: Mutex<HashMap<Sid, Connection>>,
+    /// Websockets that may be about to.
+    takeovers: Takeovers,
     /// The sockets that were let in and have not disconnected.
     sockets: Mutex<HashMap<Sid, Watched>>,
-    /// Ends the Engine.IO session of a socket that is polling.
-    end_polling: OnceLock<EndPolling>,
+    /// What serves the sockets.
+    endpoint: OnceLock<Endpoint>,
     /// Set once, when the server begins to shut down.
     draining: AtomicBool,
 }
-
-/// Ends an Engine.IO session.
-type EndPolling = Box<dyn Fn(Sid) + Send + Sync>;
 
 /// A socket that was let in.
 struct Watched {
@@ -94,25 +124,41 @@ struct Watched {
 }
 
 impl Transports {
-    /// `write_timeout`: how long a write may make no progress.
-    pub fn new(write_timeout: Duration, metrics: Metrics) -> Self {
+    /// As many connections as `config` and the limit on open files allow.
+    pub fn new(config: &HttpConfig, metrics: Metrics) -> Self {
+        let of_address = config.max_connections_per_address;
+        let descriptors = getrlimit(Resource::Nofile).current;
+        let descriptors = descriptors.and_then(|limit| limit.try_into().ok());
+        // An unlimited number fits into half of all numbers.
+        let descriptors = descriptors.unwrap_or(usize::MAX / 2);
+        let room = Room::new(of_address, config.trusted_proxies.clone(), descriptors);
         Self(Arc::new(Registry {
             metrics,
-            write_timeout,
+            write_timeout: config.socket_write_timeout,
+            events_per_second: config.max_events_per_second,
+            room: Mutex::new(room),
+            polling: Mutex::default(),
             open: Mutex::default(),
             accepted: AtomicU64::new(0),
             upgraded: Mutex::default(),
+            takeovers: Takeovers::default(),
             sockets: Mutex::default(),
-            end_polling: OnceLock::new(),
+            endpoint: OnceLock::new(),
             draining: AtomicBool::new(false),
         }))
     }
 
-    /// Has the sessions of polling sockets ended by `end` when they are closed:
-    /// there is no connection that would end them. To be called once.
-    pub fn end_polling_by(&self, end: impl Fn(Sid) + Send + Sync + 'static) {
+    /// Hands websockets to `endpoint`, and has it end the sessions of polling sockets
+    /// that are closed: there is no connection that would end them. To be called once,
+    /// before anything is served.
+    pub fn serve_by(&self, endpoint: Endpoint) {
         // Only the first one counts.
-        let _ = self.0.end_polling.set(Box::new(end));
+        let _ = self.0.endpoint.set(endpoint);
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        let endpoint = self.0.endpoint.get();
+        endpoint.expect("requests come through a router with an endpoint")
     }
 
     /// How long a write may make no progress.
@@ -123,6 +169,9 @@ impl Transports {
     /// Begins to watch a socket, as the given session, until [`Transports::forget`].
     pub fn watch(&self, socket: &SocketRef, session: u64) {
         let websocket = websocket_handshake(socket).map(Connection::number);
+        if let Some(connection) = self.websocket(socket) {
+            lock(&self.0.room).remove(connection.number());
+        }
         let watched = Watched {
             session,
             websocket,
@@ -144,15 +193,15 @@ impl Transports {
         }
     }
 
-    /// Has the socket's CONNECT reply carry `pid`, wherever it will be written. To
-    /// be called before socketioxide writes the reply.
-    pub fn put_into_connect_reply(&self, socket: &SocketRef, pid: &str) {
-        let reply = Arc::new(ConnectReply::new(socket.id, pid));
+    /// Has the socket's CONNECT reply carry `pid`, and `id` as the client's `socket.id`,
+    /// wherever it will be written. To be called before socketioxide writes the reply.
+    pub fn put_into_connect_reply(&self, socket: &SocketRef, id: Sid, pid: &str) {
+        let reply = Arc::new(ConnectReply::new(socket.id, id, pid));
         if let Some(watched) = lock(&self.0.sockets).get_mut(&socket.id) {
             watched.connect_reply = Some(reply.clone());
         }
-        for connection in self.websockets(socket) {
-            connection.expect(reply.clone());
+        if let Some(connection) = self.websocket(socket) {
+            connection.expect(reply);
         }
     }
 
@@ -178,6 +227,9 @@ impl Transports {
     }
 
     fn close_session(&self, sid: Sid, websocket: Option<&Connection>) {
+        if let Some(polling) = self.polling(sid) {
+            polling.ended.cancel();
+        }
         if let Some(watched) = lock(&self.0.sockets).get_mut(&sid) {
             watched.closed = true;
             // The poll that waits would wait on; the next one is refused.
@@ -185,25 +237,44 @@ impl Transports {
                 connection.close();
             }
         }
-        let websockets = self.websockets_of(sid, websocket);
-        for connection in &websockets {
-            connection.close();
+        self.0.takeovers.close(sid);
+        match self.websocket_of(sid, websocket) {
+            Some(websocket) => websocket.close(),
+            None => self.end_polling(sid),
         }
-        if websockets.is_empty()
-            && let Some(end) = self.0.end_polling.get()
-        {
-            end(sid);
+    }
+
+    /// Ends a session that polls; one that has a websocket goes on.
+    fn end_polling(&self, sid: Sid) {
+        if let Some(endpoint) = self.0.endpoint.get() {
+            endpoint.end(sid);
+        }
+    }
+
+    /// A session that began by polling.
+    fn polling(&self, sid: Sid) -> Option<Arc<Polling>> {
+        lock(&self.0.polling).get(&sid).cloned()
+    }
+
+    /// What a session may send.
+    fn budget(&self) -> Budget {
+        Budget::new(self.0.events_per_second)
+    }
+
+    /// A session sent more than that, and ends.
+    fn exceeded(&self, peer: SocketAddr, excess: Excess) {
+        self.0.metrics.connection_closed(excess.label());
+        if let Some(line) = EXCEEDED.note(excess.label()) {
+            let (what, left_out) = (excess.label(), line.left_out);
+            warn!(%peer, what, left_out, "closing a connection that sends too much");
         }
     }
 
     /// Bytes that the peer has taken of what was emitted to `socket`, framing and
     /// handshake included: always a little more than the events themselves.
     pub fn taken(&self, socket: &SocketRef) -> u64 {
-        let written: u64 = self
-            .websockets(socket)
-            .iter()
-            .map(Connection::written)
-            .sum();
+        let websocket = self.websocket(socket);
+        let written = websocket.map_or(0, |websocket| websocket.written());
         let sockets = lock(&self.0.sockets);
         written + sockets.get(&socket.id).map_or(0, |watched| watched.polled)
     }
@@ -225,25 +296,19 @@ impl Transports {
     /// Whether a socket has a websocket that has had nothing to write lately. Of one
     /// that polls, nothing can be said.
     pub fn has_written_all(&self, socket: &SocketRef) -> bool {
-        let websockets = self.websockets(socket);
-        let is_quiet = |connection: &Connection| connection.is_quiet(FLUSHED_AFTER);
-        !websockets.is_empty() && websockets.iter().all(is_quiet)
+        let websocket = self.websocket(socket);
+        websocket.is_some_and(|websocket| websocket.is_quiet(FLUSHED_AFTER))
     }
 
-    /// The websocket under a socket; mid-upgrade, or after a refused second
-    /// upgrade, there may be several.
-    fn websockets(&self, socket: &SocketRef) -> Vec<Connection> {
-        self.websockets_of(socket.id, websocket_handshake(socket))
+    /// The websocket under a socket that does not poll.
+    fn websocket(&self, socket: &SocketRef) -> Option<Connection> {
+        self.websocket_of(socket.id, websocket_handshake(socket))
     }
 
-    fn websockets_of(&self, sid: Sid, begun: Option<&Connection>) -> Vec<Connection> {
-        match begun {
-            Some(connection) => vec![connection.clone()],
-            None => lock(&self.0.upgraded)
-                .get(&sid)
-                .cloned()
-                .unwrap_or_default(),
-        }
+    fn websocket_of(&self, sid: Sid, begun: Option<&Connection>) -> Option<Connection> {
+        begun
+            .cloned()
+            .or_else(|| lock(&self.0.upgraded).get(&sid).cloned())
     }
 
     /// Closes the transports of `sockets` one by one over `spread`, so that their
@@ -280,6 +345,8 @@ impl Transports {
                 connection.close();
             }
         }
+        let is_watched = |sid| sockets.contains_key(&sid);
+        self.0.takeovers.close_all(|sid| !is_watched(sid));
     }
 
     /// Closes every connection, including those that carry no socket.
@@ -305,35 +372,82 @@ impl Transports {
 
     fn closed(&self, connection: &Connection) {
         lock(&self.0.open).remove(&connection.number());
+        lock(&self.0.room).leave(connection.number());
         self.change_role(connection, Role::Http);
+    }
+
+    /// Makes room for a connection that was just opened, or closes it. Returns what
+    /// it may be served.
+    fn make_room(&self, connection: &Connection) -> Served {
+        let (number, peer) = (connection.number(), connection.peer());
+        let entry = lock(&self.0.room).enter(number, peer.ip());
+        let lack = match entry {
+            Entry::Welcome => return Served::All,
+            Entry::ProbesOnly => Lack::OfAll,
+            Entry::InPlaceOf(_, lack) | Entry::Closed(lack) => lack,
+        };
+        self.0.metrics.connection_closed(lack.label());
+        if let Some(line) = CROWDED.note(lack.label()) {
+            let left_out = line.left_out;
+            match lack {
+                Lack::OfAddress => warn!(
+                    address = %peer.ip(),
+                    left_out,
+                    "closing connections of an address with more than MAX_CONNECTIONS_PER_ADDRESS"
+                ),
+                Lack::OfAll => warn!(
+                    left_out,
+                    "closing connections: as many as the limit on open files allows"
+                ),
+            }
+        }
+        match entry {
+            Entry::InPlaceOf(longest, _) => {
+                let longest = lock(&self.0.open).get(&longest).cloned();
+                longest.inspect(Connection::close);
+                Served::All
+            }
+            Entry::ProbesOnly => Served::ProbesOnly,
+            Entry::Welcome | Entry::Closed(_) => {
+                connection.close();
+                Served::Nothing
+            }
+        }
     }
 
     fn change_role(&self, connection: &Connection, role: Role) {
         let mut upgraded = lock(&self.0.upgraded);
+        let is_it = |other: &Connection| other.number() == connection.number();
         if let Role::Upgrade(sid) = connection.take_role(role)
-            && let Some(connections) = upgraded.get_mut(&sid)
+            && upgraded.get(&sid).is_some_and(is_it)
         {
-            connections.retain(|other| other.number() != connection.number());
-            if connections.is_empty() {
-                upgraded.remove(&sid);
-            }
+            upgraded.remove(&sid);
         }
         if let Role::Upgrade(sid) = role {
-            upgraded.entry(sid).or_default().push(connection.clone());
+            upgraded.insert(sid, connection.clone());
         }
     }
 
-    /// A connection whose upgrade was refused carries no socket.
-    fn if_upgraded(&self, connection: &Connection, response: Response) -> Response {
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            self.change_role(connection, Role::Http);
+    /// A websocket carries the session from now on.
+    fn upgraded(&self, connection: &Connection, sid: Sid) {
+        self.change_role(connection, Role::Upgrade(sid));
+        if lock(&self.0.sockets).contains_key(&sid) {
+            lock(&self.0.room).remove(connection.number());
         }
-        response
     }
 
     fn stalled(&self) {
         self.0.metrics.slow_sockets.inc();
     }
+}
+
+/// What a connection may be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    All,
+    /// Health checks: the gateway is full.
+    ProbesOnly,
+    Nothing,
 }
 
 /// The address of a socket's peer, for logs.

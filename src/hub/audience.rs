@@ -12,7 +12,7 @@ use std::{
     time::SystemTime,
 };
 
-use socketioxide::{SendError, SocketError, extract::SocketRef};
+use socketioxide::{SendError, SocketError, extract::SocketRef, socket::Sid};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -21,7 +21,7 @@ use super::{
     departures::{Departure, Departures},
     events::{Events, Form, Lag},
     log::{Limits, Log, Offset, Wanted},
-    recovery::{Outcome, Pid, Recovery, Request},
+    recovery::{Admitted, Outcome, Pid, Recovery, Request},
     repeated::Recent,
 };
 use crate::{
@@ -168,8 +168,8 @@ impl Audience {
 
     /// Decides where a joining session begins: after what its client has seen, if
     /// everything since is here; else with what comes from now on. The returned
-    /// `pid` is for the CONNECT reply.
-    pub(super) fn admit(&self, session: u64, request: Request) -> Option<Pid> {
+    /// is for the CONNECT reply to the socket `id`.
+    pub(super) fn admit(&self, session: u64, id: Sid, request: Request) -> Option<Admitted> {
         let mut room = self.room();
         let stretch = self.note_stretch(&mut room);
         // It may have left meanwhile; then it must not take over anything.
@@ -193,13 +193,13 @@ impl Audience {
         let (recovery, seen) = match resumed {
             Some(Ok((recovery, seen))) => (Some(recovery), seen),
             _ if request == Request::OptOut => (None, newest),
-            _ => (Some(Recovery::begin(newest)), newest),
+            _ => (Some(Recovery::begin(newest, id)), newest),
         };
         let member = room.member(session)?;
         member.state = State::Behind { seen, socket: None };
         member.recovery = recovery;
         self.settle(&mut room);
-        recovery.map(|recovery| recovery.pid)
+        recovery.map(|Recovery { id, pid, .. }| Admitted { id, pid })
     }
 
     /// Ends the session of that `pid` for its client's new connection; returns it,

@@ -10,14 +10,14 @@
 use std::{fmt, time::Duration};
 
 use serde_json::Value;
+use socketioxide::socket::Sid;
 use tokio::time::Instant;
 
 use super::log::{Offset, Wanted};
 use crate::transport::{PING_INTERVAL, PING_TIMEOUT};
 
 /// How late the loss of a connection may be noticed: when a ping is not answered in
-/// time. And something on top: engineioxide sends no ping while a socket upgrades,
-/// for 10 s at most, and the process may be late itself.
+/// time. And something on top: the process may be late itself.
 const NOTICED_WITHIN: Duration = PING_INTERVAL
     .saturating_add(PING_TIMEOUT)
     .saturating_add(Duration::from_secs(15));
@@ -55,6 +55,8 @@ impl fmt::Debug for Pid {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Recovery {
     pub(super) pid: Pid,
+    /// The `socket.id` of the session's first socket, by which its client goes on.
+    pub(super) id: Sid,
     /// The newest event when the session began, which its client never sees.
     pub(super) start: u64,
     /// The newest event that its client has seen, as it said when it connected.
@@ -64,9 +66,10 @@ pub(super) struct Recovery {
 }
 
 impl Recovery {
-    pub(super) fn begin(newest: u64) -> Self {
+    pub(super) fn begin(newest: u64, id: Sid) -> Self {
         Self {
             pid: Pid::random(),
+            id,
             start: newest,
             seen: newest,
             live: None,
@@ -103,6 +106,14 @@ impl Recovery {
             _ => Wanted::after(self.seen),
         }
     }
+}
+
+/// What the reply to a CONNECT says of its session.
+#[derive(Debug, Clone, Copy)]
+pub struct Admitted {
+    /// The client's `socket.id`: on a recovered connection, what it was.
+    pub id: Sid,
+    pub pid: Pid,
 }
 
 /// What a client asks for.
@@ -174,7 +185,7 @@ mod tests {
     fn what_may_not_have_arrived_is_wanted() {
         let start = Instant::now() + Duration::from_hours(1);
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut session = Recovery::begin(7);
+        let mut session = Recovery::begin(7, Sid::new());
         assert_eq!(session.wants(at(0)), Wanted::after(7));
         session.go_live(at(0));
         assert_eq!(session.wants(at(60)), Wanted::after(7));

@@ -17,7 +17,10 @@
 
 use std::{
     future::Future,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -83,6 +86,7 @@ pub(super) struct Channels {
     cancelled_sender: mpsc::UnboundedSender<String>,
     /// Consumers that have not handed off all they received.
     handing_off: TaskTracker,
+    received: Arc<AtomicU64>,
     /// The way to the other instances.
     control: Option<Control>,
     control_tried: Instant,
@@ -137,6 +141,7 @@ impl Channels {
             cancelled,
             cancelled_sender,
             handing_off: TaskTracker::new(),
+            received: shared.received.clone(),
             control: None,
             control_tried: Instant::now(),
             reopened: 0,
@@ -245,6 +250,7 @@ impl Channels {
     {
         let (channel, prefetch) = (on.channel.channel.clone(), self.prefetch);
         let (acks, handing_off) = (on.acks.clone(), self.handing_off.clone());
+        let received = self.received.clone();
         let sequence = async move {
             for (queue, deliver) in queues {
                 let arguments = BasicConsumeArguments::new(&queue, &queue)
@@ -253,6 +259,11 @@ impl Channels {
                     .no_wait(true)
                     .finish();
                 let (_, messages) = channel.basic_consume_rx(arguments).await?;
+                let received = received.clone();
+                let deliver = move |delivery: &Delivery| {
+                    received.fetch_add(1, Ordering::Relaxed);
+                    deliver(delivery);
+                };
                 handing_off.spawn(consumer::consume(messages, acks.clone(), deliver));
             }
             barrier(&channel, prefetch).await

@@ -1,14 +1,15 @@
-//! Puts the recovery's `pid` into a socket's CONNECT reply.
+//! Puts what recovery needs into a socket's CONNECT reply.
 //!
 //! `socket.io-client` (4.6 and later) recovers a connection if the reply to its
 //! CONNECT carries a private session id: `40{"sid":"…","pid":"…"}` (Socket.IO
-//! protocol v5, connection state recovery). socketioxide writes `sid` alone, and
-//! its encoder cannot be replaced. But the reply is known to the byte before it
+//! protocol v5, connection state recovery), and its `socket.id` is that `sid`, the
+//! same as before. socketioxide writes the socket's own `sid` alone, and its encoder
+//! cannot be replaced. But the reply is known to the byte before it
 //! is written: it names a session id that nothing else written until then
 //! repeats. So it is exchanged where bytes leave the process, in the websocket's
 //! stream or in the response to a poll.
 //!
-//! Once socketioxide can write the `pid` itself, this file and its callers go.
+//! Once socketioxide can write both itself, this file and its callers go.
 
 use std::{
     fmt,
@@ -21,17 +22,18 @@ use socketioxide::socket::Sid;
 /// A CONNECT reply that is still to be written, and what to write in its place.
 pub(super) struct ConnectReply {
     packet: String,
-    with_pid: String,
+    exchanged: String,
     written: AtomicBool,
 }
 
 impl ConnectReply {
-    /// The reply to `sid`. `pid` is put into JSON as it is: plain ASCII, and so
-    /// short that the packet stays under 126 bytes (see [`frame`]).
-    pub(super) fn new(sid: Sid, pid: &str) -> Self {
+    /// The reply to `sid`, whose client knows itself as `id`. `pid` is put into JSON as
+    /// it is: plain ASCII, and so short that the packet stays under 126 bytes (see
+    /// [`frame`]).
+    pub(super) fn new(sid: Sid, id: Sid, pid: &str) -> Self {
         Self {
             packet: format!(r#"40{{"sid":"{sid}"}}"#),
-            with_pid: format!(r#"40{{"sid":"{sid}","pid":"{pid}"}}"#),
+            exchanged: format!(r#"40{{"sid":"{id}","pid":"{pid}"}}"#),
             written: AtomicBool::new(false),
         }
     }
@@ -48,7 +50,7 @@ impl ConnectReply {
         self.written.store(true, Ordering::Release);
         let parts = [
             &payload[..at],
-            self.with_pid.as_bytes(),
+            self.exchanged.as_bytes(),
             &payload[at + packet.len()..],
         ];
         Some(parts.concat().into())
@@ -62,7 +64,7 @@ impl ConnectReply {
         Some(Exchange {
             at,
             length: frame_of_packet.len(),
-            frame: frame(&self.with_pid),
+            frame: frame(&self.exchanged),
         })
     }
 }
@@ -104,7 +106,7 @@ mod tests {
 
     fn reply() -> (ConnectReply, Sid) {
         let sid = Sid::new();
-        (ConnectReply::new(sid, PID), sid)
+        (ConnectReply::new(sid, sid, PID), sid)
     }
 
     #[test]
@@ -116,6 +118,15 @@ mod tests {
             format!("2\u{1e}40{{\"sid\":\"{sid}\",\"pid\":\"{PID}\"}}\u{1e}42[\"a\",\"{sid}\"]");
         assert_eq!(exchanged, expected);
         assert!(reply.is_written());
+    }
+
+    #[test]
+    fn the_reply_names_the_client_as_it_knows_itself() {
+        let (sid, id) = (Sid::new(), Sid::new());
+        let reply = ConnectReply::new(sid, id, PID);
+        let payload = format!(r#"40{{"sid":"{sid}"}}"#);
+        let exchanged = reply.in_payload(payload.as_bytes()).unwrap();
+        assert_eq!(exchanged, format!(r#"40{{"sid":"{id}","pid":"{PID}"}}"#));
     }
 
     #[test]

@@ -4,40 +4,40 @@ use axum::{
     Extension,
     body::{HttpBody, to_bytes},
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    http::{self, HeaderMap, Method, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use socketioxide::socket::Sid;
 
 use super::{
-    Transports,
+    MAX_MESSAGE_BYTES, Transports, body,
     connect_reply::ConnectReply,
-    lock,
-    stream::{Connection, Role},
+    lock, open_packet,
+    polling::{Beginning, Poll},
+    stream::Connection,
+    websocket,
 };
 
-/// Stands before Socket.IO's endpoint: turns away what must not get in, notes
-/// which connection a socket upgrades to, and how much polling takes.
+/// Stands before Socket.IO's endpoint: turns away what must not get in, takes
+/// websockets out of the way, and notes how much polling takes.
 pub async fn guard(
     State(transports): State<Transports>,
     Extension(connection): Extension<Connection>,
     request: Request,
     next: Next,
 ) -> Response {
-    let query = request.uri().query();
-    let wants_websocket = is_websocket(query);
+    let wants_websocket = is_websocket(request.uri().query());
     let draining = transports.is_draining();
     let Some(sid) = session_id(request.uri()) else {
         if draining {
             let retry = [(header::RETRY_AFTER, "1")];
             return (StatusCode::SERVICE_UNAVAILABLE, retry, "shutting down").into_response();
         }
-        if wants_websocket {
-            transports.change_role(&connection, Role::Websocket);
-        }
-        let response = next.run(lean(request)).await;
-        return transports.if_upgraded(&connection, response);
+        return match wants_websocket {
+            true => websocket::open(&transports, &connection, request).await,
+            false => open(&transports, request, next).await,
+        };
     };
     // While draining, whoever is not in yet must not get in: see `close_unwatched`.
     let is_closed = match lock(&transports.0.sockets).get(&sid) {
@@ -45,56 +45,125 @@ pub async fn guard(
         None => draining,
     };
     if is_closed {
-        // Engine.IO's own answer to a session that is gone.
-        let unknown = r#"{"code":1,"message":"Session ID unknown"}"#;
-        let json = [(header::CONTENT_TYPE, "application/json")];
-        return (StatusCode::BAD_REQUEST, json, unknown).into_response();
+        return unknown_session();
     }
     if wants_websocket {
-        transports.change_role(&connection, Role::Upgrade(sid));
-        if let Some(reply) = transports.connect_reply(sid) {
-            connection.expect(reply);
-        }
-        let response = next.run(lean(request)).await;
-        return transports.if_upgraded(&connection, response);
+        return websocket::open(&transports, &connection, request).await;
     }
-    let is_poll = request.method() == Method::GET;
-    if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
+    if request.method() != Method::GET {
+        return take(&transports, &connection, sid, request, next).await;
+    }
+    let poll = Poll::new(&transports, sid);
+    if let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
         watched.polling = Some(connection.clone());
+        lock(&transports.0.room).carries(connection.number());
     }
-    let mut response = next.run(request).await;
-    if is_poll && let Some(reply) = transports.connect_reply(sid) {
+    let response = next.run(request);
+    let mut response = transports.0.takeovers.until_released(sid, response).await;
+    poll.answered();
+    if let Some(reply) = transports.connect_reply(sid) {
         response = exchange_connect_reply(response, &reply).await;
     }
-    if is_poll && let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
+    if let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
         watched.polling = None;
         watched.polled += response.body().size_hint().lower();
     }
     response
 }
 
-/// Headers that are read of a handshake from here on; the rest is not kept.
-const HANDSHAKE_HEADERS: [HeaderName; 2] = [header::AUTHORIZATION, header::SEC_WEBSOCKET_KEY];
-
-/// A handshake's request, in memory of its own: a socket keeps it for life, and
-/// what hyper parsed is slices of its 8 KiB read buffer.
-fn lean(request: Request) -> Request {
-    let (mut parts, body) = request.into_parts();
-    let mut headers = HeaderMap::with_capacity(HANDSHAKE_HEADERS.len());
-    for name in HANDSHAKE_HEADERS {
-        let copied = parts.headers.get(&name);
-        let copied = copied.and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok());
-        if let Some(value) = copied {
-            headers.insert(name, value);
-        }
+/// A session that begins by polling.
+async fn open(transports: &Transports, mut request: Request, next: Next) -> Response {
+    let session = Beginning::new(transports);
+    request.extensions_mut().insert(session.life());
+    let response = next.run(lean(request)).await;
+    let response = transports.endpoint().spare_first_ping(response).await;
+    let (parts, body) = response.into_parts();
+    let Ok(packet) = to_bytes(body, usize::MAX).await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    if let Some(sid) = open_packet::session(&packet) {
+        session.begin(transports, sid);
     }
-    parts.headers = headers;
-    // Parsed once already, it parses again.
-    if let Ok(uri) = parts.uri.to_string().parse() {
-        parts.uri = uri;
-    }
-    Request::from_parts(parts, body)
+    let packet = open_packet::announce(&packet).unwrap_or(packet);
+    Response::from_parts(parts, packet.into())
 }
+
+/// What a client sends by polling: read whole, counted, and then handed on.
+async fn take(
+    transports: &Transports,
+    connection: &Connection,
+    sid: Sid,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    if body::is_too_large(&body, MAX_MESSAGE_BYTES) {
+        return body::NoBody::TooLarge.into_response();
+    }
+    let Some(polling) = transports.polling(sid) else {
+        return unknown_session();
+    };
+    let body = tokio::select! {
+        body = body::read(body, MAX_MESSAGE_BYTES) => body,
+        () = polling.ended.cancelled() => return unknown_session(),
+    };
+    let body = match body {
+        Ok(body) => body,
+        Err(problem) => {
+            if problem == body::NoBody::TooSlow {
+                transports.0.metrics.connection_closed("slow_body");
+            }
+            return problem.into_response();
+        }
+    };
+    let taken = polling.take(&body);
+    if let Err(excess) = taken {
+        transports.exceeded(connection.peer(), excess);
+    }
+    if taken.is_err() || polling.is_deaf() {
+        transports.close_session(sid, None);
+        return unknown_session();
+    }
+    next.run(Request::from_parts(parts, body.into())).await
+}
+
+/// Engine.IO's own answer to a session that is gone.
+fn unknown_session() -> Response {
+    let unknown = r#"{"code":1,"message":"Session ID unknown"}"#;
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (StatusCode::BAD_REQUEST, json, unknown).into_response()
+}
+
+/// The parameters that Engine.IO reads of a handshake's query.
+const PARAMETERS: [&str; 3] = ["EIO", "transport", "sid"];
+
+/// Longest value of what Engine.IO reads of a handshake; valid ones are shorter.
+const MAX_VALUE_BYTES: usize = 64;
+
+/// A handshake's request with what is read from here on: a socket keeps it for life.
+pub(super) fn lean<B>(request: http::Request<B>) -> http::Request<B> {
+    let (mut parts, body) = request.into_parts();
+    parts.headers = HeaderMap::new();
+    let query = parts.uri.query();
+    let values = PARAMETERS.map(|name| Some((name, query_value(query, name)?)));
+    let pairs = values.into_iter().flatten().map(|(name, value)| {
+        // Not left out: a handshake with a wrong `sid` is not one without.
+        let value = if value.len() <= MAX_VALUE_BYTES {
+            value
+        } else {
+            ""
+        };
+        format!("{name}={value}")
+    });
+    let pairs: Vec<String> = pairs.collect();
+    let uri = format!("{}?{}", PATH, pairs.join("&"));
+    // Parts of one that was parsed parse again.
+    parts.uri = uri.parse().unwrap_or_default();
+    http::Request::from_parts(parts, body)
+}
+
+/// Where Socket.IO's clients look for its endpoint.
+const PATH: &str = "/socket.io/";
 
 async fn exchange_connect_reply(response: Response, reply: &ConnectReply) -> Response {
     let (mut parts, body) = response.into_parts();
@@ -122,7 +191,7 @@ pub(super) fn is_websocket(query: Option<&str>) -> bool {
     transport == Some("websocket")
 }
 
-fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+pub(super) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.find_map(|(key, value)| (key == name).then_some(value))
 }

@@ -2,7 +2,12 @@
 
 use std::{convert::Infallible, sync::atomic::Ordering, time::Duration};
 
-use axum::{Router, body::Body};
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, StatusCode, Version, header},
+    response::{IntoResponse, Response},
+};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
@@ -10,11 +15,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use tracing::debug;
 
-use super::{Transports, stream::Stream};
+use super::{
+    Served, Transports, lock,
+    stream::{Connection, Stream},
+};
 
 /// Time that a client has to send a request's head, from its connection or its
 /// previous request on: idle connections end by it too.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Largest head of a request, in bytes: what hyper reads before it knows where the head
+/// ends. A token of 8 KiB fits twice.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+/// Paths of health checks, which are served also by a gateway that is full.
+const PROBES: [&str; 4] = ["/health", "/ready", "/livez", "/readyz"];
 
 /// Accepts connections and serves `router` on them until `stop`; then waits until
 /// they have ended. Each request carries its [`Connection`] as an extension.
@@ -27,7 +42,8 @@ pub async fn serve(
     let connections = TaskTracker::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT);
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES);
     loop {
         let (tcp, peer) = tokio::select! {
             // axum's own accept waits out a lack of file descriptors.
@@ -39,20 +55,37 @@ pub async fn serve(
         let limit = registry.write_timeout;
         let stream = Stream::new(tcp, peer, number, limit, transports.clone());
         let connection = stream.connection().clone();
-        let router = router.clone();
+        let served = transports.make_room(&connection);
+        if served == Served::Nothing {
+            continue;
+        }
+        let (router, registry) = (router.clone(), transports.clone());
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            let answering = Answering::new(&registry, &connection);
             request.extensions_mut().insert(connection.clone());
+            let refusal = refuse(&request, served);
             let router = router.clone();
             async move {
+                let _answering = answering;
+                if let Some(refusal) = refusal {
+                    return Ok(refusal);
+                }
+                let is_last = request.headers().contains_key(header::TRANSFER_ENCODING);
                 let response = router.oneshot(request.map(Body::new)).await;
-                response.map_err(|never: Infallible| never)
+                let mut response = response.map_err(|never: Infallible| never)?;
+                if is_last {
+                    // Where its body ends is hyper's to know: see `Heads`.
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(header::CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
             }
         });
-        let served = http
+        let serving = http
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         connections.spawn(async move {
-            if let Err(error) = served.await {
+            if let Err(error) = serving.await {
                 debug!(%peer, %error, "HTTP connection ended early");
             }
         });
@@ -60,4 +93,43 @@ pub async fn serve(
     drop(listener);
     connections.close();
     connections.wait().await;
+}
+
+/// Why a request is not even looked at.
+fn refuse(request: &hyper::Request<Incoming>, served: Served) -> Option<Response> {
+    let status = match request.headers().get_all(header::HOST).iter().count() {
+        1 => None,
+        0 if request.version() < Version::HTTP_11 => None,
+        // RFC 9112, 3.2: proxies and this server might read two differently.
+        _ => Some(StatusCode::BAD_REQUEST),
+    };
+    let is_probe = PROBES.contains(&request.uri().path());
+    let is_full = served == Served::ProbesOnly && !is_probe;
+    let status = status.or(is_full.then_some(StatusCode::SERVICE_UNAVAILABLE))?;
+    let close = [(header::CONNECTION, "close")];
+    Some((status, close, status.canonical_reason().unwrap_or_default()).into_response())
+}
+
+/// A request is being answered; until then and from then on, the connection waits for one.
+struct Answering {
+    transports: Transports,
+    number: u64,
+}
+
+impl Answering {
+    fn new(transports: &Transports, connection: &Connection) -> Self {
+        connection.begin_request();
+        let number = connection.number();
+        lock(&transports.0.room).busy(number);
+        Self {
+            transports: transports.clone(),
+            number,
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        lock(&self.transports.0.room).waits(self.number);
+    }
 }

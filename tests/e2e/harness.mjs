@@ -260,7 +260,7 @@ function hasLabelsOfThePage(metric) {
 
 /** A running gateway process. */
 export class Gateway {
-  /** Starts `serve` (or what `options.args` says) and waits until it listens. */
+  /** Starts `serve` (or what `options.args` says), with `options.descriptors` at most, and waits until it listens. */
   static async start(broker, options = {}) {
     const gateway = new Gateway();
     const env = {
@@ -277,7 +277,8 @@ export class Gateway {
     };
     gateway.logs = '';
     gateway.folder = options.cwd ?? temporaryFolder();
-    gateway.child = spawn(gatewayBinary, options.args ?? ['serve'], { env, cwd: gateway.folder });
+    const limit = options.descriptors ? `ulimit -n ${options.descriptors}; ` : '';
+    gateway.child = spawn('sh', ['-c', `${limit}exec "$0" "$@"`, gatewayBinary, ...(options.args ?? ['serve'])], { env, cwd: gateway.folder });
     gateway.child.stdout.on('data', (data) => (gateway.logs += data));
     gateway.child.stderr.on('data', (data) => (gateway.logs += data));
     gateway.closed = closed(gateway.child).then(() => (gateway.isClosed = true));

@@ -6,7 +6,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { before, test } from 'node:test';
 
-import { Broker, Gateway, Network, Publisher, Tab, temporaryFolder, testsFolder, until } from './harness.mjs';
+import { Broker, Gateway, Network, Poller, Publisher, Tab, temporaryFolder, testsFolder, until } from './harness.mjs';
 
 const PREFIX = 'chat3_gateway_';
 
@@ -22,7 +22,9 @@ before(async () => {
   const keys = path.join(temporaryFolder(), 'keys.json');
   const jwk = generateKeyPairSync('ed25519').publicKey.export({ format: 'jwk' });
   writeFileSync(keys, JSON.stringify({ keys: [{ ...jwk, kid: 'a' }] }));
-  const gateway = await Gateway.start(broker, { env: { JWT_JWKS: keys, RECOVERY_WINDOW: '1s', ADMIN_TOKEN: 'an-admin-token-of-thirty-two-bytes' } });
+  const gateway = await Gateway.start(broker, {
+    env: { JWT_JWKS: keys, RECOVERY_WINDOW: '1s', RABBITMQ_SILENCE_CHECK: '500ms', ADMIN_TOKEN: 'an-admin-token-of-thirty-two-bytes' },
+  });
   const network = await Network.to(gateway);
 
   const tab = await Tab.open(gateway, 'usr_m', { url: network.url, transports: ['websocket'], reconnection: false });
@@ -30,14 +32,18 @@ before(async () => {
   publisher.publish('user.usr_m.x', Buffer.from('{'));
   tab.socket.emit('auth:refresh', { token: 'none' });
   await new Tab(gateway, 'no token').refused();
+  await gateway.get('/socket.io/?EIO=4&transport=websocket');
   await gateway.get('/api/stats');
   await gateway.metricIs('updates_rejected_total{reason="not_json"}', 1);
+  const stranger = await Poller.connect(gateway, {});
+  await stranger.post(`40/${'x'.repeat(200)},`);
   // A lost connection that asks for what is not here any more.
   network.reset();
   await gateway.metricIs('recoveries_lost_total{reason="expired"}', 1);
   network.restore();
   tab.socket.connect();
   await tab.when('connected again', () => tab.connects === 2);
+  await until('a look at why nothing comes', async () => (await gateway.metric('rabbitmq_silence_looks_total{outcome="quiet"}')) > 0);
 
   const text = await (await gateway.get('/metrics')).text();
   names = [...text.matchAll(/^# TYPE (\w+) (\w+)$/gm)].map(([, name, kind]) => (kind === 'counter' ? `${name}_total` : name));

@@ -64,6 +64,8 @@ for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
     test(`client ${version} over ${how}: three cuts with 60 updates in each gap, and nothing is missed or doubled`, async () => {
       const userId = aUser();
       const tab = await Tab.open(gateway, userId, { connect, url: network.url, ...options });
+      const ids = new Set([tab.socket.id]);
+      tab.socket.on('connect', () => ids.add(tab.socket.id));
       const published = [publisher.update(userId)];
       await tab.saw(published[0]);
       for (let cut = 1; cut <= 3; cut += 1) {
@@ -78,6 +80,7 @@ for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
       }
       await sawAll(tab, published);
       assert.deepEqual(tab.recovered, [false, true, true, true]);
+      assert.deepEqual([...ids], [tab.socket.id], 'socket.id stays what it was');
       tab.close();
     });
   }
@@ -88,6 +91,7 @@ for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
     network.reset();
     await tab.when('reconnected', () => tab.connects === 2);
     assert.deepEqual(tab.recovered, [false, true]);
+    const { id } = tab.socket;
     const first = publisher.update(userId);
     await sawAll(tab, [first]);
     // The client keeps the last offset of a session that cannot be recovered and
@@ -101,6 +105,7 @@ for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
     network.restore();
     await sawAll(tab, [first, ...missed]);
     assert.deepEqual(tab.recovered, [false, true, false, true]);
+    assert.notEqual(tab.socket.id, id, 'a new session has an id of its own');
     tab.close();
   });
 }

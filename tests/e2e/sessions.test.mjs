@@ -43,6 +43,19 @@ test('so is a session that does it by polling', async () => {
   await gateway.metricIs('connects_refused_total{reason="too_many_connects"}', 2);
 });
 
+test('a client that polls hears at once that it is refused, and of nothing that keeps it from leaving', async () => {
+  const open = await (await gateway.get('/socket.io/?EIO=4&transport=polling')).text();
+  const { sid } = JSON.parse(open.slice(1));
+  const poll = async (options) => (await gateway.get(`/socket.io/?EIO=4&transport=polling&sid=${sid}`, options)).text();
+  const start = Date.now();
+  // python-socketio polls while it sends; a ping to be answered would come between its leave and the wire.
+  const [first] = await Promise.all([poll(), poll({ method: 'POST', body: '40{"token":"heard"}' })]);
+  assert.equal(first, '44{"message":"invalid token"}');
+  const [last] = await Promise.all([poll(), poll({ method: 'POST', body: '1' })]);
+  assert.equal(last, '6');
+  assert.ok(Date.now() - start < 5_000, `it took ${Date.now() - start} ms`);
+});
+
 test('a connection whose socket has left is closed, unless that comes back', async () => {
   const leaves = await rawWebsocket(gateway, 'usr_leaves');
   const returns = await rawWebsocket(gateway, 'usr_returns');

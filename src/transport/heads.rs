@@ -1,0 +1,206 @@
+//! Follows the requests on a connection: where heads begin and end.
+//!
+//! hyper reads further than it tells, and takes lines that end without a carriage
+//! return, which proxies may read differently (RFC 9112, 2.2 and 11.2). So this
+//! looks at the bytes before hyper does. Of what a head says, only the length of
+//! the body matters here; all else is hyper's to check.
+//!
+//! Pure; imports nothing of this crate.
+
+/// So much of a line tells a body's length.
+const LINE_BYTES: usize = 48;
+
+/// Where in the requests the bytes so far have led.
+#[derive(Debug)]
+pub(super) struct Heads {
+    state: State,
+    last: u8,
+    /// The beginning of the line, in lower case.
+    line: [u8; LINE_BYTES],
+    /// Bytes of the line so far.
+    length: usize,
+    /// Of the head so far.
+    body: Body,
+    /// Whether a head has begun.
+    is_within: bool,
+    /// Requests whose head has ended.
+    requests: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Head,
+    Body(u64),
+    /// A body whose end is not looked for: no request may follow it.
+    Rest,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Body {
+    Of(u64),
+    Unknown,
+}
+
+impl Default for Heads {
+    fn default() -> Self {
+        Self {
+            state: State::Head,
+            last: 0,
+            line: [0; LINE_BYTES],
+            length: 0,
+            body: Body::Of(0),
+            is_within: false,
+            requests: 0,
+        }
+    }
+}
+
+impl Heads {
+    /// Reads on. A line's end that is none is overwritten by what no head may hold, so
+    /// that hyper refuses the request.
+    pub(super) fn read(&mut self, mut bytes: &mut [u8]) {
+        while !bytes.is_empty() {
+            match self.state {
+                State::Rest => return,
+                State::Body(left) => {
+                    let here = usize::try_from(left).unwrap_or(usize::MAX);
+                    let here = here.min(bytes.len());
+                    self.state = match left - here as u64 {
+                        0 => State::Head,
+                        left => State::Body(left),
+                    };
+                    bytes = &mut bytes[here..];
+                }
+                State::Head => {
+                    self.read_head(&mut bytes[0]);
+                    bytes = &mut bytes[1..];
+                }
+            }
+        }
+    }
+
+    /// Whether nothing came after so many requests.
+    pub(super) fn end_with(&self, requests: u64) -> bool {
+        self.requests == requests && self.state == State::Head && !self.is_within
+    }
+
+    fn read_head(&mut self, byte: &mut u8) {
+        self.is_within = true;
+        if *byte == b'\n' && self.last != b'\r' {
+            *byte = 0;
+        }
+        let is_end_of_line = *byte == b'\n';
+        self.last = *byte;
+        if !is_end_of_line {
+            if let Some(next) = self.line.get_mut(self.length) {
+                *next = byte.to_ascii_lowercase();
+            }
+            self.length += 1;
+            return;
+        }
+        // With its carriage return.
+        let line = &self.line[..self.length.min(LINE_BYTES)];
+        let is_empty = self.length == 1;
+        if let Some(value) = line.strip_prefix(b"content-length:") {
+            let value = std::str::from_utf8(value).ok().map(str::trim);
+            let length = value.and_then(|value| value.parse().ok());
+            let length = length.filter(|_| self.length < LINE_BYTES);
+            self.body = length.map_or(Body::Unknown, Body::Of);
+        } else if line.starts_with(b"transfer-encoding") {
+            self.body = Body::Unknown;
+        }
+        self.length = 0;
+        if is_empty {
+            self.state = match self.body {
+                Body::Of(0) => State::Head,
+                Body::Of(length) => State::Body(length),
+                Body::Unknown => State::Rest,
+            };
+            self.body = Body::Of(0);
+            self.is_within = false;
+            self.requests += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn after(text: &str) -> (Heads, String) {
+        let (mut heads, mut bytes) = (Heads::default(), text.as_bytes().to_vec());
+        heads.read(&mut bytes);
+        (heads, String::from_utf8(bytes).unwrap())
+    }
+
+    #[test]
+    fn the_end_of_a_head_is_known() {
+        for (text, requests) in [
+            ("", Some(0)),
+            ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", Some(1)),
+            ("GET / HTTP/1.1\r\nHost: x\r\n", None),
+            ("GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n", Some(2)),
+            ("GET / HTTP/1.1\r\n\r\n\u{1}\u{2}\r\n", None),
+            (
+                "POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\na\nb\n",
+                Some(1),
+            ),
+            ("POST / HTTP/1.1\r\ncontent-length:4\r\n\r\na\n", None),
+            ("POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\naGET", None),
+            ("POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", None),
+            (
+                "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                None,
+            ),
+        ] {
+            let (heads, unchanged) = after(text);
+            let ends_with = (0..3).find(|&requests| heads.end_with(requests));
+            assert_eq!(ends_with, requests, "{text:?}");
+            assert_eq!(unchanged, text);
+        }
+    }
+
+    #[test]
+    fn a_line_that_ends_otherwise_is_spoilt_and_a_body_is_not() {
+        let (_, text) = after("GET / HTTP/1.1\nHost: x\r\nX: y\n\r\n");
+        assert_eq!(text, "GET / HTTP/1.1\0Host: x\r\nX: y\0\r\n");
+        let (_, text) = after("POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n\n\nGET /\n");
+        assert_eq!(
+            text,
+            "POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n\n\nGET /\0"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn however_requests_are_cut_they_are_read_alike(
+            bodies in proptest::collection::vec("[a\\n\\r]{0,100}", 1..6),
+            rest in "[a\\n\\r:]{0,20}",
+            cuts in proptest::collection::vec(1..60_usize, 1..20),
+        ) {
+            let request = |body: &String| {
+                format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            };
+            let requests: String = bodies.iter().map(request).collect();
+            let (heads, text) = after(&requests);
+            prop_assert!(heads.end_with(bodies.len() as u64));
+            prop_assert_eq!(&text, &requests);
+            let whole = requests + &rest;
+            let (heads, text) = after(&whole);
+            let mut bytes = whole.into_bytes();
+            let (mut cut, mut at) = (Heads::default(), 0);
+            for length in cuts.iter().cycle() {
+                if at == bytes.len() {
+                    break;
+                }
+                let end = (at + length).min(bytes.len());
+                cut.read(&mut bytes[at..end]);
+                at = end;
+            }
+            prop_assert_eq!(String::from_utf8(bytes).unwrap(), text);
+            prop_assert_eq!((cut.requests, cut.state), (heads.requests, heads.state));
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! What becomes of a request for a websocket: refused, or answered with 101 and, in
+//! a task of its own, handed to Socket.IO's endpoint.
+//!
+//! A websocket that opens a session is handed over at once. One that names a session
+//! is probed first (see [`takeover`]), and until that has passed it may fail in any
+//! way without the session noticing: its client goes on polling.
+//!
+//! Requests are judged as by Node's Engine.IO 6 and `ws` 8, so that a client that is
+//! let in there is let in here; where they answer 101 and close, here it is 400.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, HttpBody},
+    extract::Request,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
+    response::{IntoResponse, Response},
+};
+use bytes::BytesMut;
+use hyper_util::rt::TokioIo;
+use socketioxide::socket::Sid;
+use tokio::{
+    io::AsyncWriteExt,
+    sync::Notify,
+    time::{Instant, sleep_until, timeout_at},
+};
+use tracing::debug;
+use tungstenite::handshake::derive_accept_key;
+
+use super::{
+    Transports,
+    guard::{lean, query_value},
+    lock,
+    stream::{Connection, Role, Stream},
+    takeover::{self, CLOSE, Websocket},
+};
+
+/// Time that a probe has. Engine.IO's servers give as much.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The websockets that are about to take over a session, at most one for each session
+/// in [`PROBE_TIMEOUT`]; and the polls for which their clients wait.
+#[derive(Default)]
+pub(super) struct Takeovers {
+    probing: Mutex<HashMap<Sid, Connection>>,
+    polls: Mutex<HashMap<Sid, Arc<Notify>>>,
+}
+
+impl Takeovers {
+    /// Closes the websocket that is about to take over the session.
+    pub(super) fn close(&self, sid: Sid) {
+        if let Some(connection) = lock(&self.probing).get(&sid) {
+            connection.close();
+        }
+    }
+
+    /// Closes those whose session is one that `is_one`.
+    pub(super) fn close_all(&self, is_one: impl Fn(Sid) -> bool) {
+        for (sid, connection) in lock(&self.probing).iter() {
+            if is_one(*sid) {
+                connection.close();
+            }
+        }
+    }
+
+    /// Awaits the answer to a poll, or what releases it meanwhile: it is then answered
+    /// with a noop. The answer is dropped while there is none, and engineioxide takes
+    /// packets out of its buffer only when it answers: nothing is lost.
+    pub(super) async fn until_released(
+        &self,
+        sid: Sid,
+        answer: impl Future<Output = Response>,
+    ) -> Response {
+        let poll = Poll::new(&self.polls, sid);
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = poll.released.notified() => noop(),
+        }
+    }
+
+    fn release_poll(&self, sid: Sid) {
+        if let Some(released) = lock(&self.polls).get(&sid) {
+            released.notify_one();
+        }
+    }
+}
+
+/// A poll that waits.
+struct Poll<'a> {
+    polls: &'a Mutex<HashMap<Sid, Arc<Notify>>>,
+    sid: Sid,
+    released: Arc<Notify>,
+}
+
+impl<'a> Poll<'a> {
+    fn new(polls: &'a Mutex<HashMap<Sid, Arc<Notify>>>, sid: Sid) -> Self {
+        let released = Arc::new(Notify::new());
+        lock(polls).insert(sid, released.clone());
+        Self {
+            polls,
+            sid,
+            released,
+        }
+    }
+}
+
+impl Drop for Poll<'_> {
+    fn drop(&mut self) {
+        let mut polls = lock(self.polls);
+        // A second poll of the session, which ends it, may have taken its place.
+        if polls
+            .get(&self.sid)
+            .is_some_and(|released| Arc::ptr_eq(released, &self.released))
+        {
+            polls.remove(&self.sid);
+        }
+    }
+}
+
+/// A session's turn to be taken over.
+struct Turn {
+    transports: Transports,
+    sid: Sid,
+    end: Instant,
+}
+
+impl Turn {
+    /// `None`: another websocket has it, or had it just now.
+    fn take(transports: &Transports, sid: Sid, connection: &Connection) -> Option<Self> {
+        let mut probing = lock(&transports.0.takeovers.probing);
+        if probing.contains_key(&sid) {
+            return None;
+        }
+        probing.insert(sid, connection.clone());
+        Some(Self {
+            transports: transports.clone(),
+            sid,
+            end: Instant::now() + PROBE_TIMEOUT,
+        })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.transports.0.takeovers.probing).remove(&self.sid);
+    }
+}
+
+/// Answers a request for a websocket.
+pub(super) async fn open(
+    transports: &Transports,
+    connection: &Connection,
+    request: Request,
+) -> Response {
+    let (sid, accepted) = match judge(&request) {
+        Ok(judged) => judged,
+        Err(refused) => {
+            debug!(peer = %connection.peer(), ?refused, "websocket refused");
+            transports.0.metrics.connect_refused("bad_websocket");
+            return refused.into_response();
+        }
+    };
+    let Some(sid) = sid else {
+        transports.change_role(connection, Role::Websocket);
+        connection.begin_frames();
+        connection.expect_open_packet();
+        let opened = serve(transports.clone(), connection.clone(), request);
+        tokio::spawn(opened);
+        return accepted;
+    };
+    let endpoint = transports.endpoint();
+    if let Some(refusal) = endpoint.refuses(sid).await {
+        return refusal;
+    }
+    let Some(turn) = Turn::take(transports, sid, connection) else {
+        return Refusal::BadRequest.into_response();
+    };
+    connection.begin_frames();
+    tokio::spawn(take_over(turn, connection.clone(), request));
+    accepted
+}
+
+/// Hands a websocket that opens a session to the endpoint.
+async fn serve(transports: Transports, connection: Connection, mut request: Request) {
+    if let Some((stream, unread)) = upgraded(&mut request).await {
+        let websocket = Websocket::new(stream, unread.freeze());
+        transports
+            .endpoint()
+            .serve(websocket, lean(request.map(drop)));
+    } else {
+        transports.change_role(&connection, Role::Http);
+    }
+}
+
+/// Probes a websocket, and hands it to the endpoint once it may take over its session.
+async fn take_over(turn: Turn, connection: Connection, mut request: Request) {
+    let Turn {
+        ref transports,
+        sid,
+        end,
+    } = turn;
+    if let Ok(Some((mut stream, mut unread))) = timeout_at(end, upgraded(&mut request)).await {
+        let release_poll = || transports.0.takeovers.release_poll(sid);
+        let probe = takeover::probe(&mut stream, &mut unread, release_poll);
+        let probe = timeout_at(end, probe).await;
+        if let Ok(Ok(())) = probe {
+            // From here on the role tells whose it is.
+            transports.upgraded(&connection, sid);
+            if let Some(reply) = transports.connect_reply(sid) {
+                connection.expect(reply);
+            }
+            let websocket = Websocket::probed(stream, &unread);
+            return transports
+                .endpoint()
+                .serve(websocket, lean(request.map(drop)));
+        }
+        debug!(peer = %connection.peer(), ?probe, "an upgrade failed; its session goes on polling");
+        // It may be gone.
+        let _ = stream.write_all(CLOSE).await;
+    }
+    drop(request);
+    // One that fails at once is not tried again at once.
+    sleep_until(end).await;
+}
+
+/// The connection, and what its client has sent already, once the 101 is written.
+async fn upgraded(request: &mut Request) -> Option<(Stream, BytesMut)> {
+    let upgraded = hyper::upgrade::on(request).await.ok()?;
+    let parts = upgraded.downcast::<TokioIo<Stream>>().ok()?;
+    // A copy: hyper's buffer is 8 KiB, and a websocket would keep it.
+    Some((parts.io.into_inner(), BytesMut::from(&parts.read_buf[..])))
+}
+
+/// Why a websocket is refused, in Engine.IO's terms and those of Node's `ws`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    UnknownSession,
+    BadMethod,
+    BadRequest,
+    UnsupportedProtocol,
+    Upgrade,
+    Key,
+    Version,
+    Protocols,
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let json = |text: &'static str| {
+            let json = [(header::CONTENT_TYPE, "application/json")];
+            (StatusCode::BAD_REQUEST, json, text).into_response()
+        };
+        let text = |text: &'static str| (StatusCode::BAD_REQUEST, text).into_response();
+        match self {
+            Self::UnknownSession => json(r#"{"code":1,"message":"Session ID unknown"}"#),
+            Self::BadMethod => json(r#"{"code":2,"message":"Bad handshake method"}"#),
+            Self::BadRequest => json(r#"{"code":3,"message":"Bad request"}"#),
+            Self::UnsupportedProtocol => {
+                json(r#"{"code":5,"message":"Unsupported protocol version"}"#)
+            }
+            Self::Upgrade => text("Missing or invalid Upgrade or Connection header"),
+            Self::Key => text("Missing or invalid Sec-WebSocket-Key header"),
+            Self::Protocols => text("Invalid Sec-WebSocket-Protocol header"),
+            Self::Version => {
+                let understood = [(header::SEC_WEBSOCKET_VERSION, "13")];
+                let message = "Missing or invalid Sec-WebSocket-Version header";
+                (StatusCode::UPGRADE_REQUIRED, understood, message).into_response()
+            }
+        }
+    }
+}
+
+/// The session that a websocket is for, if any, and the 101.
+fn judge(request: &Request) -> Result<(Option<Sid>, Response), Refusal> {
+    let query = request.uri().query();
+    let sid = query_value(query, "sid");
+    let sid = sid.map(|sid| sid.parse().map_err(|_| Refusal::UnknownSession));
+    let sid = sid.transpose()?;
+    match (request.method(), sid) {
+        (&Method::GET, _) => {}
+        (_, None) => return Err(Refusal::BadMethod),
+        (_, Some(_)) => return Err(Refusal::BadRequest),
+    }
+    // As engineioxide reads it, see `is_websocket`.
+    let version = query_value(query, "EIO").and_then(|value| value.split('=').next());
+    if version != Some("4") {
+        return Err(Refusal::UnsupportedProtocol);
+    }
+    Ok((sid, accept(request)?))
+}
+
+/// The server's part of the opening handshake (RFC 6455, 4.2).
+fn accept(request: &Request) -> Result<Response, Refusal> {
+    let headers = request.headers();
+    if request.version() < Version::HTTP_11
+        || !has_token(headers, header::UPGRADE, "websocket")
+        || !has_token(headers, header::CONNECTION, "upgrade")
+    {
+        return Err(Refusal::Upgrade);
+    }
+    // Its bytes would be read as the websocket's.
+    if !request.body().is_end_stream() {
+        return Err(Refusal::BadRequest);
+    }
+    let key = only(headers, header::SEC_WEBSOCKET_KEY).filter(|key| is_key(key));
+    let key = key.ok_or(Refusal::Key)?;
+    let version = only(headers, header::SEC_WEBSOCKET_VERSION);
+    version
+        .filter(|version| *version == b"13")
+        .ok_or(Refusal::Version)?;
+    let protocol = first_protocol(headers)?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let answer = response.headers_mut();
+    answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    let accept = HeaderValue::try_from(derive_accept_key(key)).map_err(|_| Refusal::Key)?;
+    answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    if let Some(protocol) = protocol {
+        answer.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    Ok(response)
+}
+
+/// 16 bytes in base64, whatever the bits are that the last character has too many.
+fn is_key(key: &[u8]) -> bool {
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/".contains(byte);
+    key.strip_suffix(b"==")
+        .is_some_and(|digits| digits.len() == 22 && digits.iter().all(is_base64))
+}
+
+/// The first subprotocol that is offered, which `ws` chooses unless told otherwise.
+fn first_protocol(headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
+    let is_token = |name: &&str| {
+        let is_in_tokens =
+            |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        !name.is_empty() && name.bytes().all(is_in_tokens)
+    };
+    let mut offered = Vec::new();
+    for line in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
+        let line = line.to_str().map_err(|_| Refusal::Protocols)?;
+        for name in line.split(',').map(str::trim) {
+            if !is_token(&name) || offered.contains(&name) {
+                return Err(Refusal::Protocols);
+            }
+            offered.push(name);
+        }
+    }
+    let first = offered.first().map(|name| HeaderValue::from_str(name));
+    first.transpose().map_err(|_| Refusal::Protocols)
+}
+
+fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    let lines = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|line| line.to_str().ok());
+    let mut tokens = lines.flat_map(|line| line.split(','));
+    tokens.any(|other| other.trim().eq_ignore_ascii_case(token))
+}
+
+/// A header's value, if it is there once.
+fn only(headers: &HeaderMap, name: HeaderName) -> Option<&[u8]> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next().filter(|_| values.next().is_none());
+    value.map(HeaderValue::as_bytes)
+}
+
+fn noop() -> Response {
+    let text = [(header::CONTENT_TYPE, "text/plain; charset=UTF-8")];
+    (StatusCode::OK, text, "6").into_response()
+}
