@@ -15,8 +15,16 @@ use chat3_gateway::{
     user::{User, UserId},
 };
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // What a publisher sends must not overflow it.
+        .thread_stack_size(RabbitMqService::THREAD_STACK_BYTES)
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve())
+}
+
+async fn serve() -> anyhow::Result<()> {
     let metrics = Metrics::new();
     let mut rabbitmq = RabbitMqConfig::default();
     if let Ok(url) = env::var("RABBITMQ_URL") {

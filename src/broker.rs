@@ -119,8 +119,8 @@ pub trait Broker: Send + Sync {
     }
 
     /// Hands `message` to the other instances, if there is a way to them: whether
-    /// it was sent. Not kept for those that are not there.
-    fn broadcast(&self, message: Bytes) -> bool;
+    /// it was sent, within seconds. Not kept for those that are not there.
+    async fn broadcast(&self, message: Bytes) -> bool;
 
     /// Has what other instances broadcast handed to `handler`.
     fn on_broadcast(&self, handler: BroadcastHandler);

@@ -104,6 +104,12 @@ pub struct RabbitMqConfig {
         value_name = "NAME", default_value = "", hide_default_value = true,
         value_parser = parse_optional_short_name, help_heading = RABBITMQ)]
     pub control_exchange: String,
+    /// How long users may be online without an update, before the gateway looks whether
+    /// their updates are published with keys that it does not bind; 0 for never
+    #[arg(long = "rabbitmq-silence-check", env = "RABBITMQ_SILENCE_CHECK",
+        value_name = "DURATION", default_value = "5m", value_parser = parse_window,
+        help_heading = RABBITMQ)]
+    pub silence_check: Duration,
     /// Instance name in queue and connection names; the host's name when absent
     #[arg(long, env, value_name = "NAME", default_value = "", hide_default_value = true,
         value_parser = parse_instance_name, help_heading = RABBITMQ)]
@@ -171,6 +177,7 @@ impl Default for RabbitMqConfig {
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             control_exchange: String::new(),
+            silence_check: Duration::from_secs(5 * 60),
             instance_name: String::new(),
             tls: RabbitMqTls::default(),
         }

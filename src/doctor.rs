@@ -9,12 +9,14 @@
 
 mod bind;
 mod broker;
+mod clock;
+mod exchange;
 mod host;
 mod jwt;
-mod keys;
+mod listening;
 mod network;
 mod report;
-mod session;
+mod trial;
 mod updates;
 
 use std::{io::Read, process::ExitCode};
@@ -36,14 +38,26 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let token = token(args)?;
     let mut report = Report::new(args.json);
     let rabbitmq = &args.serve.rabbitmq;
-    report.begin(Section::RabbitMq);
-    if network::examine(rabbitmq, &mut report).await {
-        broker::examine(rabbitmq, args.listen, &mut report).await;
-    } else {
-        broker::skip(rabbitmq, &mut report);
-    }
     let metrics = Metrics::new();
     let tenant_required = rabbitmq.binding_keys.need_tenant();
+    // Before the tokens' own section: it also tells whose updates to listen to.
+    let known = match &token {
+        Some(token) => jwt::user(&args.serve.jwt, tenant_required, token, &metrics).await,
+        None => None,
+    };
+    report.begin(Section::RabbitMq);
+    if network::examine(rabbitmq, &mut report).await {
+        match broker::examine(rabbitmq, &mut report).await {
+            Ok((session, rights)) => {
+                let (listen, report) = (args.listen, &mut report);
+                updates::examine(session, rabbitmq, &rights, known, listen, report).await;
+            }
+            Err(why) => updates::skip(why, &mut report),
+        }
+    } else {
+        broker::skip(rabbitmq, &mut report);
+        updates::skip("RabbitMQ is not reached", &mut report);
+    }
     report.begin(Section::Jwt);
     let verifier = jwt::examine(&args.serve.jwt, tenant_required, &metrics, &mut report).await;
     if let Some(token) = token {

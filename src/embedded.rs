@@ -123,7 +123,7 @@ impl Broker for EmbeddedExchange {
         true
     }
 
-    fn broadcast(&self, _: Bytes) -> bool {
+    async fn broadcast(&self, _: Bytes) -> bool {
         false
     }
 

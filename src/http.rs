@@ -158,7 +158,7 @@ async fn disconnect_user(
         user_id: Some(user_id),
         ..OrderText::default()
     };
-    order(&http, target, &body)
+    order(&http, target, &body).await
 }
 
 /// The same for the bearer of one token, by its `jti`.
@@ -171,10 +171,10 @@ async fn revoke_token(
         token_id: Some(token_id),
         ..OrderText::default()
     };
-    order(&http, target, &body)
+    order(&http, target, &body).await
 }
 
-fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
+async fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
     let details = match body {
         [] => OrderText::default(),
         body => match OrderText::read(body) {
@@ -201,7 +201,7 @@ fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
     };
     let sockets = http.gateway.carry_out(&order);
     let message = serde_json::to_vec(&order.text()).expect("an order is plain JSON");
-    let broadcast = http.hub.broker().broadcast(message.into());
+    let broadcast = http.hub.broker().broadcast(message.into()).await;
     let mut answer = json!({"sockets": sockets, "broadcast": broadcast});
     if order.until != asked_until {
         answer["until"] = order.until.into();

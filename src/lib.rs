@@ -54,6 +54,7 @@ mod leases;
 mod limits;
 mod refused_tokens;
 mod sampled;
+mod survey;
 mod tls;
 mod transport;
 

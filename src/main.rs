@@ -1,6 +1,6 @@
 //! The `chat3-gateway` command.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, thread, time::Duration};
 
 use anyhow::Context;
 use axum::Router;
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         eprintln!("chat3-gateway: the allocator returns memory late: {error}");
     }
     let cli = load_dotenv().and_then(|()| Cli::from_process().map_err(anyhow::Error::msg));
-    match cli.and_then(run_to_end) {
+    match cli.and_then(on_a_thread_of_its_own) {
         Ok(code) => code,
         Err(error) => {
             // One line, causes included: for the last line of a log as well as a terminal.
@@ -90,6 +90,16 @@ fn load_dotenv() -> anyhow::Result<()> {
     })
 }
 
+/// The main thread's stack is as large as the shell's limit says; see the constant.
+fn on_a_thread_of_its_own(cli: Cli) -> anyhow::Result<ExitCode> {
+    let thread = thread::Builder::new()
+        .name("runtime".to_owned())
+        .stack_size(RabbitMqService::THREAD_STACK_BYTES)
+        .spawn(|| run_to_end(cli));
+    let ended = thread.context("cannot start")?.join();
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 fn run_to_end(cli: Cli) -> anyhow::Result<ExitCode> {
     let runtime = runtime(&cli).context("cannot start")?;
     let result = runtime.block_on(run(cli));
@@ -110,7 +120,11 @@ fn runtime(cli: &Cli) -> std::io::Result<Runtime> {
         1 => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
     };
-    builder.worker_threads(threads).enable_all().build()
+    builder
+        .worker_threads(threads)
+        .thread_stack_size(RabbitMqService::THREAD_STACK_BYTES)
+        .enable_all()
+        .build()
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {

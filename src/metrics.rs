@@ -63,8 +63,15 @@ pub struct Metrics {
     pub broker_connected: Gauge,
     /// 1 while orders come from and go to the other instances.
     pub control_connected: Gauge,
+    /// 1 while updates of users online are published that no binding matches.
+    pub bindings_dead: Gauge,
+    silence_looks: Family<Outcome, Counter>,
+    /// Orders that the other instances were not told of, in time.
+    pub orders_not_broadcast: Counter,
     /// Broker connections established after the first.
     pub broker_reconnects: Counter,
+    /// Messages that ended the broker connection: the AMQP library cannot read them.
+    pub messages_unreadable: Counter,
     /// Updates consumed; each is then delivered, kept or rejected, exactly once.
     pub updates_received: Counter,
     /// Updates that came over a queue of several users and were nobody's who is online.
@@ -114,7 +121,11 @@ impl Metrics {
             binding_keys_refused: Counter::default(),
             broker_connected: Gauge::default(),
             control_connected: Gauge::default(),
+            bindings_dead: Gauge::default(),
+            silence_looks: Family::default(),
+            orders_not_broadcast: Counter::default(),
             broker_reconnects: Counter::default(),
+            messages_unreadable: Counter::default(),
             updates_received: Counter::default(),
             updates_unclaimed: Counter::default(),
             updates_delivered: Counter::default(),
@@ -208,9 +219,29 @@ impl Metrics {
             self.control_connected.clone(),
         );
         r.register(
+            "rabbitmq_bindings_dead",
+            "1 while updates of users online are published with keys that no binding matches",
+            self.bindings_dead.clone(),
+        );
+        r.register(
+            "rabbitmq_silence_looks",
+            "Looks at what is published, since no update came, by what they found",
+            self.silence_looks.clone(),
+        );
+        r.register(
             "rabbitmq_reconnects",
             "RabbitMQ connections established after the first",
             self.broker_reconnects.clone(),
+        );
+        r.register(
+            "orders_not_broadcast",
+            "Orders that RabbitMQ did not take in time, so that other instances do not know them",
+            self.orders_not_broadcast.clone(),
+        );
+        r.register(
+            "messages_unreadable",
+            "Messages that ended the RabbitMQ connection, because the AMQP library cannot read them",
+            self.messages_unreadable.clone(),
         );
         r.register(
             "updates_received",
@@ -355,6 +386,11 @@ impl Metrics {
         self.recoveries_lost
             .get_or_create(&Reason { reason })
             .inc_by(connections);
+    }
+
+    /// Counts a look at why no updates come.
+    pub fn silence_look(&self, outcome: &'static str) {
+        self.silence_looks.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts a read of the key set.

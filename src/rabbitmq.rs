@@ -17,11 +17,18 @@ mod connection;
 mod consumer;
 mod control;
 mod link;
+mod orders;
+mod session;
+mod silence;
 mod topology;
+mod unreadable;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,19 +36,23 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use indexmap::IndexSet;
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, watch},
     task::JoinHandle,
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
-pub(crate) use self::connection::{
-    ACCESS_REFUSED, LinkError, NOT_FOUND, OpenChannel, barrier, open_channel, open_connection,
-};
+pub use self::unreadable::Unreadable;
+pub(crate) use self::unreadable::is_of_amqprs;
 use self::{
     channels::Channels,
     link::{Ended, Link},
+    orders::Orders,
+};
+pub(crate) use self::{
+    connection::{ACCESS_REFUSED, LinkError, NOT_FOUND, open_channel, open_connection},
+    session::{Heard, Listening, Scope, Session},
 };
 use crate::{
     broker::{Activation, BroadcastHandler, Broker, Handler, Subscribed},
@@ -66,6 +77,14 @@ const WHILE_REFUSED: Patience = Patience {
 /// A link that lived this long was healthy: the next loss starts a new backoff.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
+/// Connections that a message ended are made anew at once, so many in a minute: a flood
+/// of such messages must not become one of reconnects.
+const AT_ONCE_PER_MINUTE: usize = 20;
+
+/// The largest frame that [`RabbitMqService::THREAD_STACK_BYTES`] is measured for:
+/// RabbitMQ's default. It tells the client, which cannot ask for a smaller one.
+const MAX_FRAME_BYTES: u32 = 131_072;
+
 /// Subscribes users to their updates, reconnecting as needed. Cheap to share by `Arc`.
 pub struct RabbitMqService {
     shared: Arc<Shared>,
@@ -79,6 +98,8 @@ struct Shared {
     /// Distinguishes this process's queues from those of any other.
     instance: String,
     wishes: Mutex<Wishes>,
+    /// Updates that came, on whichever link.
+    received: Arc<AtomicU64>,
     /// Wakes the link when there are changes to apply.
     changed: Notify,
     connected: watch::Sender<bool>,
@@ -88,8 +109,9 @@ struct Shared {
     consuming: watch::Sender<bool>,
     /// Stage two: close the connection.
     close: CancellationToken,
-    /// The way to the other instances, while there is one.
-    broadcasts: watch::Sender<Option<mpsc::Sender<Bytes>>>,
+    /// Whether orders come from the other instances, and so reach them.
+    control_connected: AtomicBool,
+    orders: Orders,
     on_broadcast: OnceLock<BroadcastHandler>,
 }
 
@@ -114,9 +136,29 @@ struct Wish {
 }
 
 impl RabbitMqService {
+    /// The stack that the Tokio runtime's threads need.
+    ///
+    /// amqprs reads headers that are nested by recursion, and a message's headers are as
+    /// deep as its publisher likes: 26,000 levels fit into a frame of RabbitMQ's default size.
+    /// They take 16 MB in a release build and 96 MB in a debug one; a thread with less
+    /// overflows, and the process aborts. Memory is used only as it is needed.
+    ///
+    /// ```
+    /// # use chat3_gateway::RabbitMqService;
+    /// let runtime = tokio::runtime::Builder::new_multi_thread()
+    ///     .thread_stack_size(RabbitMqService::THREAD_STACK_BYTES)
+    ///     .enable_all()
+    ///     .build();
+    /// # runtime.unwrap();
+    /// ```
+    pub const THREAD_STACK_BYTES: usize = match cfg!(debug_assertions) {
+        true => 256 << 20,
+        false => 64 << 20,
+    };
+
     /// Starts connecting in the background and keeps at it. The broker may be
     /// absent; [`RabbitMqService::is_connected`] tells. Must be called inside a
-    /// Tokio runtime.
+    /// Tokio runtime, whose threads have a stack of [`Self::THREAD_STACK_BYTES`].
     pub fn connect(config: RabbitMqConfig, metrics: Metrics) -> Self {
         let instance = format!(
             "{}-{:08x}",
@@ -131,12 +173,14 @@ impl RabbitMqService {
             metrics,
             instance,
             wishes: Mutex::default(),
+            received: Arc::default(),
             changed: Notify::new(),
             connected: watch::Sender::new(false),
             stop_consuming: CancellationToken::new(),
             consuming: watch::Sender::new(true),
             close: CancellationToken::new(),
-            broadcasts: watch::Sender::new(None),
+            control_connected: AtomicBool::new(false),
+            orders: Orders::default(),
             on_broadcast: OnceLock::new(),
         });
         let supervisor = tokio::spawn(supervise(shared.clone()));
@@ -183,6 +227,7 @@ impl RabbitMqService {
     pub async fn close(&self) {
         self.stop_consuming().await;
         self.shared.close.cancel();
+        self.shared.orders.close().await;
         let supervisor = self.lock_supervisor().take();
         if let Some(supervisor) = supervisor
             && supervisor.await.is_err()
@@ -259,10 +304,9 @@ impl Broker for RabbitMqService {
         self.is_connected()
     }
 
-    fn broadcast(&self, message: Bytes) -> bool {
-        let broadcasts = self.shared.broadcasts.borrow();
-        let sent = broadcasts.as_ref().map(|way| way.try_send(message));
-        sent.is_some_and(|sent| sent.is_ok())
+    async fn broadcast(&self, message: Bytes) -> bool {
+        let is_connected = self.shared.control_connected.load(Ordering::Relaxed);
+        is_connected && Orders::publish(&self.shared, message).await
     }
 
     fn on_broadcast(&self, handler: BroadcastHandler) {
@@ -297,6 +341,11 @@ impl Shared {
         }
     }
 
+    fn set_control_connected(&self, connected: bool) {
+        self.control_connected.store(connected, Ordering::Relaxed);
+        self.metrics.control_connected.set(connected.into());
+    }
+
     /// A new link knows nothing yet: every wish is a change to it.
     fn link_up(&self) {
         let mut wishes = self.wishes();
@@ -309,9 +358,8 @@ impl Shared {
 
     fn link_down(&self) {
         self.connected.send_replace(false);
-        self.broadcasts.send_replace(None);
+        self.set_control_connected(false);
         self.metrics.broker_connected.set(0);
-        self.metrics.control_connected.set(0);
         let mut wishes = self.wishes();
         wishes.linked = false;
         wishes.joins.clear();
@@ -365,7 +413,9 @@ impl Shared {
 async fn supervise(shared: Arc<Shared>) {
     let mut backoff = Backoff::new(shared.config.reconnect_delay);
     let mut linked_before = false;
+    let mut at_once = AtOnce::default();
     let mut refused = IndexSet::new();
+    let silence = AbortOnDropHandle::new(tokio::spawn(silence::watch(shared.clone())));
     for epoch in 0_u64.. {
         let opened = tokio::select! {
             opened = Link::open(&shared, epoch, &refused) => opened,
@@ -397,7 +447,15 @@ async fn supervise(shared: Arc<Shared>) {
                     }
                     Ended::Lost(reason) => {
                         warn!(%reason, "⚠️  RabbitMQ connection closed");
-                        backoff.next(patience(&reason))
+                        let is_unreadable = matches!(reason, LinkError::Unreadable(_));
+                        if is_unreadable {
+                            shared.metrics.messages_unreadable.inc();
+                        }
+                        let may_work = was_healthy && !reason.is_configuration();
+                        match may_work || (is_unreadable && at_once.take()) {
+                            true => Duration::ZERO,
+                            false => backoff.next(patience(&reason)),
+                        }
                     }
                 }
             }
@@ -416,6 +474,8 @@ async fn supervise(shared: Arc<Shared>) {
             () = shared.stop_consuming.cancelled() => break,
         }
     }
+    // An error is its panic, which has been logged.
+    let _ = silence.await;
     shared.consuming.send_replace(false);
 }
 
@@ -454,6 +514,22 @@ async fn run(shared: &Arc<Shared>, mut link: Link) -> Ended {
 struct Patience {
     growth: f64,
     ceiling: Duration,
+}
+
+/// When reconnects were made without a delay.
+#[derive(Default)]
+struct AtOnce(VecDeque<Instant>);
+
+impl AtOnce {
+    fn take(&mut self) -> bool {
+        let is_old = |at: &mut Instant| at.elapsed() > Duration::from_secs(60);
+        while self.0.pop_front_if(is_old).is_some() {}
+        let may = self.0.len() < AT_ONCE_PER_MINUTE;
+        if may {
+            self.0.push_back(Instant::now());
+        }
+        may
+    }
 }
 
 /// Delays between attempts: the configured one, then longer ones.

@@ -18,7 +18,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::config::{LogConfig, LogFormat, NodeEnv};
+use crate::{
+    config::{LogConfig, LogFormat, NodeEnv},
+    rabbitmq::{Unreadable, is_of_amqprs},
+};
 
 /// Keeps the writer threads alive; dropping it flushes what they still hold.
 #[must_use = "logs stop when the guard is dropped"]
@@ -64,7 +67,9 @@ pub fn init(config: &LogConfig) -> LogGuard {
     // frame that tungstenite might trace would be looked at.
     let all_events = filter_fn(is_event).with_max_level_hint(LevelFilter::TRACE);
     let events = filter(config).and(all_events);
-    let subscriber = tracing_subscriber::registry().with(lines.with_filter(events));
+    let subscriber = tracing_subscriber::registry()
+        .with(lines.with_filter(events))
+        .with(Unreadable::layer());
     #[cfg(feature = "otlp")]
     let (export, failure) = match otlp::Export::start() {
         Ok(export) => (export, None),
@@ -95,12 +100,12 @@ pub fn init(config: &LogConfig) -> LogGuard {
     }
 }
 
-/// Of a log line; but tungstenite traces frames, tokens included, whatever the
-/// directives of `RUST_LOG` say.
+/// Of a log line; but tungstenite and amqprs trace frames, tokens and passwords included,
+/// whatever the directives of `RUST_LOG` say.
 fn is_event(metadata: &tracing::Metadata<'_>) -> bool {
     let may_hold_tokens =
         metadata.target().starts_with("tungstenite") && *metadata.level() == Level::TRACE;
-    metadata.is_event() && !may_hold_tokens
+    metadata.is_event() && !may_hold_tokens && !is_of_amqprs(metadata)
 }
 
 /// `RUST_LOG` if it is set and valid, else the level that `NODE_ENV` asks for.

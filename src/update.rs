@@ -142,6 +142,16 @@ impl<'a> Update<'a> {
         self.event_type.as_ref().map_or("", Text::as_str)
     }
 
+    /// The id of the user whom it is for, as published.
+    pub fn user_id(&self) -> &str {
+        self.user_id.as_str()
+    }
+
+    /// The tenant of that user, if the body names one.
+    pub fn tenant_id(&self) -> Option<&str> {
+        self.tenant_id.as_ref().map(Text::as_str)
+    }
+
     /// What Chat3 has one update of since 2026-05-31; before 0.0.87 it may publish
     /// that twice. `None` for updates of earlier generations: theirs may say
     /// something new under the same names.

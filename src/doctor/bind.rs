@@ -3,22 +3,24 @@
 
 use clap::ValueEnum;
 
-use super::{Report, session::Session};
+use super::Report;
 use crate::{
-    config::{RabbitMqConfig, Topology},
-    rabbitmq::{LinkError, NOT_FOUND},
+    config::{BindingKeys, RabbitMqConfig, Topology},
+    rabbitmq::{LinkError, NOT_FOUND, Session},
+    survey,
     user::{TenantId, User, UserId},
 };
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bound {
-    Yes,
+    /// With these of the configured templates.
+    With(BindingKeys),
     /// There is no exchange to bind to; the rights are there, but for those on keys.
     NoExchange,
     Refused,
 }
 
-/// Binds `queue` as `serve` would. An error means that the connection is gone.
+/// Binds `queue` as `serve` would, with each template. An error means that the connection
+/// is gone.
 pub(super) async fn examine(
     session: &mut Session,
     config: &RabbitMqConfig,
@@ -27,18 +29,19 @@ pub(super) async fn examine(
     report: &mut Report,
 ) -> Result<Bound, LinkError> {
     let exchange = &config.exchange;
-    let keys = match config.topology {
-        Topology::PerUser | Topology::Shared => users_keys(config, ""),
-        Topology::Firehose => config.binding_keys.render_for_all().collect(),
-    };
-    let how = match config.topology {
-        Topology::PerUser | Topology::Shared => config.binding_keys.to_string(),
-        Topology::Firehose => keys.join(","),
-    };
-    let how = format!("with {how}, as in the topology {}", name(config.topology));
-    match bind(session, config, queue, &keys).await {
-        Ok(()) => {}
-        Err(LinkError::Closed(close)) if close.code == NOT_FOUND => {
+    let (mut permitted, mut refused) = (Vec::new(), Vec::new());
+    let mut refusal = None;
+    for text in config.binding_keys.templates() {
+        let template = survey::one(text);
+        let close = match bind(session, config, queue, &keys(config, &template)).await {
+            Ok(()) => {
+                permitted.push(text);
+                continue;
+            }
+            Err(LinkError::Closed(close)) => close,
+            Err(error) => return Err(error),
+        };
+        if close.code == NOT_FOUND {
             let finding = format!(
                 "may write to its queues and read {exchange}; with which keys it may bind, \
                  RabbitMQ tells only once {exchange} exists"
@@ -46,27 +49,79 @@ pub(super) async fn examine(
             report.ok("bind", finding);
             return Ok(Bound::NoExchange);
         }
-        Err(LinkError::Closed(close)) => {
-            // RabbitMQ asks in this order, and names what it is about.
-            let (what, advice) = if close.text.contains("access to topic") {
-                let what = format!("the topic permissions do not allow to bind {how}");
-                (what, topic_permissions(config))
-            } else if close.text.contains("access to exchange") {
-                ("no right to read the exchange".to_owned(), grant.to_owned())
-            } else {
-                let what = "no right to write to its own queues";
-                (what.to_owned(), grant.to_owned())
+        // RabbitMQ asks in this order, and names what it is about.
+        if !close.text.contains("access to topic") {
+            let what = match close.text.contains("access to exchange") {
+                true => "no right to read the exchange",
+                false => "no right to write to its own queues",
             };
-            report.problem("bind", format!("{what}: {close}"), advice);
+            report.problem("bind", format!("{what}: {close}"), grant);
             return Ok(Bound::Refused);
         }
-        Err(error) => return Err(error),
+        refused.push(text);
+        refusal.get_or_insert(close);
     }
-    let finding = format!("may bind its queues to {exchange} {how}");
-    // Whose ids are several words, a firehose's keys miss: they are bound one by one.
+    let how = |templates: &[&str]| {
+        let keys = match config.topology {
+            Topology::PerUser | Topology::Shared => templates.join(","),
+            Topology::Firehose => {
+                let keys = templates.iter().flat_map(|text| {
+                    let keys: Vec<_> = survey::one(text).render_for_all().collect();
+                    keys
+                });
+                keys.collect::<Vec<_>>().join(",")
+            }
+        };
+        format!("with {keys}, as in the topology {}", name(config.topology))
+    };
+    let with = match (permitted.is_empty(), refusal) {
+        (true, refusal) => {
+            let refusal = refusal.map_or_else(String::new, |close| format!(": {close}"));
+            let finding = format!(
+                "the topic permissions do not allow to bind {}{refusal}",
+                how(&refused)
+            );
+            report.problem("bind", finding, topic_permissions(config));
+            return Ok(Bound::Refused);
+        }
+        (false, Some(close)) => {
+            let finding = format!(
+                "may bind its queues to {exchange} {}, but not with {}: {close}",
+                how(&permitted),
+                refused.join(",")
+            );
+            let advice = format!(
+                "name in RABBITMQ_BINDING_KEYS only what your Chat3 needs, or permit all: {}",
+                topic_permissions(config)
+            );
+            report.warning("bind", finding, advice);
+            permitted.join(",").parse()
+        }
+        (false, None) => {
+            dots(session, config, queue, &how(&permitted), report).await?;
+            Ok(config.binding_keys.clone())
+        }
+    };
+    Ok(Bound::With(
+        with.expect("some of a list's templates are a list"),
+    ))
+}
+
+/// Whose ids are several words, a firehose's keys miss: they are bound one by one.
+async fn dots(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    queue: &str,
+    how: &str,
+    report: &mut Report,
+) -> Result<(), LinkError> {
+    let finding = format!("may bind its queues to {} {how}", config.exchange);
     let dotted = match config.topology {
         Topology::PerUser | Topology::Shared => Ok(()),
-        Topology::Firehose => bind(session, config, queue, &users_keys(config, ".x")).await,
+        Topology::Firehose => {
+            let keys: Vec<_> = config.binding_keys.render(&nobody(".x")).collect();
+            bind(session, config, queue, &keys).await
+        }
     };
     match dotted {
         Ok(()) => report.ok("bind", finding),
@@ -77,16 +132,18 @@ pub(super) async fn examine(
         ),
         Err(error) => return Err(error),
     }
-    Ok(Bound::Yes)
+    Ok(())
 }
 
 /// Binds `queue` for a user whose updates nobody publishes.
 pub(super) async fn to_nobody(
     session: &mut Session,
     config: &RabbitMqConfig,
+    permitted: &BindingKeys,
     queue: &str,
 ) -> Result<(), LinkError> {
-    bind(session, config, queue, &users_keys(config, "")).await
+    let keys: Vec<_> = permitted.render(&nobody("")).collect();
+    bind(session, config, queue, &keys).await
 }
 
 async fn bind(
@@ -101,21 +158,50 @@ async fn bind(
     Ok(())
 }
 
-/// The keys of a user whom nobody knows; `ending` ends the id.
-fn users_keys(config: &RabbitMqConfig, ending: &str) -> Vec<String> {
-    let id = format!("doctor-{:016x}{ending}", rand::random::<u64>());
-    let nobody = User {
-        id: UserId::parse(&id).expect("hexadecimal digits are an id"),
-        tenant: TenantId::parse("doctor").ok(),
-    };
-    config.binding_keys.render(&nobody).collect()
+/// The keys that the topology binds with a template.
+fn keys(config: &RabbitMqConfig, template: &BindingKeys) -> Vec<String> {
+    match config.topology {
+        Topology::PerUser | Topology::Shared => template.render(&nobody("")).collect(),
+        Topology::Firehose => template.render_for_all().collect(),
+    }
 }
 
-fn topic_permissions(config: &RabbitMqConfig) -> String {
+/// A user whom nobody knows; `ending` ends the id.
+fn nobody(ending: &str) -> User {
+    let id = format!("doctor-{:016x}{ending}", rand::random::<u64>());
+    User {
+        id: UserId::parse(&id).expect("hexadecimal digits are an id"),
+        tenant: TenantId::parse("doctor").ok(),
+    }
+}
+
+/// The command that permits the keys of all templates, and no more.
+pub(super) fn topic_permissions(config: &RabbitMqConfig) -> String {
+    let (any_id, any_word) = ("[^*#]+", "([^*#]+|\\*)");
+    let user_id = match config.topology {
+        Topology::PerUser | Topology::Shared => any_id,
+        Topology::Firehose => any_word,
+    };
+    let word = |word: &str| match word {
+        "{userId}" => user_id.to_owned(),
+        "{tenantId|*}" => any_word.to_owned(),
+        "*" => "\\*".to_owned(),
+        word => match config.topology {
+            Topology::Firehose if word.contains("{tenantId}") => any_word.to_owned(),
+            _ => word.replace("{tenantId}", any_id),
+        },
+    };
+    let pattern = |template: &str| {
+        let words: Vec<_> = template.split('.').map(word).collect();
+        words.join("\\.")
+    };
+    let patterns: Vec<_> = config.binding_keys.templates().map(pattern).collect();
     format!(
-        "rabbitmqctl set_topic_permissions as in docs/SECURITY.md, with the pattern for {} and the topology {}",
-        config.binding_keys,
-        name(config.topology)
+        "rabbitmqctl set_topic_permissions -p {} {} {} '^$' '^({})$'",
+        config.url.vhost,
+        config.url.user,
+        config.exchange,
+        patterns.join("|")
     )
 }
 

@@ -4,45 +4,41 @@
 //! Rights are tried on an exclusive queue of the gateway's own kind, which is gone
 //! afterwards; what a [`Session`] can do, and cannot.
 
-use std::time::Duration;
-
 use amqprs::{
     channel::{BasicConsumeArguments, ExchangeUnbindArguments},
     consumer::DefaultConsumer,
 };
-use tokio::time::timeout;
 
 use super::{
     Report,
     bind::{self, Bound},
-    session::{Exchange, Session},
-    updates,
+    exchange::{self, Exchange},
 };
 use crate::{
-    config::RabbitMqConfig,
-    rabbitmq::{ACCESS_REFUSED, LinkError, host_name, open_connection},
+    config::{BindingKeys, RabbitMqConfig},
+    rabbitmq::{ACCESS_REFUSED, LinkError, Session, host_name},
 };
 
-/// Examines all that needs a login, and listens to what is published.
-pub(super) async fn examine(config: &RabbitMqConfig, listen: Duration, report: &mut Report) {
+/// Examines all that needs a login. What can be listened over, or why it cannot.
+pub(super) async fn examine(
+    config: &RabbitMqConfig,
+    report: &mut Report,
+) -> Result<(Session, Rights), &'static str> {
     let Some(mut session) = log_in(config, report).await else {
         skip_rights(config, "there is no login", report);
-        return;
+        return Err("there is no login");
     };
-    let rights = match rights(&mut session, config, report).await {
-        Ok(rights) if rights.may_consume => rights,
+    match rights(&mut session, config, report).await {
+        Ok(rights) if rights.may_consume => Ok((session, rights)),
         Ok(_) => {
-            updates::skip("no queue of its own can be read", report);
-            return session.close().await;
+            session.close().await;
+            Err("no queue of its own can be read")
         }
         Err(error) => {
             report.problem("connection", lost(&error), "RabbitMQ's own log says more");
-            updates::skip("the connection broke", report);
-            return;
+            Err("the connection broke")
         }
-    };
-    updates::examine(&mut session, config, &rights, listen, report).await;
-    session.close().await;
+    }
 }
 
 /// Notes what was not tried because RabbitMQ cannot be reached.
@@ -57,7 +53,6 @@ fn skip_rights(config: &RabbitMqConfig, why: &str, report: &mut Report) {
     if !config.control_exchange.is_empty() {
         report.unknown("control_exchange", format!("not tried: {why}"));
     }
-    updates::skip(why, report);
 }
 
 /// What was found out about the exchange that listening can add to.
@@ -65,6 +60,8 @@ pub(super) struct Rights {
     /// The queue for the updates of a user who does not exist, if it is bound.
     pub(super) probe: Option<String>,
     pub(super) exchange: Exchange,
+    /// The binding keys that are permitted: the configured ones, as far as is known.
+    pub(super) permitted: BindingKeys,
     may_consume: bool,
 }
 
@@ -75,23 +72,21 @@ async fn log_in(config: &RabbitMqConfig, report: &mut Report) -> Option<Session>
         name => name.to_owned(),
     };
     let instance = format!("{instance}-{:08x}", rand::random::<u32>());
-    let name = format!("chat3-gateway doctor {instance}");
-    let opening = open_connection(&config.url, &config.tls, &name, config.heartbeat);
-    match timeout(config.connect_timeout, opening).await {
-        Ok(Ok(connection)) => {
+    match Session::open(config, "doctor", &instance).await {
+        Ok(session) => {
             report.ok("login", format!("as {}", config.url.user));
             report.ok("vhost", config.url.vhost.clone());
-            Some(Session::over(connection, &instance))
+            Some(session)
         }
-        Ok(Err(error)) => {
-            refused(&error, config, report);
-            None
-        }
-        Err(_) => {
-            let finding = format!("no answer within {:?}", config.connect_timeout);
+        Err(LinkError::Timeout(limit)) => {
+            let finding = format!("no answer within {limit:?}");
             let advice =
                 "RabbitMQ accepts, but does not answer: is it starting, or out of memory or files?";
             report.problem("login", finding, advice);
+            None
+        }
+        Err(error) => {
+            refused(&error, config, report);
             None
         }
     }
@@ -143,6 +138,7 @@ async fn rights(
     let mut rights = Rights {
         probe: None,
         exchange: Exchange::Unclear(String::new()),
+        permitted: config.binding_keys.clone(),
         may_consume: false,
     };
     match session.declare(&queue, 10).await {
@@ -194,27 +190,32 @@ async fn rights(
         }
         Err(error) => return Err(error),
     }
-    rights.exchange = exchange(session, config, bound, report).await?;
+    rights.exchange = updates_exchange(session, config, &bound, report).await?;
     control(session, config, Some(&queue), report).await?;
     // Its consumer was the first; another queue listens, so that nothing was missed.
     match session.delete(&queue).await {
         Ok(()) | Err(LinkError::Closed(_)) => {}
         Err(error) => return Err(error),
     }
-    if bound == Bound::Yes {
+    if let Bound::With(permitted) = bound {
         let queue = format!("{}.nobody", session.prefix);
         let declared = session.declare(&queue, 10).await;
-        if declared.is_ok() && bind::to_nobody(session, config, &queue).await.is_ok() {
+        if declared.is_ok()
+            && bind::to_nobody(session, config, &permitted, &queue)
+                .await
+                .is_ok()
+        {
             rights.probe = Some(queue);
         }
+        rights.permitted = permitted;
     }
     Ok(rights)
 }
 
-async fn exchange(
+async fn updates_exchange(
     session: &mut Session,
     config: &RabbitMqConfig,
-    bound: Bound,
+    bound: &Bound,
     report: &mut Report,
 ) -> Result<Exchange, LinkError> {
     let name = &config.exchange;
@@ -226,11 +227,11 @@ async fn exchange(
              RABBITMQ_UPDATES_EXCHANGE (rabbitmqctl list_exchanges name type)",
         );
     };
-    if bound == Bound::NoExchange {
+    if matches!(bound, Bound::NoExchange) {
         missing(report);
         return Ok(Exchange::Missing);
     }
-    let found = session.look_at_exchange(name, "topic").await?;
+    let found = exchange::look_at(session, name, "topic").await?;
     match &found {
         Exchange::AsExpected => report.ok("exchange", format!("{name} is a durable topic exchange")),
         Exchange::Missing => missing(report),
@@ -245,7 +246,7 @@ async fn exchange(
             "Chat3 declares it durable and plain: somebody else made it, and Chat3 may fail to start",
         ),
         // What is published may tell: see `updates`.
-        Exchange::NotPermitted if bound == Bound::Yes => {}
+        Exchange::NotPermitted if matches!(bound, Bound::With(_)) => {}
         Exchange::NotPermitted => report.unknown("exchange", "not told to a user without rights on it"),
         Exchange::Unclear(why) => report.unclear(
             "exchange",
@@ -275,7 +276,7 @@ async fn control(
         );
         return Ok(());
     }
-    let found = session.look_at_exchange(name, "fanout").await?;
+    let found = exchange::look_at(session, name, "fanout").await?;
     let advice = format!(
         "{} Without it, orders to send users away reach one instance only",
         grant(config)

@@ -13,6 +13,7 @@ use crate::{
     },
     config::{JwksSource, JwtConfig, Secret},
     metrics::Metrics,
+    user::User,
 };
 
 /// Limit of a token's verification: more than it waits for a key set.
@@ -197,6 +198,19 @@ fn claims(config: &JwtConfig, report: &mut Report) {
             "use Socket.IO's auth in the client, and remove JWT_ALLOW_QUERY",
         );
     }
+}
+
+/// Whose token it is, if `serve` would let them in.
+pub(super) async fn user(
+    config: &JwtConfig,
+    tenant_required: bool,
+    token: &str,
+    metrics: &Metrics,
+) -> Option<User> {
+    let verifier = Verifier::new(config, tenant_required, metrics).ok()?;
+    let examined = timeout(VERDICT, verifier.examine(token, config)).await;
+    let (_, verdict) = examined.ok()?;
+    Some(verdict.ok()?.user().clone())
 }
 
 /// Explains what becomes of `token`, by the verifier that `serve` would use.

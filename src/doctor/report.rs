@@ -92,6 +92,16 @@ impl Report {
         self.add(check, Status::Ok, finding.into(), None);
     }
 
+    /// Well, and could be better.
+    pub(crate) fn recommend(
+        &mut self,
+        check: &'static str,
+        finding: impl Into<String>,
+        advice: impl Into<String>,
+    ) {
+        self.add(check, Status::Ok, finding.into(), Some(advice.into()));
+    }
+
     pub(crate) fn unknown(&mut self, check: &'static str, finding: impl Into<String>) {
         self.add(check, Status::Unknown, finding.into(), None);
     }

@@ -1,132 +1,79 @@
-//! What is being published right now: listens for a while and looks at routing keys
-//! and timestamps. Bodies are dropped unread.
+//! What is being published right now: of which generation it is, whether its users get
+//! it, and what the publisher's clock says.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
-
-use amqprs::{
-    BasicProperties, Deliver,
-    channel::{BasicAckArguments, BasicConsumeArguments, Channel},
-    consumer::AsyncConsumer,
-};
-use async_trait::async_trait;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout_at},
-};
+use std::time::Duration;
 
 use super::{
     Report, Section,
     broker::Rights,
-    keys::{Generation, classify, reaches, shape},
+    exchange::Exchange,
+    listening::{Ear, Heard},
     report::counted,
-    session::{Exchange, Session},
+    trial::{Trial, Tried},
 };
 use crate::{
-    config::RabbitMqConfig,
-    rabbitmq::{ACCESS_REFUSED, LinkError, NOT_FOUND, OpenChannel, barrier},
+    config::{BindingKeys, RabbitMqConfig},
+    rabbitmq::{ACCESS_REFUSED, LinkError, NOT_FOUND, Scope, Session},
+    survey::{Survey, Template},
+    user::User,
 };
-
-/// Enough to know; a busy exchange is not listened to any longer.
-const ENOUGH: usize = 5_000;
-
-/// What the broker keeps for us at most, if we are slower than Chat3.
-const MAX_WAITING: i64 = 1_000;
-
-/// Updates on their way to us.
-const PREFETCH: u16 = 200;
-
-const STEP: Duration = Duration::from_secs(5);
-
-/// Clock differences that tokens tolerate, with the default `JWT_LEEWAY`.
-const TOLERATED: Duration = Duration::from_secs(5);
-
-/// From here on tokens are refused that should not be, whatever the leeway.
-const INTOLERABLE: Duration = Duration::from_secs(60);
-
-/// Timestamps from here on are milliseconds (see `rabbitmq::consumer`).
-const FIRST_MILLISECONDS: u64 = 100_000_000_000;
 
 /// Kinds of keys that are shown.
 const MAX_SHAPES: usize = 5;
 
-/// Listens, and says what that tells about keys, exchange and clock.
+/// Listens, and says what that tells about exchange, keys and clock. `known` is a user
+/// whose updates may be listened to even where nobody else's may.
 pub(super) async fn examine(
-    session: &mut Session,
+    mut session: Session,
     config: &RabbitMqConfig,
     rights: &Rights,
+    known: Option<User>,
     listen: Duration,
     report: &mut Report,
 ) {
-    let everything = format!("{}.listen", session.prefix);
-    let bound = match session.declare(&everything, MAX_WAITING).await {
-        Ok(()) => session.bind(&everything, &config.exchange, "#").await,
-        Err(error) => Err(error),
-    };
-    let may_listen = bound.is_ok();
-    let seen = if may_listen || rights.probe.is_some() {
-        if may_listen {
-            report.announce(&format!(
-                "listening to {} for {} (a temporary queue, bound with #)",
-                config.exchange,
-                humantime::format_duration(listen)
-            ));
+    let known: Vec<User> = known.into_iter().collect();
+    match hear(&mut session, config, rights, &known, listen, report).await {
+        Ok((scope, heard)) => {
+            told_exchange(config, rights, &heard, report);
+            report.begin(Section::Updates);
+            match scope {
+                Scope::Nothing(refusal) => heard_nothing(&refusal, report),
+                scope => tell(config, rights, listen, &scope, &heard, report),
+            }
         }
-        let queues = [
-            (&everything, may_listen),
-            (rights.probe.as_ref().unwrap_or(&everything), false),
-        ];
-        let queues = match (&rights.probe, may_listen) {
-            (Some(_), true) => &queues[..],
-            (Some(_), false) => &queues[1..],
-            (None, _) => &queues[..1],
-        };
-        hear(session, queues, listen).await
-    } else {
-        Ok(Heard::default())
-    };
-    let heard = match seen {
-        Ok(heard) => heard,
         Err(error) => {
             let advice = "RabbitMQ's own log says more";
             report.problem("listening", format!("failed: {error}"), advice);
             skip("listening failed", report);
-            return;
-        }
-    };
-    told_exchange(config, rights, &heard, report);
-    report.begin(Section::Updates);
-    match bound {
-        Ok(()) => tell(config, rights, listen, &heard, report),
-        Err(LinkError::Closed(close)) if close.text.contains("access to topic") => {
-            let finding =
-                "the topic permissions keep this user from listening to everything, as they should";
-            let advice =
-                "to check keys and clock, run doctor once with RABBITMQ_URL of Chat3's own user";
-            report.unclear("keys", finding, advice);
-            skip_all(&["bindings", "clock"], "nothing was listened to", report);
-        }
-        Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED => {
-            skip_all(
-                &["keys", "bindings", "clock"],
-                "the rights above are missing",
-                report,
-            );
-        }
-        Err(LinkError::Closed(close)) if close.code == NOT_FOUND => {
-            skip_all(
-                &["keys", "bindings", "clock"],
-                "there is no exchange",
-                report,
-            );
-        }
-        Err(error) => {
-            let why = format!("nothing was listened to: {error}");
-            skip_all(&["keys", "bindings", "clock"], &why, report);
         }
     }
+    session.close().await;
+}
+
+async fn hear<'r>(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    rights: &'r Rights,
+    known: &[User],
+    listen: Duration,
+    report: &Report,
+) -> Result<(Scope, Heard<'r>), LinkError> {
+    let ear = Ear::open(session, config, known).await?;
+    let with = match &ear.scope {
+        Scope::Everything => Some("#".to_owned()),
+        Scope::Some(keys) => Some(keys.join(",")),
+        Scope::Nothing(_) => None,
+    };
+    if let Some(with) = with {
+        report.announce(&format!(
+            "listening to {} for {} (temporary queues, bound with {with})",
+            config.exchange,
+            humantime::format_duration(listen)
+        ));
+    }
+    let heard = ear.listen(session, config, rights, listen);
+    let heard = heard.await?;
+    Ok((ear.scope, heard))
 }
 
 /// Notes what was not tried.
@@ -141,90 +88,26 @@ fn skip_all(checks: &[&'static str], why: &str, report: &mut Report) {
     }
 }
 
-/// One update, without its body.
-struct Seen {
-    routing_key: String,
-    timestamp: Option<u64>,
-    at: SystemTime,
-    /// Of the queue that must get everything, not of the one that must get nothing.
-    expected: bool,
-}
-
-#[derive(Default)]
-struct Heard {
-    updates: Vec<Seen>,
-    /// Updates for a user whom nobody publishes to.
-    for_nobody: usize,
-}
-
-struct Ear {
-    sender: mpsc::Sender<Seen>,
-    expected: bool,
-}
-
-#[async_trait]
-impl AsyncConsumer for Ear {
-    async fn consume(
-        &mut self,
-        channel: &Channel,
-        deliver: Deliver,
-        properties: BasicProperties,
-        _: Vec<u8>,
-    ) {
-        let seen = Seen {
-            routing_key: deliver.routing_key().clone(),
-            timestamp: properties.timestamp(),
-            at: SystemTime::now(),
-            expected: self.expected,
-        };
-        // Errors mean that it is over. Without the acknowledgement no more come.
-        if self.sender.send(seen).await.is_ok() {
-            let ack = BasicAckArguments::new(deliver.delivery_tag(), false);
-            let _ = channel.basic_ack(ack).await;
+/// Why nothing could be listened to.
+fn heard_nothing(refusal: &LinkError, report: &mut Report) {
+    let why = match refusal {
+        LinkError::Closed(close) if close.text.contains("access to topic") => {
+            let finding =
+                "the topic permissions keep this user from listening to everything, as they should";
+            report.unclear("keys", finding, AS_CHAT3);
+            let why = "nothing was listened to";
+            return skip_all(&["bindings", "clock"], why, report);
         }
-    }
+        LinkError::Closed(close) if close.code == ACCESS_REFUSED => {
+            "the rights above are missing".to_owned()
+        }
+        LinkError::Closed(close) if close.code == NOT_FOUND => "there is no exchange".to_owned(),
+        error => format!("nothing was listened to: {error}"),
+    };
+    skip_all(&["keys", "bindings", "clock"], &why, report);
 }
 
-/// Consumes the queues until the time is over or enough has come.
-async fn hear(
-    session: &mut Session,
-    queues: &[(&String, bool)],
-    listen: Duration,
-) -> Result<Heard, LinkError> {
-    let (sender, mut receiver) = mpsc::channel(PREFETCH.into());
-    let on: OpenChannel = session.another_channel().await?;
-    let channel = on.channel.clone();
-    let consumers: Vec<_> = queues
-        .iter()
-        .map(|(queue, expected)| {
-            let ear = Ear {
-                sender: sender.clone(),
-                expected: *expected,
-            };
-            (ear, BasicConsumeArguments::new(queue, queue))
-        })
-        .collect();
-    drop(sender);
-    on.ask(STEP, async move {
-        barrier(&channel, PREFETCH).await?;
-        for (ear, consume) in consumers {
-            channel.basic_consume(ear, consume).await?;
-        }
-        Ok(())
-    })
-    .await?;
-    let mut heard = Heard::default();
-    let end = Instant::now() + listen;
-    while heard.updates.len() + heard.for_nobody < ENOUGH {
-        match timeout_at(end, receiver.recv()).await {
-            Ok(Some(seen)) if seen.expected => heard.updates.push(seen),
-            Ok(Some(_)) => heard.for_nobody += 1,
-            Ok(None) => return Err(LinkError::Amqp("the connection broke".to_owned())),
-            Err(_) => break,
-        }
-    }
-    Ok(heard)
-}
+const AS_CHAT3: &str = "to check keys and clock, run doctor once with RABBITMQ_URL of Chat3's own user, or with the token of a user who gets updates meanwhile";
 
 /// What the behaviour of the exchange tells, where RabbitMQ itself did not.
 fn told_exchange(config: &RabbitMqConfig, rights: &Rights, heard: &Heard, report: &mut Report) {
@@ -239,7 +122,7 @@ fn told_exchange(config: &RabbitMqConfig, rights: &Rights, heard: &Heard, report
     if rights.exchange != Exchange::NotPermitted || rights.probe.is_none() {
         return;
     }
-    match heard.updates.is_empty() {
+    match heard.updates == 0 {
         false => report.ok(
             "exchange",
             format!("{name} exists, and behaves as a topic exchange"),
@@ -256,143 +139,176 @@ fn tell(
     config: &RabbitMqConfig,
     rights: &Rights,
     listen: Duration,
+    scope: &Scope,
     heard: &Heard,
     report: &mut Report,
 ) {
     let listened = humantime::format_duration(listen);
-    if heard.updates.is_empty() {
+    // Of what was not permitted to be heard, nothing is known.
+    let limit = match scope {
+        Scope::Some(keys) => format!(
+            "; the topic permissions let only {} be heard",
+            keys.join(",")
+        ),
+        _ => String::new(),
+    };
+    if heard.updates == 0 {
         let finding = format!(
-            "nothing was published to {} within {listened}",
+            "nothing was published to {} within {listened}{limit}",
             config.exchange
         );
-        let advice = match rights.exchange {
-            Exchange::OtherType(_) => "mend the exchange first",
+        let advice = match (&rights.exchange, scope) {
+            (Exchange::OtherType(_), _) => "mend the exchange first",
+            (_, Scope::Some(_)) => AS_CHAT3,
             _ => {
                 "send a message in the chat while this listens, or longer: --listen 1m; if nothing comes then, Chat3's Update Worker does not publish here"
             }
         };
-        report.warning("keys", finding, advice);
-        return skip_all(&["bindings", "clock"], "nothing was published", report);
-    }
-    let mut generations: BTreeMap<Generation, usize> = BTreeMap::new();
-    let mut missed: BTreeMap<Generation, usize> = BTreeMap::new();
-    let mut unknown: BTreeMap<String, usize> = BTreeMap::new();
-    let mut users = BTreeSet::new();
-    let mut reached = 0;
-    for seen in &heard.updates {
-        let Some((generation, id)) = classify(&seen.routing_key) else {
-            *unknown.entry(shape(&seen.routing_key)).or_default() += 1;
-            continue;
-        };
-        users.insert(id);
-        *generations.entry(generation).or_default() += 1;
-        match reaches(&config.binding_keys, &seen.routing_key, id) {
-            true => reached += 1,
-            false => *missed.entry(generation).or_default() += 1,
+        match scope {
+            Scope::Some(_) => report.unclear("keys", finding, advice),
+            _ => report.warning("keys", finding, advice),
         }
+        return skip_all(&["bindings", "clock"], "nothing was heard", report);
     }
-    let updates = counted(heard.updates.len(), "update");
-    let users = counted(users.len(), "user");
-    report.ok(
-        "listening",
-        format!("{updates} for {users} within {listened}"),
-    );
-    for (generation, count) in &generations {
+    let survey = &heard.survey;
+    let updates = counted(survey.updates(), "update");
+    let users = counted(survey.users(), "user");
+    let finding = format!("{updates} for {users} within {listened}{limit}");
+    report.ok("listening", finding);
+    keys(survey, report);
+    bindings(&rights.permitted, survey, report);
+    let trial = heard.trial.as_ref().map_or(&[][..], Trial::templates);
+    for (index, template) in survey.templates().iter().enumerate() {
+        of_template(config, template, survey.updates(), trial.get(index), report);
+    }
+    heard.clock.tell(report);
+}
+
+/// Of which generations it is.
+fn keys(survey: &Survey, report: &mut Report) {
+    for (generation, count) in survey.generations() {
         let (since, form) = (generation.since(), generation.form());
         report.ok(
             "keys",
             format!("{count} × {form}, as of Chat3 since {since}"),
         );
     }
-    if !unknown.is_empty() {
-        let shapes = unknown
-            .iter()
-            .take(MAX_SHAPES)
-            .map(|(shape, count)| format!("{count} × {shape}"));
-        let shapes = shapes.collect::<Vec<_>>().join(", ");
+    let shapes: Vec<_> = survey
+        .unknown()
+        .take(MAX_SHAPES)
+        .map(|(shape, count)| format!("{count} × {shape}"))
+        .collect();
+    if !shapes.is_empty() {
         report.warning(
             "keys",
-            format!("keys of no known generation of Chat3: {shapes}"),
+            format!("keys of no known generation of Chat3: {}", shapes.join(", ")),
             "something else publishes here, or a newer Chat3: compare its keys with RABBITMQ_BINDING_KEYS by hand",
         );
     }
-    bindings(config, reached, &missed, report);
-    clock(&heard.updates, report);
+    if survey.foreign() > 0 {
+        report.warning(
+            "keys",
+            format!(
+                "{} with a key that is not for the user in the body: the gateway drops them",
+                counted(survey.foreign(), "update")
+            ),
+            "something else than Chat3 publishes here, or what changes its updates on the way",
+        );
+    }
+    if survey.unreadable() > 0 {
+        report.warning(
+            "keys",
+            format!(
+                "{} that the gateway rejects: no JSON object with an acceptable userId",
+                counted(survey.unreadable(), "message")
+            ),
+            "something else than Chat3 publishes here; updates_rejected_total of /metrics says what is wrong with them",
+        );
+    }
 }
 
-fn bindings(
-    config: &RabbitMqConfig,
-    reached: usize,
-    missed: &BTreeMap<Generation, usize>,
-    report: &mut Report,
-) {
-    let configured = &config.binding_keys;
-    let count: usize = missed.values().sum();
-    if count == 0 && reached == 0 {
+/// Whether the users get it.
+fn bindings(permitted: &BindingKeys, survey: &Survey, report: &mut Report) {
+    let (updates, missed) = (survey.updates(), survey.missed());
+    if updates == 0 {
         return report.unknown(
             "bindings",
-            "cannot be told: no key is of a known generation",
+            "cannot be told: no update is of a user in its key",
         );
     }
-    if count == 0 {
-        return report.ok("bindings", format!("{configured} matches all of them"));
-    }
-    // What works now stays; what is missed comes in addition.
-    let mut templates: Vec<&str> = Vec::new();
-    if reached > 0 {
-        templates.extend(configured.templates());
-    }
-    for generation in missed.keys() {
-        if !templates.contains(&generation.template()) {
-            templates.push(generation.template());
-        }
-    }
-    let advice = format!(
-        "set RABBITMQ_BINDING_KEYS='{}' (and the topic permissions, if there are any: docs/SECURITY.md)",
-        templates.join(",")
-    );
-    let finding = match reached {
-        0 => format!("{configured} matches none of them: nobody gets an update"),
-        _ => format!("{configured} misses {count} of {} updates", count + reached),
+    let configured = match survey.is_default() {
+        true => format!("the default, {permitted}, "),
+        false => format!("{permitted} "),
     };
-    report.problem("bindings", finding, advice);
+    if missed == 0 {
+        let finding = format!("{configured}matches all of them");
+        if survey.missed_without_tenant() > 0 {
+            let finding = format!(
+                "{} of {updates} updates do not reach users whose tokens have no tenant: \
+                 the tenant's id has dots",
+                survey.missed_without_tenant()
+            );
+            let advice =
+                "if there are such tokens, put the tenant into them, or set JWT_DEFAULT_TENANT_ID";
+            report.unclear("tenants", finding, advice);
+        }
+        return match survey.enough() {
+            Some(enough) => report.recommend(
+                "bindings",
+                finding,
+                format!(
+                    "where thousands are online, RABBITMQ_BINDING_KEYS='{enough}' costs RabbitMQ less (docs/SCALING.md), \
+                     as long as Chat3 publishes nothing else than now"
+                ),
+            ),
+            None => report.ok("bindings", finding),
+        };
+    }
+    let finding = match missed == updates {
+        true => format!("{configured}matches none of them: nobody gets an update"),
+        false => format!("{configured}misses {missed} of {updates} updates"),
+    };
+    match survey.advice() {
+        Some(advice) => report.problem("bindings", finding, advice),
+        None => report.warning(
+            "bindings",
+            finding,
+            "what is missed is of no known generation of Chat3: if users need it, add a template for its keys",
+        ),
+    }
 }
 
-/// Compares the publisher's timestamps with this machine's time.
-fn clock(updates: &[Seen], report: &mut Report) {
-    // Positive: this machine's clock is ahead. The least is without time spent in queues.
-    let ahead = updates.iter().filter_map(|seen| {
-        let stamp = seen.timestamp?;
-        let (stamp, here) = (i128::from(stamp), seen.at.duration_since(UNIX_EPOCH).ok()?);
-        let here = i128::try_from(here.as_millis()).ok()?;
-        // Chat3 writes milliseconds; AMQP means seconds, which are known to a second only.
-        if stamp >= i128::from(FIRST_MILLISECONDS) {
-            return Some(here - stamp);
-        }
-        let difference = here - stamp * 1000;
-        Some(difference - difference.clamp(0, 1000))
-    });
-    let Some(ahead) = ahead.min_by_key(|difference| difference.abs()) else {
-        return report.unknown("clock", "cannot be told: the updates have no timestamp");
+/// What one template gets.
+fn of_template(
+    config: &RabbitMqConfig,
+    template: &Template,
+    updates: usize,
+    tried: Option<&Tried>,
+    report: &mut Report,
+) {
+    let text = &template.text;
+    let gets = match template.gets {
+        0 => "none".to_owned(),
+        gets => format!("{gets} of {}", counted(updates, "update")),
     };
-    let difference = Duration::from_millis(u64::try_from(ahead.unsigned_abs()).unwrap_or(u64::MAX));
-    let seconds = difference.as_secs_f64();
-    let direction = if ahead > 0 { "ahead of" } else { "behind" };
-    let finding = match ahead > 0 {
-        true => format!(
-            "{seconds:.1} s {direction} the publisher's timestamps, or updates are that late"
+    let finding = format!("{text} gets {gets}");
+    match tried {
+        Some(tried) if tried.refused && template.gets > 0 => report.problem(
+            "templates",
+            format!("{finding}, but RabbitMQ refuses to bind so"),
+            super::bind::topic_permissions(config),
         ),
-        false => format!("{seconds:.1} s {direction} the publisher's timestamps"),
-    };
-    let advice = "synchronise the clocks (timedatectl; chronyc tracking): tokens expire too early or are not valid yet, and latencies are wrong";
-    if difference > INTOLERABLE {
-        report.problem("clock", finding, advice);
-    } else if difference > TOLERATED {
-        report.warning("clock", finding, advice);
-    } else {
-        report.ok(
-            "clock",
-            format!("within {seconds:.1} s of the publisher's timestamps"),
-        );
+        Some(Tried { came, expected, .. }) if came < expected => report.problem(
+            "templates",
+            format!("{finding} by its words, but RabbitMQ routed only {came} of {expected}"),
+            "is the exchange a topic exchange? rabbitmqctl list_exchanges name type; and RabbitMQ's log",
+        ),
+        Some(Tried { expected, .. }) if *expected > 0 => report.ok(
+            "templates",
+            format!("{finding}; RabbitMQ routed {expected} of {expected} to a queue bound so"),
+        ),
+        _ if template.gets > 0 => report.ok("templates", finding),
+        // The summary says whether that is bad.
+        _ => report.ok("templates", format!("{finding}: no key is of its form")),
     }
 }

@@ -17,7 +17,10 @@
 
 use std::{
     future::Future,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,7 +40,7 @@ use tokio_util::{
 use tracing::{debug, warn};
 
 use super::{
-    Shared,
+    MAX_FRAME_BYTES, Shared,
     acks::Acks,
     connection::{
         LinkError, OnConnection, OpenChannel, ServerClose, barrier, open_channel, open_connection,
@@ -76,11 +79,14 @@ pub(super) struct Channels {
     prefetch: u16,
     pub(super) lost: CancellationToken,
     close_reason: Arc<OnceLock<ServerClose>>,
+    /// Why what came could not be read any further.
+    unreadable: Arc<OnceLock<&'static str>>,
     /// Consumer tags that the server cancelled, because the queue was deleted.
     pub(super) cancelled: mpsc::UnboundedReceiver<String>,
     cancelled_sender: mpsc::UnboundedSender<String>,
     /// Consumers that have not handed off all they received.
     handing_off: TaskTracker,
+    received: Arc<AtomicU64>,
     /// The way to the other instances.
     control: Option<Control>,
     control_tried: Instant,
@@ -105,11 +111,20 @@ impl Channels {
         let name = format!("chat3-gateway {}", shared.instance);
         let config = &shared.config;
         let connection = open_connection(&config.url, &config.tls, &name, config.heartbeat).await?;
+        let frame_max = connection.frame_max();
+        if !(1..=MAX_FRAME_BYTES).contains(&frame_max) {
+            warn!(
+                frame_max,
+                "RabbitMQ has a frame_max above {MAX_FRAME_BYTES}: a message with headers nested that deep could end the process"
+            );
+        }
         let lost = CancellationToken::new();
         let close_reason = Arc::new(OnceLock::new());
+        let unreadable = Arc::new(OnceLock::new());
         connection
             .register_callback(OnConnection {
                 close_reason: close_reason.clone(),
+                unreadable: unreadable.clone(),
                 _lost: lost.clone().drop_guard(),
             })
             .await?;
@@ -122,9 +137,11 @@ impl Channels {
             prefetch: config.prefetch(),
             lost,
             close_reason,
+            unreadable,
             cancelled,
             cancelled_sender,
             handing_off: TaskTracker::new(),
+            received: shared.received.clone(),
             control: None,
             control_tried: Instant::now(),
             reopened: 0,
@@ -155,10 +172,7 @@ impl Channels {
             warn!(%error, "RabbitMQ control exchange not usable: orders do not reach other instances");
         });
         self.control = opened.ok();
-        shared
-            .metrics
-            .control_connected
-            .set(self.control.is_some().into());
+        shared.set_control_connected(self.control.is_some());
         Ok(())
     }
 
@@ -236,6 +250,7 @@ impl Channels {
     {
         let (channel, prefetch) = (on.channel.channel.clone(), self.prefetch);
         let (acks, handing_off) = (on.acks.clone(), self.handing_off.clone());
+        let received = self.received.clone();
         let sequence = async move {
             for (queue, deliver) in queues {
                 let arguments = BasicConsumeArguments::new(&queue, &queue)
@@ -244,6 +259,11 @@ impl Channels {
                     .no_wait(true)
                     .finish();
                 let (_, messages) = channel.basic_consume_rx(arguments).await?;
+                let received = received.clone();
+                let deliver = move |delivery: &Delivery| {
+                    received.fetch_add(1, Ordering::Relaxed);
+                    deliver(delivery);
+                };
                 handing_off.spawn(consumer::consume(messages, acks.clone(), deliver));
             }
             barrier(&channel, prefetch).await
@@ -299,10 +319,14 @@ impl Channels {
     pub(super) fn loss(&self) -> LinkError {
         let channels = self.consumers.iter().map(|on| &on.channel.close_reason);
         let mut reasons = std::iter::once(&self.close_reason).chain(channels);
-        reasons.find_map(|reason| reason.get()).map_or_else(
-            || LinkError::Amqp("the connection broke".to_owned()),
-            |close| LinkError::Closed(close.clone()),
-        )
+        match (
+            reasons.find_map(|reason| reason.get()),
+            self.unreadable.get(),
+        ) {
+            (Some(close), _) => LinkError::Closed(close.clone()),
+            (None, Some(cause)) => LinkError::Unreadable(cause),
+            (None, None) => LinkError::Amqp("the connection broke".to_owned()),
+        }
     }
 
     /// Ends all consumers at once, so that nothing more is received: the answer

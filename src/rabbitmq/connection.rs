@@ -29,7 +29,9 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::DropGuard;
+use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber};
 
+use super::unreadable::Unreadable;
 use crate::{
     config::{AmqpUrl, RabbitMqTls},
     tls::{self, TlsError},
@@ -115,6 +117,9 @@ impl ServerClose {
 pub(crate) enum LinkError {
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// Its queue was this connection's, and the message has gone with it.
+    #[error("a message cannot be read by the AMQP library and is lost: {0}")]
+    Unreadable(&'static str),
     #[error("{0}")]
     Amqp(String),
     #[error("closed by RabbitMQ: {0}{advice}", advice = advised(.0))]
@@ -157,7 +162,7 @@ impl LinkError {
         match self {
             Self::Closed(close) => close.advice().is_some(),
             Self::Login(_) | Self::LoginOverTls(_) | Self::Tls(_) | Self::Certificates(_) => true,
-            Self::Timeout(_) | Self::Amqp(_) | Self::Worn => false,
+            Self::Timeout(_) | Self::Unreadable(_) | Self::Amqp(_) | Self::Worn => false,
         }
     }
 }
@@ -190,7 +195,9 @@ pub(crate) async fn open_connection(
         let adaptor = TlsAdaptor::new(connector, url.host.clone());
         arguments.tls_adaptor(adaptor);
     }
-    let opened = Connection::open(&arguments).await;
+    // amqprs traces what it sends: here, the password.
+    let opened = Connection::open(&arguments).with_subscriber(NoSubscriber::default());
+    let opened = opened.await;
     opened.map_err(|error| login_error(error, url.tls))
 }
 
@@ -309,7 +316,16 @@ impl OpenChannel {
 /// Owned by amqprs's reader: dropped when the connection is gone for whatever reason.
 pub(super) struct OnConnection {
     pub(super) close_reason: Arc<OnceLock<ServerClose>>,
+    pub(super) unreadable: Arc<OnceLock<&'static str>>,
     pub(super) _lost: DropGuard,
+}
+
+impl Drop for OnConnection {
+    fn drop(&mut self) {
+        if let Some(cause) = Unreadable::take_cause() {
+            let _ = self.unreadable.set(cause);
+        }
+    }
 }
 
 #[async_trait]

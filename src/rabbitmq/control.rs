@@ -1,5 +1,5 @@
 //! The way between instances: a fanout exchange of the gateway's own, where each
-//! instance has a queue while it is connected.
+//! instance has a queue while it is connected. Orders are published elsewhere (`orders`).
 //!
 //! Optional, and never in the way of updates: if RabbitMQ refuses it, there is a
 //! warning and no broadcast.
@@ -9,32 +9,25 @@ use std::sync::Arc;
 use amqprs::{
     BasicProperties, Deliver,
     channel::{
-        BasicConsumeArguments, BasicPublishArguments, Channel, ExchangeDeclareArguments,
-        QueueBindArguments, QueueDeclareArguments,
+        BasicConsumeArguments, Channel, ExchangeDeclareArguments, QueueBindArguments,
+        QueueDeclareArguments,
     },
     consumer::AsyncConsumer,
     error::Error,
 };
 use async_trait::async_trait;
-use bytes::Bytes;
-use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     Shared,
     connection::{LinkError, OpenChannel},
 };
 
-/// Messages that wait to be sent; more are not taken.
-const WAITING_MESSAGES: usize = 1_000;
-
-/// An open way to the other instances; closed by dropping it.
+/// An open way from the other instances; closed by dropping it.
 pub(super) struct Control {
     exchange: String,
     queue: String,
     pub(super) channel: OpenChannel,
-    _publishing: AbortOnDropHandle<()>,
 }
 
 impl Control {
@@ -49,19 +42,10 @@ impl Control {
         declare(&channel.channel, exchange, &queue, shared)
             .await
             .map_err(|error| channel.refusal_or(error))?;
-        let (sender, messages) = mpsc::channel(WAITING_MESSAGES);
-        shared.broadcasts.send_replace(Some(sender));
-        let publishing = publish(
-            channel.channel.clone(),
-            exchange.clone(),
-            shared.instance.clone(),
-            messages,
-        );
         Ok(Self {
             exchange: exchange.clone(),
             queue,
             channel,
-            _publishing: AbortOnDropHandle::new(tokio::spawn(publishing)),
         })
     }
 
@@ -99,32 +83,6 @@ async fn declare(
     let consumer = ControlConsumer(shared.clone());
     channel.basic_consume(consumer, consume).await?;
     Ok(())
-}
-
-async fn publish(
-    channel: Channel,
-    exchange: String,
-    instance: String,
-    mut messages: mpsc::Receiver<Bytes>,
-) {
-    while let Some(message) = messages.recv().await {
-        // Publishing on a channel that RabbitMQ has closed costs the connection.
-        if !channel.is_open() {
-            warn!("RabbitMQ closed the control channel: orders do not reach other instances");
-            return;
-        }
-        let properties = BasicProperties::default()
-            .with_content_type("application/json")
-            .with_app_id(&instance)
-            .finish();
-        let arguments = BasicPublishArguments::new(&exchange, "");
-        let sent = channel
-            .basic_publish(properties, message.to_vec(), arguments)
-            .await;
-        if let Err(error) = sent {
-            warn!(%error, "RabbitMQ control message not sent");
-        }
-    }
 }
 
 struct ControlConsumer(Arc<Shared>);

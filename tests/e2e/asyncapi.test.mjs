@@ -183,9 +183,8 @@ test('the announcement, the refresh and the order to leave are as described', as
 test('each refusal is as described', async () => {
   const first = await Tab.open(gateway, 'usr_many');
   const strict = await Gateway.start(broker, {
-    env: { RABBITMQ_BINDING_KEYS: 'user.{tenantId}.{userId}.*', JWT_ISSUER: 'https://issuer', JWT_AUDIENCE: 'chat' },
+    env: { RABBITMQ_BINDING_KEYS: `${'x'.repeat(150)}.{tenantId}.{userId}.*`, JWT_ISSUER: 'https://issuer', JWT_AUDIENCE: 'chat' },
   });
-  const long = await Gateway.start(broker, { env: { RABBITMQ_BINDING_KEYS: `${'x'.repeat(200)}.{userId}` } });
   const issued = { iss: 'https://issuer', aud: 'chat' };
   const now = Math.floor(Date.now() / 1000);
   const refusals = [
@@ -201,7 +200,7 @@ test('each refusal is as described', async () => {
     [strict, token('usr_a', { aud: issued.aud }), 'token issuer not accepted'],
     [strict, token('usr_a', { iss: issued.iss }), 'token audience not accepted'],
     [strict, token('usr_a', issued), 'token without tenant id'],
-    [long, token('u'.repeat(100)), 'user id and tenant id too long'],
+    [strict, token('u'.repeat(110), { ...issued, tenantId: 'tnt_a' }), 'user id and tenant id too long'],
   ];
   const seen = new Set();
   for (const [server, bad, text] of refusals) {
@@ -226,5 +225,4 @@ test('each refusal is as described', async () => {
   assert.equal(byEvent.connect_error({ message: 'xhr poll error' }), false);
   first.close();
   await strict.kill();
-  await long.kill();
 });

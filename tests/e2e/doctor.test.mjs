@@ -12,7 +12,7 @@ import tls from 'node:tls';
 import amqplib from 'amqplib';
 
 import {
-  Broker, EXCHANGE, Gateway, SECRET, anUpdate, freePort, gatewayBinary, generations, run, runGateway, temporaryFolder, token, until,
+  Broker, EXCHANGE, Gateway, SECRET, Tab, anUpdate, freePort, gatewayBinary, generations, run, runGateway, temporaryFolder, token, until,
 } from './harness.mjs';
 
 let broker;
@@ -88,13 +88,17 @@ class Place {
     return this.url.replace('rmuser:rmpassword', `${name}:its-Password-7`);
   }
 
-  /** Publishes one update after another until `stop` is called. */
-  publishing(keys, { timestamp = () => Date.now() } = {}) {
+  /** Publishes one update after another until `stop` is called: keys, or keys with the user who is in the body. */
+  publishing(updates, { timestamp = () => Date.now() } = {}) {
     const timer = setInterval(() => {
-      for (const key of keys) {
-        this.channel.publish(EXCHANGE, key, Buffer.from(JSON.stringify(anUpdate('usr_s3cret', { note: 'B0dy' }))), { timestamp: timestamp() });
+      for (const update of updates) {
+        const [key, userId, tenantId = 'tnt_default'] = [update].flat();
+        const body = Buffer.from(JSON.stringify(anUpdate(userId ?? key.match(/usr_\w+/)[0], { tenantId, note: 'B0dy' })));
+        this.channel.publish(EXCHANGE, key, body, { timestamp: timestamp() });
       }
     }, 50);
+    // A test that fails stops nothing.
+    after(() => clearInterval(timer));
     return { stop: () => clearInterval(timer) };
   }
 
@@ -312,6 +316,12 @@ test('with the documented least rights it finds nothing wrong, and says what it 
   says(least, 'exchange', 'unknown', /who may declare it/, /list_exchanges/);
   const other = await doctor(url, { env: { RABBITMQ_BINDING_KEYS: 'update.*.*.{userId}.*' } });
   says(other, 'bind', 'problem', /topic permissions do not allow/, /set_topic_permissions/);
+  // Of several templates, some may be permitted.
+  const unset = { RABBITMQ_BINDING_KEYS: undefined };
+  const some = await doctor(url, { env: unset });
+  says(some, 'bind', 'warning', /with user\.\{userId\}\.\*, as.* but not with user\.\*\.\{userId\}\.\*,update/, /set_topic_permissions/);
+  await followAdvice(some, 'bind');
+  says(await doctor(url, { env: unset }), 'bind', 'ok');
   // Without topic permissions, which confine the gateway and are not needed by it, it may
   // listen: the exchange's behaviour tells its type.
   await broker.ctl('clear_topic_permissions', '-p', place.vhost, 'least', EXCHANGE);
@@ -337,7 +347,7 @@ test('the keys that it tries to bind are those of the configured topology', asyn
   for (const topology of ['per-user', 'shared']) {
     says(await within(topology), 'bind', 'ok', new RegExp(`with user\\.{userId}\\.\\*, as in the topology ${topology}`));
   }
-  says(await within('firehose'), 'bind', 'problem', /topic permissions do not allow to bind with user\.\*\.\*/, /set_topic_permissions.*firehose/);
+  says(await within('firehose'), 'bind', 'problem', /topic permissions do not allow to bind with user\.\*\.\*/, /set_topic_permissions/);
   await topic('^user\\.([^*#]+|\\*)\\.\\*$');
   says(await within('firehose'), 'bind', 'ok', /with user\.\*\.\*, as in the topology firehose/);
   await topic('^user\\.\\*\\.\\*$');
@@ -349,6 +359,41 @@ test('the keys that it tries to bind are those of the configured topology', asyn
   publishing.stop();
   says(hearing, 'exchange', 'ok', /behaves as a topic exchange/);
   says(hearing, 'bindings', 'ok', /matches all/);
+  assert.equal(await place.queues(), '');
+});
+
+test('where topic permissions confine it, it listens to what they allow', async () => {
+  const place = await Place.make();
+  const url = await place.user('confined', '^chat3-gateway\\.', '^chat3-gateway\\.', `^(chat3-gateway\\..*|${EXCHANGE})$`);
+  const topic = (read) => broker.ctl('set_topic_permissions', '-p', place.vhost, 'confined', EXCHANGE, '^$', read);
+  const within = (topology, value, args = []) => doctor(url, {
+    env: { RABBITMQ_TOPOLOGY: topology, ...setting(value) }, args: ['--listen', '1s', ...args],
+  });
+  const key = 'update.dialog.tnt_x.user.usr_known.message';
+  const publishing = place.publishing([[key, 'usr_known', 'tnt_x'], ['user.usr_known.typing', 'usr_known', 'tnt_x']]);
+  // What a firehose needs is what can be listened with.
+  await topic('^$');
+  await followAdvice(await within('firehose', undefined), 'bind');
+  const firehose = await within('firehose', undefined);
+  says(firehose, 'bind', 'ok');
+  says(firehose, 'listening', 'ok', /the topic permissions let only .*update\.\*\.\*\.\*\.\*\.\* be heard/);
+  says(firehose, 'bindings', 'ok', /matches all/);
+  says(firehose, 'exchange', 'ok', /behaves as a topic exchange/);
+  const wrong = await within('firehose', 'user.{userId}.*');
+  says(wrong, 'bindings', 'problem', /misses \d+ of \d+/, /update\.\*\.\{tenantId\|\*\}\.\*\.\{userId\}\.\*/);
+  assert.deepEqual(problems(wrong), ['bindings']);
+  // With those of one template, nothing is heard of what has other keys: that is not known.
+  await topic('^user\\.([^*#]+|\\*)\\.\\*$');
+  const narrow = await within('firehose', 'user.{userId}.*');
+  says(narrow, 'listening', 'ok', /let only user\.\*\.\* be heard/);
+  says(narrow, 'bindings', 'ok', /matches all/);
+  // For single users there is nobody to listen for, but for the user of a token.
+  await topic('^(user|update\\.\\*\\.tnt_x\\.\\*)\\.[^*#]+\\.\\*$');
+  says(await within('per-user', 'user.{userId}.*'), 'keys', 'unknown', /topic permissions/, /token of a user/);
+  const known = await within('per-user', 'user.{userId}.*', ['--token', token('usr_known', { tenantId: 'tnt_x' })]);
+  says(known, 'listening', 'ok', /for 1 user/);
+  says(known, 'bindings', 'problem', /misses \d+ of \d+/, /update\.\*\.\{tenantId\|\*\}\.\*\.\{userId\}\.\*/);
+  publishing.stop();
   assert.equal(await place.queues(), '');
 });
 
@@ -401,33 +446,140 @@ test('an exchange that is missing, of another type or otherwise declared', async
   says(await doctor(transient.url), 'exchange', 'warning', /durable is false/);
 });
 
-test('bindings for another generation are noticed, and the right ones are suggested', async () => {
+/** The values that its finding on bindings advises; `undefined` stands for none. */
+function advised({ worst }) {
+  const advice = worst.bindings.advice ?? '';
+  const values = [...advice.matchAll(/RABBITMQ_BINDING_KEYS='([^']*)'/g)].map(([, value]) => value);
+  return advice.includes('leave it unset') ? [...values, undefined] : values;
+}
+
+/** `undefined` is no setting. */
+const setting = (value) => ({ RABBITMQ_BINDING_KEYS: value });
+
+/** Asserts that with this setting updates arrive, for tokens with a tenant and without. */
+async function arrive(place, value, userId, tenantId, { withoutTenant = true } = {}) {
+  const gateway = await Gateway.start(broker, { env: { RABBITMQ_URL: place.url, ...setting(value) } });
+  const tokens = withoutTenant ? [{ tenantId }, {}] : [{ tenantId }];
+  const tabs = await Promise.all(tokens.map((claims) => Tab.open(gateway, userId, { claims })));
+  await Promise.all(tabs.map((tab) => tab.when(`an update with ${value}`, () => tab.events.length > 0)));
+  for (const tab of tabs) tab.close();
+  await gateway.kill();
+}
+
+const WITH_TENANT = ['update.*.{tenantId|*}.*.{userId}.*', 'update.*.{tenantId}.*.{userId}.*', 'update.*.*.*.{userId}.*'];
+const TEMPLATES = ['user.{userId}.*', 'user.*.{userId}.*', 'update.*.*.{userId}.*', ...WITH_TENANT];
+
+for (const { since, updates } of generations()) {
+  test(`Chat3 since ${since}: every template is told right from wrong, and the advice makes updates arrive`, async () => {
+    const place = await Place.make();
+    const { userId, tenantId } = updates[0].body;
+    const keys = [...new Set(updates.map(({ routingKey }) => routingKey))];
+    const publishing = place.publishing(keys.map((key) => [key, userId, tenantId]));
+    const { right, wrong } = ofGeneration(since);
+    const values = new Set();
+    const examine = (value) => doctor(place.url, { env: setting(value), args: ['--listen', '2s'] });
+    const [unset, ...each] = await Promise.all([undefined, ...right, ...wrong].map(examine));
+    for (const examined of [unset, ...each]) {
+      const named = examined.report.findings.filter(({ check }) => check === 'keys').map(({ finding }) => finding);
+      assert.ok(named.some((finding) => finding.includes(`since ${since}`)), `${since}: ${named}`);
+      says(examined, 'keys', 'ok');
+      says(examined, 'templates', 'ok');
+    }
+    for (const examined of each.splice(0, right.length)) {
+      says(examined, 'bindings', 'ok', /matches all of them/);
+      assert.match(examined.text, /RabbitMQ routed [1-9]/);
+      assert.equal(examined.code, 0, examined.text);
+    }
+    for (const examined of each) {
+      says(examined, 'bindings', 'problem', /matches none of them: nobody gets an update/, /set RABBITMQ_BINDING_KEYS='.*or leave it unset/);
+      says(examined, 'templates', 'ok', /gets none: no key is of its form/);
+      assert.deepEqual(problems(examined), ['bindings']);
+      for (const value of advised(examined)) values.add(value);
+    }
+    says(unset, 'bindings', 'ok', /the default, .* matches all of them/, /SCALING/);
+    for (const value of advised(unset)) values.add(value);
+    assert.deepEqual([...values].sort(), [right[0], undefined]);
+    for (const value of values) await arrive(place, value, userId, tenantId);
+    publishing.stop();
+  });
+}
+
+/** Which of the templates get the updates of Chat3 since that day, the advised one first, and which do not. */
+function ofGeneration(since) {
+  const count = { '2025-10-31': 0, '2025-11-19': 1 }[since] ?? (since < '2026-06' ? 2 : 3);
+  const right = count === 3 ? WITH_TENANT : [TEMPLATES[count]];
+  return { right, wrong: TEMPLATES.filter((template) => !right.includes(template)) };
+}
+
+test('ids with dots are read as the body has them', async () => {
   const place = await Place.make();
-  const wrong = place.publishing(['update.dialog.user.usr_s3cret.message']);
-  const examined = await doctor(place.url);
-  says(examined, 'bindings', 'problem', /matches none of them/, /RABBITMQ_BINDING_KEYS='update\.\*\.\*\.\{userId\}\.\*'/);
-  wrong.stop();
-  const both = place.publishing(['update.dialog.user.usr_s3cret.message', 'user.usr_s3cret.typing']);
-  says(await doctor(place.url), 'bindings', 'problem', /misses \d+ of \d+/, /='user\.\{userId\}\.\*,update\.\*\.\*\.\{userId\}\.\*'/);
-  both.stop();
-  const foreign = place.publishing(['orders.usr_s3cret.update']);
-  const strange = await doctor(place.url);
-  says(strange, 'keys', 'warning', /no known generation/, /something else/);
-  says(strange, 'bindings', 'unknown');
-  foreign.stop();
+  for (const [key, userId, tenantId, ...right] of [
+    // The same key twice: of two users, and of two generations.
+    ['update.dialog.tnt_x.user.usr_a.message', 'usr_a', 'tnt_x', ...WITH_TENANT],
+    ['update.dialog.tnt_x.user.usr_a.message', 'user.usr_a', 'tnt_x', 'update.*.*.{userId}.*'],
+    ['update.dialog.tnt.x.user.a.b.message', 'a.b', 'tnt.x', ...WITH_TENANT.slice(0, 2)],
+    ['user.bot.a.b.typing', 'a.b', 'tnt.x', 'user.*.{userId}.*'],
+  ]) {
+    const publishing = place.publishing([[key, userId, tenantId]]);
+    const examined = await Promise.all(TEMPLATES.map((template) => doctor(place.url, { env: setting(template) })));
+    for (const [index, template] of TEMPLATES.entries()) {
+      if (right.includes(template)) {
+        says(examined[index], 'bindings', 'ok', /matches all/);
+      } else {
+        says(examined[index], 'bindings', 'problem', /none/);
+        assert.deepEqual(advised(examined[index]), [right[0], undefined], `${key} for ${userId}`);
+      }
+    }
+    await arrive(place, right[0], userId, tenantId, { withoutTenant: !tenantId.includes('.') || key.startsWith('user') });
+    publishing.stop();
+  }
 });
 
-test('the keys of every generation are recognised, and its documented bindings fit', async () => {
+test('a tenant with dots is not found for tokens without one, and that is said', async () => {
   const place = await Place.make();
-  for (const { since, bindingKeys, updates } of generations()) {
-    const publishing = place.publishing([...new Set(updates.map(({ routingKey }) => routingKey))]);
-    const examined = await doctor(place.url, { env: { RABBITMQ_BINDING_KEYS: bindingKeys.join(',') } });
+  const publishing = place.publishing([['update.dialog.tnt.x.user.usr_a.message', 'usr_a', 'tnt.x']]);
+  const examined = await doctor(place.url, { env: setting(undefined) });
+  says(examined, 'bindings', 'ok', /matches all/);
+  says(examined, 'tenants', 'unknown', /tokens have no tenant/, /JWT_DEFAULT_TENANT_ID/);
+  const gateway = await Gateway.start(broker, { env: { RABBITMQ_URL: place.url, JWT_DEFAULT_TENANT_ID: 'tnt.x' } });
+  const tab = await Tab.open(gateway, 'usr_a');
+  await tab.when('an update', () => tab.events.length > 0);
+  publishing.stop();
+});
+
+test('of several templates it is said what each gets, and what is missed is added', async () => {
+  const place = await Place.make();
+  const both = place.publishing(['update.dialog.user.usr_s3cret.message', 'user.usr_s3cret.typing']);
+  const half = await doctor(place.url, { env: setting('user.{userId}.*') });
+  says(half, 'bindings', 'problem', /misses \d+ of \d+/, /='user\.\{userId\}\.\*,update\.\*\.\*\.\{userId\}\.\*'/);
+  const three = await doctor(place.url, { env: setting('user.{userId}.*,update.*.*.{userId}.*,user.*.{userId}.*') });
+  says(three, 'bindings', 'ok', /matches all of them/, /RABBITMQ_BINDING_KEYS='user\.\{userId\}\.\*,update\.\*\.\*\.\{userId\}\.\*' costs/);
+  assert.match(three.text, /user\.\{userId\}\.\* gets \d+ of \d+ updates/);
+  assert.match(three.text, /user\.\*\.\{userId\}\.\* gets none: no key is of its form/);
+  both.stop();
+});
+
+test('what is no update of a user\'s, or of no known generation, is told apart', async () => {
+  const place = await Place.make();
+  const examine = async (updates, env) => {
+    const publishing = place.publishing(updates);
+    const examined = await doctor(place.url, { env });
     publishing.stop();
-    const named = examined.report.findings.filter(({ check }) => check === 'keys').map(({ finding }) => finding);
-    assert.ok(named.some((finding) => finding.includes(`since ${since}`)), `${since}: ${named}`);
-    says(examined, 'keys', 'ok');
-    says(examined, 'bindings', 'ok');
-  }
+    return examined;
+  };
+  const strange = await examine(['orders.usr_s3cret.update']);
+  says(strange, 'keys', 'warning', /no known generation/, /something else/);
+  says(strange, 'bindings', 'warning', /matches none of them/, /add a template/);
+  // For those keys there may be a template all the same.
+  says(await examine(['orders.usr_s3cret.update'], setting('orders.{userId}.*')), 'bindings', 'ok', /matches all/);
+  const foreign = await examine([['user.usr_b.typing', 'usr_s3cret']]);
+  says(foreign, 'keys', 'warning', /not for the user in the body/);
+  says(foreign, 'bindings', 'unknown');
+  const timer = setInterval(() => place.channel.publish(EXCHANGE, 'user.usr_b.typing', Buffer.from('B0dy')), 50);
+  const unreadable = await doctor(place.url);
+  clearInterval(timer);
+  says(unreadable, 'keys', 'warning', /messages? that the gateway rejects/);
+  says(unreadable, 'bindings', 'unknown');
 });
 
 test('a clock that differs from the publisher is noticed', async () => {

@@ -400,3 +400,29 @@ test('a control exchange that is deleted costs no update, is said to be gone, an
   tab.close();
   await server.kill();
 });
+
+test('a broker that is short of memory holds up orders, and says so; updates and newcomers go on', async () => {
+  const env = { ADMIN_TOKEN: 'operator', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control' };
+  const alarmed = await Broker.start();
+  const updates = await Publisher.connect(alarmed);
+  const [one, other] = [await Gateway.start(alarmed, { env }), await Gateway.start(alarmed, { env })];
+  const tab = await Tab.open(other, 'usr_alarm');
+  const order = () => post('/api/users/usr_alarm/disconnect', {}, one);
+  await alarmed.ctl('set_vm_memory_high_watermark', '0.000001');
+  await until('the alarm', async () => /memory/i.test(await alarmed.ctl('eval', 'rabbit_alarm:get_alarms().')));
+  // None waits behind the one that RabbitMQ does not take.
+  for (let i = 0; i < 2; i += 1) assert.deepEqual(await order(), { status: 200, sockets: 0, broadcast: false });
+  await one.logged(/RabbitMQ control message not sent in time/);
+  assert.equal(await one.metric('orders_not_broadcast_total'), 2);
+  // What is asked of RabbitMQ on the other connection is answered: newcomers are subscribed.
+  const newcomer = await Tab.open(one, 'usr_newcomer');
+  await one.metricIs('subscriptions', 1);
+  await alarmed.ctl('set_vm_memory_high_watermark', '0.9');
+  // The first one arrives late.
+  await tab.when('sent away', () => tab.connects === 2);
+  await until('broadcasts again', async () => (await order()).broadcast);
+  await newcomer.saw(updates.update('usr_newcomer'));
+  assert.equal(await one.metric('rabbitmq_reconnects_total'), 0);
+  for (const socket of [tab, newcomer]) socket.close();
+  for (const server of [one, other]) await server.kill();
+});

@@ -22,7 +22,9 @@ before(async () => {
   const keys = path.join(temporaryFolder(), 'keys.json');
   const jwk = generateKeyPairSync('ed25519').publicKey.export({ format: 'jwk' });
   writeFileSync(keys, JSON.stringify({ keys: [{ ...jwk, kid: 'a' }] }));
-  const gateway = await Gateway.start(broker, { env: { JWT_JWKS: keys, RECOVERY_WINDOW: '1s', ADMIN_TOKEN: 'an-admin-token-of-thirty-two-bytes' } });
+  const gateway = await Gateway.start(broker, {
+    env: { JWT_JWKS: keys, RECOVERY_WINDOW: '1s', RABBITMQ_SILENCE_CHECK: '500ms', ADMIN_TOKEN: 'an-admin-token-of-thirty-two-bytes' },
+  });
   const network = await Network.to(gateway);
 
   const tab = await Tab.open(gateway, 'usr_m', { url: network.url, transports: ['websocket'], reconnection: false });
@@ -41,6 +43,7 @@ before(async () => {
   network.restore();
   tab.socket.connect();
   await tab.when('connected again', () => tab.connects === 2);
+  await until('a look at why nothing comes', async () => (await gateway.metric('rabbitmq_silence_looks_total{outcome="quiet"}')) > 0);
 
   const text = await (await gateway.get('/metrics')).text();
   names = [...text.matchAll(/^# TYPE (\w+) (\w+)$/gm)].map(([, name, kind]) => (kind === 'counter' ? `${name}_total` : name));

@@ -1,0 +1,162 @@
+//! Where orders are published to the other instances: over a connection of its own.
+//!
+//! RabbitMQ blocks a connection that publishes while it is short of memory or disk, and
+//! tells nobody: nothing on it is answered any more. So the connection of the updates
+//! publishes nothing. This one is opened with the first order, and kept.
+
+use std::{sync::Arc, time::Duration};
+
+use amqprs::{
+    BasicProperties, channel::BasicPublishArguments, connection::Connection, error::Error,
+};
+use bytes::Bytes;
+use tokio::{
+    sync::{Mutex, mpsc},
+    task::JoinHandle,
+    time::timeout,
+};
+use tracing::{debug, warn};
+
+use super::{
+    Shared,
+    connection::{LinkError, OpenChannel, barrier, open_channel, open_connection},
+};
+
+/// How long whoever gives an order waits until RabbitMQ has it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Limit of the goodbye to a broker that may not be listening.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The barrier's argument, which means nothing to a channel that only publishes.
+const PREFETCH: u16 = 1;
+
+/// The way out for orders. One is published at a time.
+#[derive(Default)]
+pub(super) struct Orders(Mutex<Option<Publishing>>);
+
+struct Publishing {
+    connection: Connection,
+    channel: OpenChannel,
+    /// An order that was sent, and not answered in time.
+    unanswered: Option<JoinHandle<Result<(), Error>>>,
+}
+
+impl Orders {
+    /// Publishes `message`: whether RabbitMQ has it. One that it has not in time may
+    /// arrive later; until then, none is sent after it.
+    pub(super) async fn publish(shared: &Arc<Shared>, message: Bytes) -> bool {
+        // In a task of its own: what it asks amqprs must be waited for to its end.
+        let publish = {
+            let shared = shared.clone();
+            async move {
+                let publishing = timeout(PATIENCE, shared.orders.0.lock()).await;
+                let mut publishing = publishing.map_err(|_| LinkError::Timeout(PATIENCE))?;
+                publish(&shared, &mut publishing, &message).await
+            }
+        };
+        let published = match timeout(2 * PATIENCE, tokio::spawn(publish)).await {
+            Ok(Ok(published)) => published,
+            Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
+            Err(_) => Err(LinkError::Timeout(2 * PATIENCE)),
+        };
+        if let Err(error) = &published {
+            shared.metrics.orders_not_broadcast.inc();
+            match error {
+                LinkError::Closed(reason) => {
+                    warn!(%reason, "RabbitMQ closed the control channel: the order does not reach other instances");
+                }
+                LinkError::Timeout(_) => warn!(
+                    %error,
+                    "RabbitMQ control message not sent in time: the order reaches other instances late or \
+                     never; RabbitMQ takes none while it is short of memory or disk"
+                ),
+                _ => {
+                    warn!(%error, "RabbitMQ control message not sent: the order does not reach other instances");
+                }
+            }
+        }
+        published.is_ok()
+    }
+
+    /// Closes the connection, if there is one.
+    pub(super) async fn close(&self) {
+        let Ok(mut publishing) = timeout(CLOSE_TIMEOUT, self.0.lock()).await else {
+            return;
+        };
+        let Some(Publishing { connection, .. }) = publishing.take() else {
+            return;
+        };
+        let close = tokio::spawn(async move { connection.close().await });
+        if timeout(CLOSE_TIMEOUT, close).await.is_err() {
+            debug!("RabbitMQ connection of orders not closed in time");
+        }
+    }
+}
+
+async fn publish(
+    shared: &Shared,
+    publishing: &mut Option<Publishing>,
+    message: &Bytes,
+) -> Result<(), LinkError> {
+    let is_usable = |publishing: &Publishing| {
+        publishing.connection.is_open() && publishing.channel.channel.is_open()
+    };
+    if publishing.as_ref().is_some_and(|it| !is_usable(it)) {
+        *publishing = None;
+    }
+    let way = match publishing {
+        Some(way) => way,
+        None => publishing.insert(open(shared).await?),
+    };
+    match way.unanswered.take() {
+        Some(unanswered) if !unanswered.is_finished() => {
+            way.unanswered = Some(unanswered);
+            return Err(LinkError::Timeout(PATIENCE));
+        }
+        _ => {}
+    }
+    let properties = BasicProperties::default()
+        .with_content_type("application/json")
+        .with_app_id(&shared.instance)
+        .finish();
+    let arguments = BasicPublishArguments::new(&shared.config.control_exchange, "");
+    let (channel, message) = (way.channel.channel.clone(), message.to_vec());
+    let mut sent = tokio::spawn(async move {
+        channel
+            .basic_publish(properties, message, arguments)
+            .await?;
+        barrier(&channel, PREFETCH).await
+    });
+    match timeout(PATIENCE, &mut sent).await {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(error))) => Err(way.channel.refusal_or(error)),
+        Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
+        Err(_) => {
+            way.unanswered = Some(sent);
+            Err(LinkError::Timeout(PATIENCE))
+        }
+    }
+}
+
+async fn open(shared: &Shared) -> Result<Publishing, LinkError> {
+    let config = shared.config.clone();
+    let name = format!("chat3-gateway {} orders", shared.instance);
+    let opening = tokio::spawn(async move {
+        let connection = open_connection(&config.url, &config.tls, &name, config.heartbeat).await?;
+        // Nothing is consumed there.
+        let (cancelled, _) = mpsc::unbounded_channel();
+        let channel = open_channel(&connection, None, &cancelled).await?;
+        Ok::<_, LinkError>((connection, channel))
+    });
+    let (connection, channel) = match timeout(PATIENCE, opening).await {
+        Ok(Ok(opened)) => opened?,
+        Ok(Err(panic)) => return Err(LinkError::Amqp(panic.to_string())),
+        Err(_) => return Err(LinkError::Timeout(PATIENCE)),
+    };
+    Ok(Publishing {
+        connection,
+        channel,
+        unanswered: None,
+    })
+}
