@@ -53,9 +53,11 @@ rustdoc:
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
 	RUST_TEST_THREADS=2 cargo test --locked --no-fail-fast
 
+# Suites wait most of their time, so as many run at once as there are cores; node's own
+# default is one fewer.
 test-e2e: rabbitmq chromium openssl curl src/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked --bins --examples
-	cd tests && node --test e2e/*.test.mjs
+	cd tests && node --test --test-concurrency=$$(nproc) e2e/*.test.mjs
 
 # $(call over-topologies,COMMANDS): COMMANDS for each topology that is not the default.
 # All run, and one that fails fails the target at the end.

@@ -190,7 +190,8 @@ async fn a_broker_that_refuses_the_kind_of_queue_is_asked_ever_more_rarely_up_to
     }
     assert!(log.lines("s3cret").is_empty());
     // Nothing about 100 users, one line per attempt: it came, it went, when it is tried again.
-    assert_eq!(log.lines("").len(), 3 * 6);
+    // The AMQP library has lines of its own.
+    assert_eq!(log.lines(" chat3_gateway::").len(), 3 * 6);
 
     // A first delay that is already longer than what the broker may be kept waiting.
     let service = connect(Duration::from_secs(600));
