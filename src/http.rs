@@ -21,7 +21,7 @@ use crate::{
     hub::Hub,
     limits::{RefusalLimit, client_network},
     metrics::{self, Metrics},
-    revocation::{Order, OrderText},
+    revocation::{MAX_ORDER_BYTES, Order, OrderText},
     sampled::Sampled,
     transport::{Connection, Transports, whole_body},
     user::UserId,
@@ -45,9 +45,6 @@ const WRONG_TOKENS_PER_SECOND: u32 = 2;
 
 /// Lines about wrong admin tokens.
 static REFUSED: Sampled = Sampled::new();
-
-/// Largest body of an admin request, in bytes.
-const MAX_ORDER_BYTES: usize = 16 * 1024;
 
 /// The routes of probes, and those of operators: metrics and, with an admin token,
 /// `/api`.

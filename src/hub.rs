@@ -28,7 +28,10 @@ use std::{
 };
 
 use socketioxide::{extract::SocketRef, socket::Sid};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::{
+    select,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
 use tracing::warn;
 
 use self::{
@@ -44,12 +47,19 @@ use crate::{
     broker::{Broker, Delivery, Subscribed},
     config::{Envelope, RecoveryConfig},
     metrics::{GaugeGuard, Metrics},
+    sampled::Sampled,
     transport::Transports,
     user::{User, UserId},
 };
 
 /// Longest time between two looks at what has expired.
 const MAX_EXPIRY_TICK: Duration = Duration::from_secs(5);
+
+/// Time between two evictions, each of which looks at all users.
+const EVICTION_PAUSE: Duration = Duration::from_millis(100);
+
+/// Lines about evictions.
+static EVICTED: Sampled = Sampled::new();
 
 /// Time between two looks at whether all sockets have caught up.
 const CAUGHT_UP_POLL: Duration = Duration::from_millis(20);
@@ -100,6 +110,7 @@ impl Hub {
         envelope: Envelope,
         drops_repeated: bool,
     ) -> Arc<Self> {
+        metrics.kept.limit_to(recovery.total_bytes);
         let hub = Arc::new(Self {
             broker,
             transports,
@@ -243,11 +254,14 @@ impl Hub {
         // Below the limit by some, so that this is not for every tick.
         let target = self.recovery.total_bytes / 10 * 9;
         let is_enough = || kept.bytes() <= target;
-        warn!(
-            bytes = kept.bytes(),
-            limit = self.recovery.total_bytes,
-            "too much is kept for recovery: sockets that lag and the users away longest lose it"
-        );
+        if let Some(line) = EVICTED.note("") {
+            warn!(
+                bytes = kept.bytes(),
+                limit = self.recovery.total_bytes,
+                left_out = line.left_out,
+                "too much is kept for recovery: sockets that lag and the users away longest lose it"
+            );
+        }
         let audiences = self.audiences();
         let give_up_behind = |bytes| {
             for audience in audiences.iter().take_while(|_| !is_enough()) {
@@ -283,7 +297,7 @@ impl Hub {
                 bytes if bytes < least => (least, progress) = (bytes, Instant::now()),
                 _ => {}
             }
-            tokio::time::sleep(CAUGHT_UP_POLL).await;
+            sleep(CAUGHT_UP_POLL).await;
         }
     }
 
@@ -330,9 +344,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends what has expired, for as long as the hub lives.
+/// Ends what has expired, and frees memory, for as long as the hub lives.
 async fn expire(hub: Weak<Hub>) {
-    let Some(window) = hub.upgrade().map(|hub| hub.recovery.window) else {
+    let of = |hub: Arc<Hub>| (hub.recovery.window, hub.metrics.kept.clone());
+    let Some((window, kept)) = hub.upgrade().map(of) else {
         return;
     };
     let tick = match window.is_zero() {
@@ -342,10 +357,19 @@ async fn expire(hub: Weak<Hub>) {
     let mut ticks = interval(tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        let is_tick = select! {
+            _ = ticks.tick() => true,
+            () = kept.over_limit() => false,
+        };
         let Some(hub) = hub.upgrade() else { return };
-        hub.expire();
+        if is_tick {
+            hub.expire();
+        }
         hub.evict();
+        drop(hub);
+        if !is_tick {
+            sleep(EVICTION_PAUSE).await;
+        }
     }
 }
 

@@ -78,6 +78,11 @@ fn load_dotenv() -> anyhow::Result<()> {
     };
     let read = std::fs::read_to_string(&path);
     let text = read.with_context(|| format!("cannot read {}", path.display()))?;
+    // No variable can hold it, and the library would panic, with the value in its words.
+    if let Some((before, _)) = text.split_once('\0') {
+        let number = 1 + before.matches('\n').count();
+        anyhow::bail!("{}:{number} holds a NUL character", path.display());
+    }
     dotenvy::from_read(text.as_bytes()).map_err(|error| match error {
         // The library's message would quote the line, which may hold a secret.
         dotenvy::Error::LineParse(line, _) => {

@@ -6,7 +6,13 @@
 //!
 //! Imports nothing of this crate.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -18,6 +24,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+use tokio::sync::Notify;
 
 /// The media type of [`Metrics::render`], from the OpenMetrics specification.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -441,13 +448,43 @@ impl Default for Metrics {
 pub struct Kept {
     updates: Gauge,
     bytes: Gauge,
+    limit: Arc<Limit>,
+}
+
+#[derive(Debug)]
+struct Limit {
+    bytes: AtomicI64,
+    passed: Notify,
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self {
+            bytes: AtomicI64::new(i64::MAX),
+            passed: Notify::new(),
+        }
+    }
 }
 
 impl Kept {
+    /// From now on, more bytes than these are too many.
+    pub fn limit_to(&self, bytes: usize) {
+        let limit = &self.limit.bytes;
+        limit.store(gauge_value(bytes), Ordering::Relaxed);
+    }
+
+    /// Waits until an update was added to too many bytes. For one task.
+    pub async fn over_limit(&self) {
+        self.limit.passed.notified().await;
+    }
+
     /// Notes an update of so many bytes.
     pub fn add(&self, bytes: usize) {
         self.updates.inc();
-        self.bytes.inc_by(gauge_value(bytes));
+        let before = self.bytes.inc_by(gauge_value(bytes));
+        if before > self.limit.bytes.load(Ordering::Relaxed) {
+            self.limit.passed.notify_one();
+        }
     }
 
     /// Notes that an update of so many bytes is no longer kept.

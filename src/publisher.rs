@@ -68,6 +68,11 @@ impl Generation {
 /// Limit of TCP connect, TLS and AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Limit of what is published until RabbitMQ has taken it.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
+
+const NOT_TAKEN: &str = "RabbitMQ does not take what is published (it takes nothing while it is short of memory or disk)";
+
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 const SAMPLE_DIALOG: &str = "dlg_9x2k7m4p";
@@ -117,7 +122,9 @@ pub async fn publish(args: &PublishArgs) -> anyhow::Result<Published> {
         .and_then(|opened| Ok(opened?))
         .with_context(|| format!("cannot connect to RabbitMQ at {address}"))?;
     let (cancelled, _no_consumers) = mpsc::unbounded_channel();
-    let on = rabbitmq::open_channel(&connection, None, &cancelled).await?;
+    let on = rabbitmq::open_channel(&connection, None, &cancelled);
+    let on = tokio::time::timeout(CONNECT_TIMEOUT, on).await;
+    let on = on.context("RabbitMQ does not answer")??;
     let channel = on.channel.clone();
     let exchange = &args.rabbitmq.exchange;
     // As Chat3 declares it: the same declaration twice is no conflict.
@@ -130,9 +137,12 @@ pub async fn publish(args: &PublishArgs) -> anyhow::Result<Published> {
     })
     .await
     .with_context(|| format!("cannot declare the exchange {exchange}"))?;
-    channel
-        .confirm_select(ConfirmSelectArguments::default())
-        .await?;
+    let confirming = channel.clone();
+    on.ask(CONNECT_TIMEOUT, async move {
+        let confirm = ConfirmSelectArguments::default();
+        confirming.confirm_select(confirm).await
+    })
+    .await?;
     let generation = args.generation;
     let routing_key = match &args.routing_key {
         Some(key) => key.clone(),
@@ -156,14 +166,16 @@ pub async fn publish(args: &PublishArgs) -> anyhow::Result<Published> {
         let arguments = BasicPublishArguments::new(exchange, &routing_key)
             .mandatory(true)
             .finish();
-        channel
-            .basic_publish(properties, update.to_string().into_bytes(), arguments)
-            .await?;
+        let publish = channel.basic_publish(properties, update.to_string().into_bytes(), arguments);
+        let published = tokio::time::timeout(PUBLISH_TIMEOUT, publish).await;
+        published.context(NOT_TAKEN)??;
     }
     // RPCs are answered in order: what was published before this one has arrived, and
     // what was returned has come back.
-    channel.close().await?;
-    connection.close().await?;
+    let closing = channel.clone();
+    let closed = on.ask(PUBLISH_TIMEOUT, async move { closing.close().await });
+    closed.await.context(NOT_TAKEN)?;
+    let _ = tokio::time::timeout(PUBLISH_TIMEOUT, connection.close()).await;
     Ok(Published {
         count: args.count,
         unrouted: on.returned.load(Ordering::Relaxed),

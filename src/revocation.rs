@@ -29,6 +29,9 @@ const FORGOTTEN_AT_ONCE: usize = MAX_REVOCATIONS / 100;
 /// have issued. One that is to last longer is remembered until then.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
+/// Largest order as it is written, in bytes.
+pub const MAX_ORDER_BYTES: usize = 16 * 1024;
+
 /// Longest reason, in bytes.
 const MAX_REASON_BYTES: usize = 500;
 
@@ -60,6 +63,11 @@ impl OrderText {
     /// # Errors
     /// With what is wrong, for whoever wrote it.
     pub fn read(json: &[u8]) -> serde_json::Result<Self> {
+        if json.len() > MAX_ORDER_BYTES {
+            return Err(Error::custom(format_args!(
+                "an order has at most {MAX_ORDER_BYTES} bytes"
+            )));
+        }
         match json.trim_ascii_start().first() {
             Some(b'{') => serde_json::from_slice(json),
             _ => Err(Error::custom("an order is a JSON object")),

@@ -40,6 +40,12 @@ use crate::{
 
 static FOREIGN_ORIGIN: Sampled = Sampled::new();
 
+/// Lines about messages on the control exchange that are no orders.
+static NO_ORDER: Sampled = Sampled::new();
+
+/// Longest reason in such a line.
+const MAX_REASON_CHARS: usize = 200;
+
 /// A gateway bound to its port. Serves once [`Server::run`] is called.
 pub struct Server {
     listener: TcpListener,
@@ -237,7 +243,14 @@ fn listen_to_orders(gateway: &Arc<Gateway>, broker: &dyn Broker) {
         });
         match order {
             Ok(order) => drop(gateway.carry_out(&order)),
-            Err(reason) => warn!(reason, "RabbitMQ control message ignored"),
+            Err(reason) => {
+                if let Some(line) = NO_ORDER.note("") {
+                    // It may quote the message.
+                    let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
+                    let left_out = line.left_out;
+                    warn!(reason, left_out, "RabbitMQ control message ignored");
+                }
+            }
         }
     }));
 }

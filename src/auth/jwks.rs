@@ -21,7 +21,9 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use tokio::{
+    runtime::Builder,
     sync::{Notify, watch},
+    task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -37,6 +39,9 @@ use crate::{
 /// Limit of one read, connecting included.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How much longer a read is waited for whose own thread is too busy to end it.
+const LATE: Duration = Duration::from_secs(1);
+
 /// Pause between two reads: what tokens with made-up key ids can cost the issuer.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -49,6 +54,9 @@ const RETRY: Duration = Duration::from_secs(30);
 
 /// Largest key set. Those of large issuers have about 10 KB.
 const MAX_BYTES: usize = 256 * 1024;
+
+/// Keys that are not used and that the log names.
+const MAX_NAMED: usize = 32;
 
 /// Why a key set could not be read.
 #[allow(missing_docs)] // Each variant's text says it.
@@ -178,11 +186,28 @@ impl Source {
     pub(super) async fn read(&self) -> Result<KeySet, JwksError> {
         match self {
             Self::File(path) => read_file(path),
-            Self::Url { uri, client } => timeout(FETCH_TIMEOUT, fetch(client, uri))
-                .await
-                .unwrap_or(Err(JwksError::Timeout)),
+            Self::Url { uri, client } => {
+                let (uri, client) = (uri.clone(), client.clone());
+                let fetching = spawn_blocking(move || fetch_apart(&client, &uri));
+                match timeout(FETCH_TIMEOUT + LATE, fetching).await {
+                    Ok(Ok(read)) => read,
+                    Ok(Err(panic)) => Err(JwksError::Fetch(panic.to_string())),
+                    Err(_) => Err(JwksError::Timeout),
+                }
+            }
         }
     }
+}
+
+/// Reads the set on this thread alone. hyper takes what a server sends without a pause as
+/// long as there is something, and a large set takes time to parse.
+fn fetch_apart(client: &HttpClient, uri: &Uri) -> Result<KeySet, JwksError> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| JwksError::Fetch(error.to_string()))?;
+    let read = runtime.block_on(timeout(FETCH_TIMEOUT, fetch(client, uri)));
+    // Without waiting for a name look-up that hangs.
+    runtime.shutdown_background();
+    read.unwrap_or(Err(JwksError::Timeout))
 }
 
 fn read_file(path: &Path) -> Result<KeySet, JwksError> {
@@ -264,8 +289,10 @@ impl Reader {
         let keys = match read {
             Ok(set) => {
                 if self.ignored != set.ignored && !set.ignored.is_empty() {
-                    let ignored = set.ignored.join("; ");
-                    warn!(%source, %ignored, "Keys in JWT_JWKS are not used");
+                    let named = set.ignored.len().min(MAX_NAMED);
+                    let left_out = set.ignored.len() - named;
+                    let ignored = set.ignored[..named].join("; ");
+                    warn!(%source, %ignored, left_out, "Keys in JWT_JWKS are not used");
                 }
                 self.ignored = set.ignored;
                 let is_weak = set.keys.iter().any(Key::has_small_exponent);

@@ -76,6 +76,10 @@ async fn log_in(config: &RabbitMqConfig, report: &mut Report) -> Option<Session>
         Ok(session) => {
             report.ok("login", format!("as {}", config.url.user));
             report.ok("vhost", config.url.vhost.clone());
+            if let Err(error) = session.check_channels(config) {
+                let advice = "channel_max in its rabbitmq.conf, or the plan of a hosted one";
+                report.problem("channels", error.to_string(), advice);
+            }
             Some(session)
         }
         Err(LinkError::Timeout(limit)) => {

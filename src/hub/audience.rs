@@ -28,6 +28,7 @@ use crate::{
     broker::{Delivery, Subscribed},
     config::Envelope,
     metrics::{GaugeGuard, Metrics},
+    sampled::Sampled,
     transport::Transports,
     update::{CHAT3_UPDATE, Rejection, Update},
     user::User,
@@ -38,6 +39,9 @@ const MAX_AWAY: usize = 1_024;
 
 /// Why an update that came before is not delivered, as the metric's label.
 const REPEATED: &str = "repeated";
+
+/// Lines about what publishers should not send.
+static REJECTED: Sampled = Sampled::new();
 
 /// All sockets of one user.
 pub(super) struct Audience {
@@ -465,8 +469,9 @@ impl Audience {
         if rejection == Rejection::ForeignTenant {
             // Expected where two tenants have users of the same id.
             debug!(%user_id, ?routing_key, bytes, reason = %rejection, "Update rejected");
-        } else {
-            warn!(%user_id, ?routing_key, bytes, reason = %rejection, "Update rejected");
+        } else if let Some(line) = REJECTED.note(rejection.label()) {
+            let left_out = line.left_out;
+            warn!(%user_id, ?routing_key, bytes, reason = %rejection, left_out, "Update rejected");
         }
     }
 

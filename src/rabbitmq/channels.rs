@@ -47,8 +47,9 @@ use super::{
     },
     consumer,
     control::Control,
+    topology::consumer_channels,
 };
-use crate::broker::Delivery;
+use crate::{broker::Delivery, config::RabbitMqConfig};
 
 /// Limit of one RPC. A broker that needs longer is in no state to deliver.
 const RPC_TIMEOUT: Duration = Duration::from_secs(20);
@@ -59,7 +60,7 @@ pub(super) const ADMIN_CHANNELS: usize = 16;
 
 /// amqprs never reuses the id of a channel that the server closed, and panics
 /// when it has used all: 2,047 with RabbitMQ's default `channel_max`. A new connection
-/// is made before that.
+/// is made before that, or before as many as `channel_max` leaves.
 const MAX_REOPENED_CHANNELS: usize = 1_000;
 
 /// How often the way to the other instances is tried where RabbitMQ refuses it.
@@ -91,6 +92,7 @@ pub(super) struct Channels {
     control: Option<Control>,
     control_tried: Instant,
     reopened: usize,
+    reopenable: usize,
 }
 
 /// A channel of consumers.
@@ -100,14 +102,25 @@ pub(super) struct Consumers {
     acknowledging: AbortOnDropHandle<()>,
 }
 
+/// How many channels are left on a connection beside those that a link opens at once.
+/// amqprs does not look at the limit, and RabbitMQ closes the connection of who passes it.
+pub(super) fn spare_channels(
+    connection: &Connection,
+    config: &RabbitMqConfig,
+) -> Result<usize, LinkError> {
+    let control = usize::from(!config.control_exchange.is_empty());
+    let needed = ADMIN_CHANNELS + consumer_channels(config) + control;
+    let allowed = match connection.channel_max() {
+        0 => u16::MAX,
+        limit => limit,
+    };
+    let spare = usize::from(allowed).checked_sub(needed);
+    spare.ok_or(LinkError::TooFewChannels { allowed, needed })
+}
+
 impl Channels {
-    /// Connects and opens the channels, `consumers` of them for consumers. Not
-    /// bounded in time: the caller is.
-    pub(super) async fn open(
-        shared: &Arc<Shared>,
-        epoch: u64,
-        consumers: usize,
-    ) -> Result<Self, LinkError> {
+    /// Connects and opens the channels. Not bounded in time: the caller is.
+    pub(super) async fn open(shared: &Arc<Shared>, epoch: u64) -> Result<Self, LinkError> {
         let name = format!("chat3-gateway {}", shared.instance);
         let config = &shared.config;
         let connection = open_connection(&config.url, &config.tls, &name, config.heartbeat).await?;
@@ -118,6 +131,7 @@ impl Channels {
                 "RabbitMQ has a frame_max above {MAX_FRAME_BYTES}: a message with headers nested that deep could end the process"
             );
         }
+        let reopenable = spare_channels(&connection, config)?;
         let lost = CancellationToken::new();
         let close_reason = Arc::new(OnceLock::new());
         let unreadable = Arc::new(OnceLock::new());
@@ -129,6 +143,7 @@ impl Channels {
             })
             .await?;
         let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
+        let consumers = consumer_channels(config);
         let mut channels = Self {
             connection,
             epoch,
@@ -145,6 +160,7 @@ impl Channels {
             control: None,
             control_tried: Instant::now(),
             reopened: 0,
+            reopenable: reopenable.min(MAX_REOPENED_CHANNELS),
         };
         for _ in 0..ADMIN_CHANNELS {
             let admin = channels.open_channel(None).await?;
@@ -194,7 +210,7 @@ impl Channels {
         } else if self.control_tried.elapsed() < CONTROL_RETRY {
             return Ok(());
         }
-        self.reopened += 1;
+        self.spend_channel()?;
         let open = self.open_control(shared);
         timeout(RPC_TIMEOUT, open)
             .await
@@ -228,14 +244,20 @@ impl Channels {
     /// Replaces an admin channel that the server has closed; an error when the
     /// connection should make way for a new one.
     pub(super) async fn reopen_admin(&mut self, channel: usize) -> Result<(), LinkError> {
-        self.reopened += 1;
-        if self.reopened > MAX_REOPENED_CHANNELS {
-            return Err(LinkError::Worn);
-        }
+        self.spend_channel()?;
         self.admins[channel] = timeout(RPC_TIMEOUT, self.open_channel(None))
             .await
             .unwrap_or(Err(LinkError::Timeout(RPC_TIMEOUT)))?;
         Ok(())
+    }
+
+    /// Another channel takes the place of one that the server has closed.
+    fn spend_channel(&mut self) -> Result<(), LinkError> {
+        self.reopened += 1;
+        match self.reopened > self.reopenable {
+            true => Err(LinkError::Worn),
+            false => Ok(()),
+        }
     }
 
     /// Starts consumers of queues, pipelined: without waiting for each answer, then

@@ -28,7 +28,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
-use tokio_util::sync::DropGuard;
+use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber};
 
 use super::unreadable::Unreadable;
@@ -120,6 +120,14 @@ pub(crate) enum LinkError {
     /// Its queue was this connection's, and the message has gone with it.
     #[error("a message cannot be read by the AMQP library and is lost: {0}")]
     Unreadable(&'static str),
+    #[error(
+        "RabbitMQ allows {allowed} channels on a connection, and {needed} are needed: raise its channel_max"
+    )]
+    TooFewChannels { allowed: u16, needed: usize },
+    #[error(
+        "what answers is no RabbitMQ that the AMQP library understands; check host and port in RABBITMQ_URL"
+    )]
+    Foreign,
     #[error("{0}")]
     Amqp(String),
     #[error("closed by RabbitMQ: {0}{advice}", advice = advised(.0))]
@@ -161,8 +169,14 @@ impl LinkError {
     pub(super) fn is_configuration(&self) -> bool {
         match self {
             Self::Closed(close) => close.advice().is_some(),
-            Self::Login(_) | Self::LoginOverTls(_) | Self::Tls(_) | Self::Certificates(_) => true,
-            Self::Timeout(_) | Self::Unreadable(_) | Self::Amqp(_) | Self::Worn => false,
+            Self::Login(_)
+            | Self::LoginOverTls(_)
+            | Self::Tls(_)
+            | Self::Certificates(_)
+            | Self::TooFewChannels { .. } => true,
+            Self::Timeout(_) | Self::Unreadable(_) | Self::Foreign | Self::Amqp(_) | Self::Worn => {
+                false
+            }
         }
     }
 }
@@ -195,10 +209,14 @@ pub(crate) async fn open_connection(
         let adaptor = TlsAdaptor::new(connector, url.host.clone());
         arguments.tls_adaptor(adaptor);
     }
-    // amqprs traces what it sends: here, the password.
-    let opened = Connection::open(&arguments).with_subscriber(NoSubscriber::default());
-    let opened = opened.await;
-    opened.map_err(|error| login_error(error, url.tls))
+    // amqprs traces what it sends: here, the password. It panics at what no RabbitMQ says,
+    // in whichever task asks.
+    let open = async move { Connection::open(&arguments).await };
+    let open = tokio::spawn(open.with_subscriber(NoSubscriber::default()));
+    match AbortOnDropHandle::new(open).await {
+        Ok(opened) => opened.map_err(|error| login_error(error, url.tls)),
+        Err(_) => Err(LinkError::Foreign),
+    }
 }
 
 /// amqprs tells of a refusal during the handshake only in the text of its error.

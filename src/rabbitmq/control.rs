@@ -9,8 +9,8 @@ use std::sync::Arc;
 use amqprs::{
     BasicProperties, Deliver,
     channel::{
-        BasicConsumeArguments, Channel, ExchangeDeclareArguments, QueueBindArguments,
-        QueueDeclareArguments,
+        BasicAckArguments, BasicConsumeArguments, Channel, ExchangeDeclareArguments,
+        QueueBindArguments, QueueDeclareArguments,
     },
     consumer::AsyncConsumer,
     error::Error,
@@ -20,8 +20,11 @@ use tracing::debug;
 
 use super::{
     Shared,
-    connection::{LinkError, OpenChannel},
+    connection::{LinkError, OpenChannel, barrier},
 };
+
+/// Orders on their way to us: small ones, unless somebody sends what is none.
+const PREFETCH: u16 = 10;
 
 /// An open way from the other instances; closed by dropping it.
 pub(super) struct Control {
@@ -77,8 +80,10 @@ async fn declare(
     channel
         .queue_bind(QueueBindArguments::new(queue, exchange, ""))
         .await?;
+    // Bounds what amqprs buffers without bound.
+    barrier(channel, PREFETCH).await?;
     let consume = BasicConsumeArguments::new(queue, queue)
-        .auto_ack(true)
+        .manual_ack(true)
         .finish();
     let consumer = ControlConsumer(shared.clone());
     channel.basic_consume(consumer, consume).await?;
@@ -91,17 +96,22 @@ struct ControlConsumer(Arc<Shared>);
 impl AsyncConsumer for ControlConsumer {
     async fn consume(
         &mut self,
-        _: &Channel,
-        _: Deliver,
+        channel: &Channel,
+        deliver: Deliver,
         properties: BasicProperties,
         content: Vec<u8>,
     ) {
-        if properties.app_id() == Some(&self.0.instance) {
-            return;
+        if properties.app_id() != Some(&self.0.instance) {
+            debug!(bytes = content.len(), "RabbitMQ control message received");
+            if let Some(handler) = self.0.on_broadcast.get() {
+                handler(&content);
+            }
         }
-        debug!(bytes = content.len(), "RabbitMQ control message received");
-        if let Some(handler) = self.0.on_broadcast.get() {
-            handler(&content);
+        // What was sent behind its close would cost the connection.
+        if channel.is_open() {
+            let ack = BasicAckArguments::new(deliver.delivery_tag(), false);
+            // An error means that the channel is gone, and the queue with it.
+            let _ = channel.basic_ack(ack).await;
         }
     }
 }

@@ -99,7 +99,7 @@ impl Link {
         epoch: u64,
         refused: &IndexSet<User>,
     ) -> Result<Self, LinkError> {
-        let open = Channels::open(shared, epoch, topology::consumer_channels(shared));
+        let open = Channels::open(shared, epoch);
         let limit = shared.config.connect_timeout;
         let channels = timeout(limit, open)
             .await

@@ -25,7 +25,10 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::connection::{LinkError, OpenChannel, barrier, open_channel, open_connection};
+use super::{
+    channels::spare_channels,
+    connection::{LinkError, OpenChannel, barrier, open_channel, open_connection},
+};
 use crate::{
     config::{BindingKeys, RabbitMqConfig},
     survey::{self, Generation},
@@ -81,6 +84,11 @@ impl Session {
             cancelled,
             _cancelled: receiver,
         })
+    }
+
+    /// Whether RabbitMQ allows a connection as many channels as the link opens.
+    pub(crate) fn check_channels(&self, config: &RabbitMqConfig) -> Result<(), LinkError> {
+        spare_channels(&self.connection, config).map(drop)
     }
 
     /// Asks RabbitMQ one thing. A refusal is [`LinkError::Closed`], and the next

@@ -26,7 +26,10 @@ use super::{
     channels::Channels,
     connection::{LinkError, ServerClose},
 };
-use crate::{config::Topology as Choice, user::User};
+use crate::{
+    config::{RabbitMqConfig, Topology as Choice},
+    user::User,
+};
 
 /// Users whose subscription was refused, together, and what the broker said.
 pub(super) type Refused = (Vec<(User, Wish)>, ServerClose);
@@ -79,11 +82,11 @@ pub(super) trait Topology: Send {
 }
 
 /// How many channels of consumers a topology uses.
-pub(super) fn consumer_channels(shared: &Shared) -> usize {
-    match shared.config.topology {
+pub(super) fn consumer_channels(config: &RabbitMqConfig) -> usize {
+    match config.topology {
         Choice::PerUser | Choice::Firehose => 1,
         // RabbitMQ works for each channel in a process of its own.
-        Choice::Shared => shared.config.shared_queues.into(),
+        Choice::Shared => config.shared_queues.into(),
     }
 }
 

@@ -315,6 +315,21 @@ for (const [what, reason, body] of poison) {
   });
 }
 
+test('who publishes nothing but nonsense fills no log', async () => {
+  const server = await Gateway.start(broker);
+  const tab = await Tab.open(server, 'usr_nonsense');
+  const start = Date.now();
+  for (let i = 0; i < 3000; i += 1) publisher.publish('user.usr_nonsense.messageupdate', Buffer.from(i % 2 ? 'nonsense' : ''));
+  await tab.saw(publisher.update('usr_nonsense'));
+  const seconds = (Date.now() - start) / 1000;
+  const lines = server.logs.split('\n').filter((line) => line.includes('Update rejected'));
+  // Two kinds, each at once and then once a second.
+  assert.ok(lines.length >= 2 && lines.length <= 2 * (seconds + 2), `${lines.length} lines in ${seconds} s`);
+  for (const reason of ['empty', 'not_json']) assert.equal(await server.metric(`updates_rejected_total{reason="${reason}"}`), 1500);
+  tab.close();
+  await server.kill();
+});
+
 test('two tenants\' users of the same id see their own updates only', async () => {
   const of = (tenantId) => ({ claims: { tenantId } });
   const one = await Tab.open(gateway, 'carl', of('tnt_1'));

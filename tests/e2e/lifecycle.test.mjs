@@ -359,6 +359,27 @@ test('one order reaches all instances over the control exchange, by HTTP or by a
   for (const server of [one, other]) await server.kill();
 });
 
+test('what is no order is not read far, fills no log and is not quoted at length, and orders behind it are carried out', async () => {
+  const server = await Gateway.start(broker, { env: { RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control' } });
+  const tab = new Tab(server, token('usr_behind'), WEBSOCKET);
+  await tab.when('connected', () => tab.connects === 1);
+  const send = (text) => publisher.channel.publish('chat3_gateway_control', '', Buffer.from(text));
+  const start = Date.now();
+  for (let i = 0; i < 2000; i += 1) send('{"a":');
+  for (let i = 0; i < 20; i += 1) send(JSON.stringify({ ['secret'.repeat(2000)]: i }));
+  for (let i = 0; i < 10; i += 1) send(JSON.stringify({ userId: 'usr_behind', reason: ' '.repeat(8 << 20) }));
+  assert.equal(tab.connects, 1);
+  send(JSON.stringify({ userId: 'usr_behind', until: nowSeconds() + 3600 }));
+  assert.equal(await tab.refused(), 'token revoked');
+  const seconds = (Date.now() - start) / 1000;
+  const lines = server.logs.split('\n').filter((line) => line.includes('control message ignored'));
+  assert.ok(lines.length >= 1 && lines.length <= seconds + 2, `${lines.length} lines in ${seconds} s`);
+  for (const line of lines) assert.ok(line.length < 500, `a line of ${line.length}`);
+  assert.equal(await server.metric('rabbitmq_reconnects_total'), 0);
+  tab.close();
+  await server.kill();
+});
+
 test('a control exchange that RabbitMQ refuses costs no update', async () => {
   await publisher.channel.assertExchange('chat3_gateway_wrong', 'topic', { durable: true });
   const server = await Gateway.start(broker, { env: { ADMIN_TOKEN: 'operator', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_wrong' } });

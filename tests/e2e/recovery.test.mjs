@@ -478,6 +478,28 @@ test('when memory for recovery is full, the users away longest lose theirs first
   await server.kill();
 });
 
+test('a flood for users who are away does not pass the memory for recovery by far, however long they may come back', async () => {
+  const [limit, mebibyte, count] = [8_000_000, 1_000_000, 100];
+  const env = { RECOVERY_TOTAL_BYTES: String(limit), RECOVERY_MAX_BYTES: String(2 * mebibyte), RECOVERY_WINDOW: '1h' };
+  const server = await Gateway.start(broker, { env });
+  const lift = await Network.to(server);
+  const ids = Array.from({ length: count }, aUser);
+  await Promise.all(ids.map((id) => Tab.open(server, id, { url: lift.url, reconnection: false, ...WEBSOCKET })));
+  lift.cut();
+  await server.metricIs('users_away', count);
+  // Most of a megabyte: what is kept is counted with some bytes more.
+  for (const id of ids) publisher.update(id, { data: { filler: 'x'.repeat(mebibyte - 1000) } });
+  let most = 0;
+  await until('all came', async () => {
+    const [kept, received] = await Promise.all(['recovery_bytes', 'updates_received_total'].map((name) => server.metric(name)));
+    most = Math.max(most, kept);
+    return received === count;
+  });
+  assert.ok(most < (count * mebibyte) / 2, `${most} bytes were kept`);
+  await until('less than the limit', async () => (await server.metric('recovery_bytes')) <= limit);
+  await server.kill();
+});
+
 for (const [how, count, maxBytes] of [['far behind', 1, '200000'], ['less than is kept', 2, '9000000']]) {
   test(`where memory is short, sockets that lag (${how}) are closed before anybody else loses recovery`, async () => {
     const env = { RECOVERY_TOTAL_BYTES: '3000000', RECOVERY_MAX_BYTES: maxBytes, RECOVERY_WINDOW: '40s', SOCKET_WRITE_TIMEOUT: '100s' };

@@ -251,6 +251,35 @@ test('whatever the URL does, the last good keys stay in use', async () => {
   await gateway.logged(/JWT_JWKS read again/);
 });
 
+test('a URL that sends answers without end, or more keys than anybody has, holds nobody up and fills no log', async () => {
+  const server = await KeyServer.start();
+  const secret = (_, i) => [`short-${i}`, { kty: 'oct', k: 'eHg' }];
+  server.keys = { ...Object.fromEntries(Array.from({ length: 3000 }, secret)), a: 'rsa' };
+  const gateway = await start({ ...withoutSecret, JWT_JWKS: server.url, JWT_JWKS_REFRESH: '200ms' });
+  await letIn(gateway, signed('rsa', { keyid: 'a' }));
+  const line = await gateway.logged(/.*Keys in JWT_JWKS are not used.*/);
+  assert.ok(line[0].length < 5000, `a line of ${line[0].length}`);
+  const early = 'HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n'.repeat(1000);
+  let poured = 0;
+  server.answer = ({ socket }) => {
+    const pour = () => {
+      poured += 1;
+      if (socket.writable && socket.write(early)) setImmediate(pour);
+      else socket.once('drain', pour);
+    };
+    pour();
+  };
+  await until('it pours', () => poured > 20);
+  for (let i = 0; i < 20; i += 1) {
+    const asked = Date.now();
+    await gateway.json('/health');
+    assert.ok(Date.now() - asked < 5000, `/health took ${Date.now() - asked} ms`);
+  }
+  await letIn(gateway, signed('rsa', { keyid: 'a' }));
+  await gateway.logged(/JWT_JWKS not read/, 60_000);
+  await gateway.kill();
+});
+
 test('a URL that does not answer keeps nobody with a known key waiting, and made-up key ids ask it rarely', async () => {
   const server = await KeyServer.start();
   server.keys = { a: 'rsa' };
