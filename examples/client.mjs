@@ -1,10 +1,10 @@
 // Connects as a frontend does and prints what arrives.
 //
-//   node client.mjs TOKEN [URL]      get a TOKEN from `chat3-gateway token`
+//   node client.mjs TOKEN [URL]      get a TOKEN from `chat3-gateway token`; PORT as for the gateway
 
 import { io } from 'socket.io-client';
 
-const [token, url = 'http://localhost:3001'] = process.argv.slice(2);
+const [token, url = `http://localhost:${process.env.PORT ?? 3001}`] = process.argv.slice(2);
 if (!token) {
   console.error('usage: node client.mjs TOKEN [URL]');
   process.exit(2);
@@ -16,7 +16,7 @@ const socket = io(url, { auth: (give) => give({ token }) });
 socket.on('connect', () => console.log('connected; updates published from now on arrive'));
 socket.on('disconnect', (reason) => console.log('disconnected:', reason, socket.active ? '(reconnecting)' : ''));
 socket.on('connect_error', (error) => {
-  console.log('connect_error:', error.message);
+  console.log(`connect_error at ${url}:`, error.message);
   // A refused token: the client does not try again by itself.
   if (!socket.active) process.exit(1);
 });

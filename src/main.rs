@@ -235,7 +235,8 @@ async fn publish(args: &PublishArgs) -> anyhow::Result<ExitCode> {
     eprintln!(
         "chat3-gateway: no queue is bound for {unrouted} of {count}, key {routing_key}: is the user \
 connected ({}, of tenant {}), and do the gateway's RABBITMQ_BINDING_KEYS match that key? \
-`chat3-gateway doctor` tells",
+`chat3-gateway doctor` tells. On a new broker, where this command has just made the exchange, a \
+gateway finds it within seconds: publish again",
         args.user, args.tenant
     );
     Ok(match routed {

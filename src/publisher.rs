@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     config::{Generation, PublishArgs},
-    rabbitmq,
+    rabbitmq::{self, ACCESS_REFUSED, LinkError},
     user::{TenantId, UserId},
 };
 
@@ -132,11 +132,19 @@ pub async fn publish(args: &PublishArgs) -> anyhow::Result<Published> {
         .durable(true)
         .finish();
     let declaring = channel.clone();
-    on.ask(CONNECT_TIMEOUT, async move {
+    let declared = on.ask(CONNECT_TIMEOUT, async move {
         declaring.exchange_declare(declare).await
-    })
-    .await
-    .with_context(|| format!("cannot declare the exchange {exchange}"))?;
+    });
+    declared.await.map_err(|error| match error {
+        // The advice of the error itself is for the gateway's login, which must not publish.
+        LinkError::Closed(close) if close.code == ACCESS_REFUSED => anyhow::anyhow!(
+            "cannot declare the exchange {exchange}: {close}; publish needs configure and write \
+             on it: use Chat3's own login in RABBITMQ_URL"
+        ),
+        error => {
+            anyhow::Error::new(error).context(format!("cannot declare the exchange {exchange}"))
+        }
+    })?;
     let confirming = channel.clone();
     on.ask(CONNECT_TIMEOUT, async move {
         let confirm = ConfirmSelectArguments::default();

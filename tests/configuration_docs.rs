@@ -160,7 +160,10 @@ fn flag(argument: &Arg) -> String {
 
 fn default(argument: &Arg) -> String {
     match argument.get_default_values().first() {
-        Some(value) if !value.is_empty() => format!("`{}`", value.to_string_lossy()),
+        Some(value) if !value.is_empty() => {
+            // A bar ends a cell, also in code.
+            format!("`{}`", value.to_string_lossy().replace('|', "\\|"))
+        }
         _ => "unset".to_owned(),
     }
 }

@@ -246,7 +246,8 @@ pub struct PublishArgs {
 pub enum Generation {
     /// Since 0.0.86: update.{dialog|user}.{tenantId}.{userType}.{userId}.{segment}
     #[default]
-    #[serde(rename = "current")]
+    #[value(alias = "0.0.86")]
+    #[serde(rename = "current", alias = "0.0.86")]
     Current,
     /// Since 0.0.77: update.{dialog|user}.{userType}.{userId}.{segment}
     #[value(name = "0.0.77")]

@@ -43,8 +43,11 @@ function gateway(topology, env = {}, command = gatewayBinary) {
       RUST_LOG: 'warn',
       LOG_FILE: '',
       JWT_SECRET: SECRET,
+      // What the load generator publishes, and the Node reference and the ceiling bind.
+      RABBITMQ_BINDING_KEYS: 'user.{userId}.*',
       // All of the load comes from one address, and in one scenario from one user.
       MAX_CONNECTS_PER_SECOND: '0',
+      MAX_CONNECTIONS_PER_ADDRESS: '0',
       MAX_SOCKETS_PER_USER: '0',
       ...env,
     },
