@@ -45,13 +45,20 @@ async function everybodyLeaves(gateway) {
   return tabs;
 }
 
+/** Publishes `rounds` updates to each user; returns their ids, once nothing more is received. */
 async function publish(publisher, gateway, rounds, fields = {}) {
-  const before = await gateway.metric('updates_received_total');
   const published = userIds.map(() => []);
   for (let round = 1; round <= rounds; round += 1) {
     userIds.forEach((userId, i) => published[i].push(publisher.update(userId, fields)._id));
-    await gateway.metricIs('updates_received_total', before + round * USERS, 60_000);
+    await pause(50);
   }
+  let received = -1;
+  await until('the end of what is received', async () => {
+    const before = received;
+    await pause(1000);
+    received = await gateway.metric('updates_received_total');
+    return received > 0 && received === before;
+  }, 60_000);
   return published;
 }
 
