@@ -114,7 +114,7 @@ pub enum Refusal {
     TenantIdMissing,
     #[error("tenant id not acceptable")]
     TenantIdInvalid,
-    /// Of a user whose binding keys would be longer than AMQP has them.
+    /// This user's binding keys would be longer than AMQP allows.
     #[error("user id and tenant id too long")]
     IdsTooLong,
     #[error("token revoked")]

@@ -39,7 +39,7 @@ use crate::{
 /// Limit of one read, connecting included.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much longer a read is waited for whose own thread is too busy to end it.
+/// How much longer the caller waits for a read whose thread is too busy to end it.
 const LATE: Duration = Duration::from_secs(1);
 
 /// Pause between two reads: what tokens with made-up key ids can cost the issuer.

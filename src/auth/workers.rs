@@ -74,7 +74,7 @@ impl Workers {
         let place = self.queue(client).ok_or(NotDone::Full)?;
         let open = "the semaphores are never closed";
         let _turn = place.turns.acquire().await.expect(open);
-        // Without a place in the common queue: those whom nobody wants leave at once.
+        // Before it takes a place in the common queue: an unwanted job leaves at once.
         if !is_wanted() {
             return Err(NotDone::Unwanted);
         }

@@ -103,8 +103,8 @@ impl BindingKeys {
         self.render(user).all(|key| key.len() <= MAX_KEY_BYTES)
     }
 
-    /// The keys that match those of all users at once, whom [`Self::cover`] names: one
-    /// for each template.
+    /// One key for each template, which matches the keys of all users that
+    /// [`Self::cover`] accepts.
     pub fn render_for_all(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|template| {
             let words: Vec<_> = template.words.iter().map(Word::for_all).collect();
@@ -321,8 +321,8 @@ impl FromStr for BindingKeys {
             if others.any(|word| word.contains(['{', '}'])) {
                 return Err(InvalidBindingKeys::UnknownPlaceholder(template.to_owned()));
             }
-            // As long as the key of the shortest ids. Whose ids make it longer is known
-            // when they come.
+            // The key of the shortest ids. Users whose ids make it too long are refused
+            // when they connect.
             let shortest = [USER_ID, TENANT_ID_OR_ANY, TENANT_ID]
                 .iter()
                 .fold(template.to_owned(), |key, id| key.replace(id, "x"));
@@ -574,7 +574,7 @@ mod tests {
         proptest::collection::vec(word(), count).prop_map(|words| words.join("."))
     }
 
-    /// Whom a token may name: no more than what the ids' own rules let through.
+    /// A user that a token may name: the rules for ids apply.
     fn somebody() -> impl Strategy<Value = User> {
         let id = words(1..4).prop_filter_map("no id", |id| UserId::parse(&id).ok());
         let tenant = words(1..3).prop_filter_map("no id", |id| TenantId::parse(&id).ok());

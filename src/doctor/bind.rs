@@ -107,7 +107,7 @@ pub(super) async fn examine(
     ))
 }
 
-/// Whose ids are several words, a firehose's keys miss: they are bound one by one.
+/// A firehose's keys miss users whose ids are several words; those users are bound one by one.
 async fn dots(
     session: &mut Session,
     config: &RabbitMqConfig,
