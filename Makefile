@@ -21,7 +21,7 @@ need-cargo = @command -v $(1) >/dev/null || cargo install --locked $(1)
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-run: src/dev/node_modules ## Run the development mode: no broker, page at http://localhost:3001/
+run: src/cli/dev/node_modules ## Run the development mode: no broker, page at http://localhost:3001/
 	cargo run --locked -- dev
 
 react: examples/react-chat/node_modules ## Run the React example at http://localhost:5173/, against a running `make run`
@@ -55,7 +55,7 @@ test-rust: rabbitmq ## Unit tests, and integration tests against a private Rabbi
 
 # Suites wait most of their time, so as many run at once as there are cores; node's own
 # default is one fewer.
-test-e2e: rabbitmq chromium openssl curl src/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
+test-e2e: rabbitmq chromium openssl curl src/cli/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked --bins --examples
 	cd tests && node --test --test-concurrency=$$(nproc) e2e/*.test.mjs
 
@@ -72,7 +72,7 @@ test-topologies-lean: rabbitmq tests/node_modules
 			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs) || failed=1; \
 		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens || failed=1;)
 
-test-topologies: rabbitmq openssl src/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues and a firehose
+test-topologies: rabbitmq openssl src/cli/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues and a firehose
 	cargo build --locked
 	$(call over-topologies, \
 		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service || failed=1; \
@@ -85,11 +85,11 @@ docs: | npm ## Write the tables of docs/CONFIGURATION.md anew, from the code, an
 
 SOAK_MINUTES ?= 10
 SOAK_CONNECTS ?= 100000
-soak: rabbitmq src/dev/node_modules tests/node_modules ## The long runs: clients that come and go (SOAK_CONNECTS=100000); churn, broker kills, gateway restarts (SOAK_MINUTES=10)
+soak: rabbitmq src/cli/dev/node_modules tests/node_modules ## The long runs: clients that come and go (SOAK_CONNECTS=100000); churn, broker kills, gateway restarts (SOAK_MINUTES=10)
 	cargo build --locked
 	cd tests && SOAK_CONNECTS=$(SOAK_CONNECTS) SOAK_MINUTES=$(SOAK_MINUTES) node --test soak.mjs
 
-jitter: rabbitmq src/dev/node_modules tests/node_modules ## A thousand clients on a bad network, and what their recovery costs
+jitter: rabbitmq src/cli/dev/node_modules tests/node_modules ## A thousand clients on a bad network, and what their recovery costs
 	cargo build --locked --release
 	cd tests && GATEWAY_BIN=$(release)/chat3-gateway node --test jitter.mjs
 
@@ -166,4 +166,4 @@ chromium:
 
 clean: ## Remove what was built and installed here
 	cargo clean
-	rm -rf src/dev/node_modules tests/node_modules examples/node-reference/node_modules examples/react-chat/node_modules examples/react-chat/dist
+	rm -rf src/cli/dev/node_modules tests/node_modules examples/node-reference/node_modules examples/react-chat/node_modules examples/react-chat/dist

@@ -17,7 +17,7 @@ use std::{
 use chat3_gateway::{
     RabbitMqService,
     config::{BindingKeys, RabbitMqConfig, Topology},
-    metrics::Metrics,
+    observability::metrics::Metrics,
     user::{TenantId, User, UserId},
 };
 use common::{Broker, Publisher, until_within};

@@ -11,7 +11,7 @@ use chat3_gateway::{
     RabbitMqService, Server,
     auth::Verifier,
     config::{HttpConfig, JwtConfig, RabbitMqConfig, Secret},
-    metrics::Metrics,
+    observability::metrics::Metrics,
     user::{User, UserId},
 };
 

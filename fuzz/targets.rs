@@ -12,9 +12,9 @@ use chat3_gateway::{
         keys::{Key, KeySet},
     },
     config::{JwtConfig, Secret},
-    hub::{Offset, Request},
-    metrics::Metrics,
-    revocation::{Order, OrderText},
+    observability::metrics::Metrics,
+    sessions::{Offset, Request},
+    socketio::revocation::{Order, OrderText},
     update::{Envelope, Update},
     user::{TenantId, User, UserId},
 };

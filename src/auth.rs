@@ -41,7 +41,7 @@ use self::{
 };
 use crate::{
     config::{JwtConfig, Secret},
-    metrics::Metrics,
+    observability::metrics::Metrics,
     user::{TenantId, User, UserId},
 };
 

@@ -1,8 +1,12 @@
 //! The seam between the hub and whatever updates come from.
 //!
-//! Two implementations exist: RabbitMQ ([`crate::rabbitmq`]) and the in-process
-//! exchange of the development mode ([`crate::embedded`]). Neither ever sees a
+//! Two implementations exist: RabbitMQ ([`crate::broker::rabbitmq`]) and the in-process
+//! exchange of the development mode ([`crate::broker::embedded`]). Neither ever sees a
 //! socket; the hub sees neither's queues.
+
+pub mod embedded;
+pub mod rabbitmq;
+pub(crate) mod survey;
 
 use std::{sync::Arc, time::SystemTime};
 

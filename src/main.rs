@@ -7,14 +7,15 @@ use axum::Router;
 use chat3_gateway::{
     RabbitMqService,
     auth::{Signer, Verifier, make_up_secret},
+    broker::embedded::EmbeddedExchange,
+    cli::dev,
+    cli::doctor,
+    cli::health,
+    cli::publisher::{self, Published},
     config::{Cli, Command, DevArgs, HealthArgs, PublishArgs, Secret, ServeArgs, TokenArgs},
-    dev, doctor,
-    embedded::EmbeddedExchange,
-    health,
-    metrics::Metrics,
-    publisher::{self, Published},
+    observability::metrics::Metrics,
+    observability::telemetry,
     server::Server,
-    telemetry,
     user::{TenantId, User, UserId},
 };
 use futures_util::FutureExt;

@@ -1,6 +1,8 @@
 //! A gateway that is bound to an address: puts the parts together, serves, and
 //! shuts down in order.
 
+pub(crate) mod admin;
+
 use std::{
     fmt::Display,
     future::Future,
@@ -29,13 +31,12 @@ use crate::{
     auth::Verifier,
     broker::Broker,
     config::{CorsOrigins, HttpConfig},
-    gateway::Gateway,
-    http,
-    hub::Hub,
-    metrics::Metrics,
-    revocation::{Order, OrderText},
-    sampled::Sampled,
-    transport::{self, Connection, Transports},
+    observability::metrics::Metrics,
+    observability::sampled::Sampled,
+    sessions::Hub,
+    socketio::endpoint::Gateway,
+    socketio::revocation::{Order, OrderText},
+    socketio::transport::{self, Connection, Transports},
 };
 
 static FOREIGN_ORIGIN: Sampled = Sampled::new();
@@ -75,7 +76,7 @@ impl Server {
     ///
     /// use axum::{Router, routing::get};
     /// use chat3_gateway::{
-    ///     Server, auth::Verifier, config::{HttpConfig, JwtConfig}, embedded::EmbeddedExchange,
+    ///     Server, auth::Verifier, config::{HttpConfig, JwtConfig}, broker::embedded::EmbeddedExchange,
     ///     metrics::Metrics,
     /// };
     ///
@@ -134,19 +135,19 @@ impl Server {
         // Outermost, so that refusals too are readable to a browser.
         let socket_io = socket_io.layer(cors(&config.cors_origin));
         let (probes, operators) =
-            http::routers(gateway, hub.clone(), transports.clone(), metrics, config);
+            admin::routers(gateway, hub.clone(), transports.clone(), metrics, config);
         let mut router = probes.clone().merge(socket_io).merge(extra);
         let admin = if let Some(address) = config.admin_addr {
             let listener = TcpListener::bind(address).await;
             let listener = listener
                 .map_err(|error| cannot_listen(&error, address, address.port(), "ADMIN_ADDR"))?;
-            let admin = probes.merge(operators).fallback(http::not_found);
+            let admin = probes.merge(operators).fallback(admin::not_found);
             Some((listener, admin))
         } else {
             router = router.merge(operators);
             None
         };
-        let router = router.fallback(http::not_found);
+        let router = router.fallback(admin::not_found);
         Ok(Self {
             listener,
             router,
@@ -323,5 +324,5 @@ async fn check_origin(
         let origin: String = origin.take(100).collect();
         info!(%peer, ?origin, left_out, "Connection refused: its origin is not in CORS_ORIGIN");
     }
-    http::error(StatusCode::FORBIDDEN, "origin not allowed")
+    admin::error(StatusCode::FORBIDDEN, "origin not allowed")
 }

@@ -93,7 +93,7 @@ test('a connect is a trace with its parts, and an order and the broker have thei
   // Each update's span is only for those who look into something.
   assert.equal(collector.named('deliver').length, 0);
   // And log lines are what they are without.
-  assert.match(gateway.logs, /Z {2}INFO chat3_gateway::gateway: Connection refused/);
+  assert.match(gateway.logs, /Z {2}INFO chat3_gateway::socketio::endpoint: Connection refused/);
   assert.doesNotMatch(JSON.stringify(collector.spans), /eyJ/);
 });
 

@@ -12,7 +12,7 @@ use chat3_gateway::{
     RabbitMqService,
     broker::{Broker as _, Delivery, Handler},
     config::{RabbitMqConfig, Topology},
-    metrics::Metrics,
+    observability::metrics::Metrics,
     user::{TenantId, User, UserId},
 };
 use clap::ValueEnum;

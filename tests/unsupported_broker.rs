@@ -13,7 +13,7 @@ use std::{
 use chat3_gateway::{
     RabbitMqService,
     config::RabbitMqConfig,
-    metrics::Metrics,
+    observability::metrics::Metrics,
     user::{User, UserId},
 };
 use tokio::{

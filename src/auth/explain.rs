@@ -350,7 +350,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{config::Secret, metrics::Metrics};
+    use crate::{config::Secret, observability::metrics::Metrics};
 
     const SECRET: &str = "a-secret-of-at-least-thirty-two-bytes";
 

@@ -32,7 +32,7 @@ use tracing::{debug, info, warn};
 use super::keys::{InvalidKey, Key, KeySet};
 use crate::{
     config::JwksSource,
-    metrics::Metrics,
+    observability::metrics::Metrics,
     tls::{self, TlsError},
 };
 

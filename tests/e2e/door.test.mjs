@@ -161,7 +161,7 @@ test('a flood of bytes ends its connection', async () => {
 });
 
 test('whoever takes nothing is not read from, and ends like any slow socket', async () => {
-  gateway = await Gateway.start(broker, { env: { SOCKET_WRITE_TIMEOUT: '3s', MAX_EVENTS_PER_SECOND: '0', RUST_LOG: 'info,chat3_gateway::hub=debug' } });
+  gateway = await Gateway.start(broker, { env: { SOCKET_WRITE_TIMEOUT: '3s', MAX_EVENTS_PER_SECOND: '0', RUST_LOG: 'info,chat3_gateway::sessions=debug' } });
   const socket = await rawWebsocket(gateway, 'usr_stuck');
   socket.pause();
   await holds(async () => {

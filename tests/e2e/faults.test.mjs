@@ -104,7 +104,7 @@ function publishLarge(userId, number) {
 }
 
 test('sockets that read by fits and starts get every event once, in order', async () => {
-  gateway = await Gateway.start(broker, { env: { SOCKET_WRITE_TIMEOUT: '100s', RUST_LOG: 'info,chat3_gateway::hub=debug' } });
+  gateway = await Gateway.start(broker, { env: { SOCKET_WRITE_TIMEOUT: '100s', RUST_LOG: 'info,chat3_gateway::sessions=debug' } });
   const sockets = await Promise.all([1, 2].map(() => rawWebsocket(gateway, 'usr_fitful')));
   const published = [];
   for (let round = 0; round < 4; round += 1) {

@@ -1,0 +1,267 @@
+//! Finds out why nothing comes: whether updates of users online here are published with
+//! keys that no binding matches.
+//!
+//! A wrong `RABBITMQ_BINDING_KEYS` looks like a quiet chat: everything is connected, bound
+//! and empty. So where users are online and nothing has come for a while, this takes a
+//! look at what the exchange carries: for a short time, over a connection of its own, and
+//! the more rarely the longer the silence lasts.
+//!
+//! Only an update for a user who is online here, of a known generation of Chat3, and
+//! whom no configured template reaches, is a finding. A quiet exchange, or one that carries
+//! what is for others, tells nothing.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    select,
+    time::{Instant, sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Shared,
+    connection::LinkError,
+    session::{Scope, Session},
+};
+use crate::{broker::survey::Survey, user::User};
+
+/// How long one look takes at most; not longer than the silence that led to it.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Limit of all that a look asks RabbitMQ for, beside listening.
+const AROUND_LOOK: Duration = Duration::from_secs(60);
+
+/// Updates that are looked at, at most.
+const ENOUGH: usize = 2_000;
+
+/// Updates of users online here that are missed, after which no more are needed.
+const ENOUGH_MISSED: usize = 20;
+
+/// What the queue keeps at most: on a busy exchange some updates will do.
+const QUEUE_LENGTH: i64 = 500;
+
+/// Users for whom other keys are tried, where not everything may be listened to.
+const SAMPLE: usize = 20;
+
+/// Longest pause between two looks, if the first one comes no later.
+const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// Between two looks at whether anything has come.
+const MAX_TICK: Duration = Duration::from_secs(30);
+
+/// What a look has found.
+enum Found {
+    /// Nobody's updates, or those of users who are not online here.
+    Nothing { heard: usize },
+    /// An update of a user online here that the bindings match: it will come.
+    Matched,
+    /// Updates of users online here that no binding matches, and what to do about it.
+    Dead { missed: usize, advice: String },
+    /// What may not be listened to.
+    Refused(LinkError),
+}
+
+impl Found {
+    /// The metric's label.
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Nothing { heard: 0 } => "quiet",
+            Self::Nothing { .. } => "others",
+            Self::Matched => "matched",
+            Self::Dead { .. } => "dead",
+            Self::Refused(_) => "refused",
+        }
+    }
+}
+
+/// Watches until the service stops consuming.
+pub(super) async fn watch(shared: Arc<Shared>) {
+    let after = shared.config.silence_check;
+    if after.is_zero() {
+        return;
+    }
+    let tick = (after / 4).min(MAX_TICK);
+    let mut silence = Silence::new(&shared);
+    loop {
+        select! {
+            () = sleep(tick) => {}
+            () = shared.stop_consuming.cancelled() => return,
+        }
+        if !silence.has_lasted(&shared) {
+            continue;
+        }
+        let limit = after.min(LOOK) + AROUND_LOOK;
+        let looking = timeout(limit, look(&shared, after.min(LOOK)));
+        let found = select! {
+            found = looking => found.unwrap_or(Err(LinkError::Timeout(limit))),
+            () = shared.stop_consuming.cancelled() => return,
+        };
+        silence.was_looked_into(&shared, found);
+    }
+}
+
+/// How long nothing has come, and what is known about it.
+struct Silence {
+    after: Duration,
+    received: u64,
+    since: Instant,
+    looked_at: Instant,
+    pause: Duration,
+    is_dead: bool,
+    warned_of_refusal: bool,
+}
+
+impl Silence {
+    fn new(shared: &Shared) -> Self {
+        let after = shared.config.silence_check;
+        Self {
+            after,
+            received: shared.received.load(Ordering::Relaxed),
+            since: Instant::now(),
+            looked_at: Instant::now(),
+            // Instances that were started together do not look together.
+            pause: after.mul_f64(rand::random_range(1.0..=1.25)),
+            is_dead: false,
+            warned_of_refusal: false,
+        }
+    }
+
+    /// Whether users are online, nothing comes, and a look is due.
+    fn has_lasted(&mut self, shared: &Shared) -> bool {
+        let received = shared.received.load(Ordering::Relaxed);
+        let has_come = received != self.received;
+        if has_come && self.is_dead {
+            info!("RabbitMQ binding keys match what is published again");
+            shared.metrics.bindings_dead.set(0);
+        }
+        if has_come || !*shared.connected.borrow() || !shared.has_subscribers() {
+            let warned_of_refusal = self.warned_of_refusal;
+            let is_dead = self.is_dead && !has_come;
+            *self = Self {
+                is_dead,
+                warned_of_refusal,
+                ..Self::new(shared)
+            };
+            return false;
+        }
+        self.looked_at.elapsed() >= self.pause
+    }
+
+    fn was_looked_into(&mut self, shared: &Shared, found: Result<Found, LinkError>) {
+        self.looked_at = Instant::now();
+        self.pause = (self.pause * 2).min(MAX_PAUSE.max(self.after));
+        let outcome = found.as_ref().map_or("failed", Found::outcome);
+        shared.metrics.silence_look(outcome);
+        match found {
+            // Meanwhile something has come after all.
+            Ok(Found::Dead { .. }) if shared.received.load(Ordering::Relaxed) != self.received => {}
+            Ok(Found::Dead { missed, advice }) => {
+                shared.metrics.bindings_dead.set(1);
+                if !std::mem::replace(&mut self.is_dead, true) {
+                    warn!(
+                        silent_for = ?self.since.elapsed(), missed, binding_keys = %shared.config.binding_keys, advice,
+                        "⚠️  RabbitMQ binding keys match none of the updates that are published for users online here"
+                    );
+                }
+            }
+            Ok(Found::Refused(error)) => {
+                if !std::mem::replace(&mut self.warned_of_refusal, true) {
+                    info!(%error, "RabbitMQ does not permit to look at why no updates come");
+                }
+            }
+            Ok(Found::Nothing { .. } | Found::Matched) => {
+                debug!(outcome, silent_for = ?self.since.elapsed(), "RabbitMQ looked at for why no updates come");
+            }
+            Err(error) => debug!(%error, "RabbitMQ could not be looked at for why no updates come"),
+        }
+    }
+}
+
+/// Listens for at most `time`.
+async fn look(shared: &Shared, time: Duration) -> Result<Found, LinkError> {
+    let mut session = Session::open(&shared.config, "look", &shared.instance).await?;
+    let found = look_over(&mut session, shared, time).await;
+    session.close().await;
+    found
+}
+
+async fn look_over(
+    session: &mut Session,
+    shared: &Shared,
+    time: Duration,
+) -> Result<Found, LinkError> {
+    let queue = format!("{}.{:08x}", session.prefix, rand::random::<u32>());
+    session.declare(&queue, QUEUE_LENGTH).await?;
+    let users = shared.some_subscribers(SAMPLE);
+    let scope = session.bind_widely(&queue, &shared.config, &users).await?;
+    if let Scope::Nothing(refusal) = scope {
+        return Ok(Found::Refused(refusal));
+    }
+    let mut listening = session.listen().await?;
+    listening.to(&queue, 0).await?;
+    let mut survey = Survey::of(&shared.config.binding_keys);
+    let mut heard = 0;
+    let end = Instant::now() + time;
+    while heard < ENOUGH && survey.missed() < ENOUGH_MISSED {
+        let Some(update) = listening.next(end).await? else {
+            break;
+        };
+        heard += 1;
+        let Some(subscriber) = update.user.and_then(|user| shared.subscriber(&user)) else {
+            continue;
+        };
+        let missed = survey.missed();
+        survey.note(&update.routing_key, Some(&subscriber));
+        if survey.updates() > survey.missed() {
+            return Ok(Found::Matched);
+        }
+        debug!(
+            user_id = %subscriber.id, routing_key = ?update.routing_key, is_new = survey.missed() > missed,
+            "RabbitMQ update that no binding matches"
+        );
+    }
+    Ok(match survey.advice() {
+        Some(advice) => Found::Dead {
+            missed: survey.missed(),
+            advice,
+        },
+        None => Found::Nothing { heard },
+    })
+}
+
+impl Shared {
+    fn has_subscribers(&self) -> bool {
+        let wishes = self.wishes();
+        wishes.users.values().any(|wish| wish.active.is_active())
+    }
+
+    fn some_subscribers(&self, count: usize) -> Vec<User> {
+        let wishes = self.wishes();
+        let active = wishes
+            .users
+            .iter()
+            .filter(|(_, wish)| wish.active.is_active());
+        active.map(|(user, _)| user.clone()).take(count).collect()
+    }
+
+    /// Who is subscribed here of those who may get `user`'s updates: with that tenant, or
+    /// without any.
+    fn subscriber(&self, user: &User) -> Option<User> {
+        let wishes = self.wishes();
+        let is_active = |user: &User| {
+            let wish = wishes.users.get(user);
+            wish.is_some_and(|wish| wish.active.is_active())
+        };
+        if is_active(user) {
+            return Some(user.clone());
+        }
+        let without_tenant = User {
+            id: user.id.clone(),
+            tenant: None,
+        };
+        is_active(&without_tenant).then_some(without_tenant)
+    }
+}

@@ -1,0 +1,460 @@
+//! Queues that users have in common: `shared` and `firehose`.
+//!
+//! A queue is exclusive, has one consumer, and lives as long as its link. Users are
+//! spread over the queues by a hash of their id, so that the order of a user's
+//! updates holds. What a user needs of their own are bindings, or not even those,
+//! where the queue is bound for everybody. Who gets which update is found by the
+//! routing key (`Routes`).
+//!
+//! Bindings are made in pipelined batches, and removed later and slowly: one who
+//! comes back before that has lost nothing. Updates that come for somebody who has
+//! left are acknowledged and counted.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
+use amqprs::channel::{QueueBindArguments, QueueDeclareArguments, QueueUnbindArguments};
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::{
+    super::{
+        Shared, Wish,
+        channels::{ADMIN_CHANNELS, Channels},
+        connection::{LinkError, NOT_FOUND, ServerClose},
+        link::REFUSED_RETRY,
+    },
+    Refused, Topology,
+    members::Members,
+    permitted::Permitted,
+    routes::Routes,
+};
+use crate::{
+    observability::metrics::GaugeGuard,
+    user::{User, UserId},
+};
+
+/// Users who are bound on one channel between two waits for the broker.
+const BATCH: usize = 256;
+
+/// Channels for binding, fewer than there are: RabbitMQ's transactions on bindings
+/// get in each other's way. One always has work while the other is waited for.
+const BIND_CHANNELS: usize = 2;
+
+/// How long one who has left keeps the bindings: about as long as a page takes to load.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Pause between two portions of unbinding. With the portions that `Members` gives,
+/// at least 160 users a second, and a small part of what the broker can do.
+const UNBIND_PAUSE: Duration = Duration::from_millis(100);
+
+pub(super) struct CommonQueues {
+    shared: Arc<Shared>,
+    epoch: u64,
+    /// The queues are bound for everybody, and users need no bindings of their own,
+    /// but those whom one key for all does not cover.
+    for_all: bool,
+    queues: Vec<Option<Queue>>,
+    declarations: u64,
+    /// Why queues could not be made, and how long not to try again.
+    refused: Option<(ServerClose, Instant)>,
+    permitted: Permitted,
+    members: Members,
+    /// Not to unbind before.
+    unbind_after: Instant,
+}
+
+struct Queue {
+    name: String,
+    routes: Arc<Routes>,
+    /// It has the bindings that are not a user's own.
+    is_ready: bool,
+}
+
+/// A user whose bindings are to be made.
+struct Newcomer {
+    user: User,
+    wish: Wish,
+    routes: Arc<Routes>,
+    binds: Vec<QueueBindArguments>,
+}
+
+impl CommonQueues {
+    /// One queue or a few, bound for each of their users.
+    pub(super) fn shared(shared: Arc<Shared>, epoch: u64) -> Self {
+        let count = shared.config.shared_queues.into();
+        Self::new(shared, epoch, count, false)
+    }
+
+    /// One queue, bound for everybody.
+    pub(super) fn firehose(shared: Arc<Shared>, epoch: u64) -> Self {
+        Self::new(shared, epoch, 1, true)
+    }
+
+    fn new(shared: Arc<Shared>, epoch: u64, count: usize, for_all: bool) -> Self {
+        Self {
+            permitted: Permitted::new(&shared),
+            shared,
+            epoch,
+            for_all,
+            queues: std::iter::repeat_with(|| None).take(count).collect(),
+            declarations: 0,
+            refused: None,
+            members: Members::default(),
+            unbind_after: Instant::now(),
+        }
+    }
+
+    /// Declares and consumes a queue that does not exist, and binds it for everybody,
+    /// if it is to be.
+    async fn prepare_queue(
+        &mut self,
+        channels: &mut Channels,
+        index: usize,
+    ) -> Result<(), LinkError> {
+        let queue = match self.queues[index].take() {
+            Some(queue) => queue,
+            None => self.declare(channels, index).await?,
+        };
+        let (name, is_ready) = (queue.name.clone(), queue.is_ready);
+        // Kept also if the exchange is missing.
+        let queue = self.queues[index].insert(queue);
+        if !is_ready {
+            let keys = self.permitted.keys_for_all();
+            let keys = keys.filter(|_| self.for_all);
+            let binds = keys.map(|key| bind(&self.shared, &name, &key)).collect();
+            bind_all(channels, 0, binds).await?;
+            queue.is_ready = true;
+        }
+        Ok(())
+    }
+
+    async fn declare(&mut self, channels: &mut Channels, index: usize) -> Result<Queue, LinkError> {
+        self.declarations += 1;
+        let name = format!(
+            "chat3-gateway.{}.{}.common{index}.{}",
+            self.shared.instance, self.epoch, self.declarations
+        );
+        let declare = QueueDeclareArguments::new(&name)
+            .exclusive(true)
+            .auto_delete(true)
+            .finish();
+        let admin = &channels.admins[0];
+        let channel = admin.channel.clone();
+        let declare = async move { channel.queue_declare(declare).await };
+        channels.rpc(admin, declare).await?;
+        let routes = Arc::new(Routes::new(
+            self.shared.config.binding_keys.clone(),
+            self.shared.metrics.clone(),
+        ));
+        let deliver = {
+            let routes = routes.clone();
+            move |delivery: &_| routes.deliver(delivery)
+        };
+        let on = &channels.consumers[index % channels.consumers.len()];
+        channels.consume(on, vec![(name.clone(), deliver)]).await?;
+        debug!(queue = name, "RabbitMQ queue consumed");
+        Ok(Queue {
+            name,
+            routes,
+            is_ready: false,
+        })
+    }
+
+    /// The users have their bindings.
+    fn activate(&mut self, user: &User, wish: &Wish) {
+        info!(user_id = %user.id, "User subscribed to updates");
+        let gauge = GaugeGuard::new(&self.shared.metrics.subscriptions);
+        self.members.arrive(user, wish.serial, gauge);
+        wish.active.activate();
+    }
+
+    /// The user's queue, if it is there.
+    fn queue_of(&self, id: &UserId) -> Option<&Queue> {
+        self.queues[self.index_of(id)].as_ref()
+    }
+
+    fn index_of(&self, id: &UserId) -> usize {
+        let mut hasher = DefaultHasher::new();
+        id.hash(&mut hasher);
+        let count = self.queues.len() as u64;
+        usize::try_from(hasher.finish() % count).expect("less than the count of queues")
+    }
+
+    /// Whether the user needs no bindings.
+    fn is_covered(&self, user: &User) -> bool {
+        self.for_all && self.shared.config.binding_keys.cover(user)
+    }
+
+    /// Binds newcomers, in batches, each on an admin channel.
+    async fn bind_batches(
+        &mut self,
+        channels: &mut Channels,
+        mut newcomers: Vec<Newcomer>,
+    ) -> Result<Vec<Refused>, LinkError> {
+        let mut batches = Vec::new();
+        while !newcomers.is_empty() {
+            let rest = newcomers.split_off(newcomers.len().min(BATCH));
+            batches.push(std::mem::replace(&mut newcomers, rest));
+        }
+        let mut refused = Vec::new();
+        for batches in batches.chunks_mut(BIND_CHANNELS) {
+            let binds = batches.iter_mut().enumerate().map(|(admin, batch)| {
+                let binds = batch
+                    .iter_mut()
+                    .flat_map(|new| std::mem::take(&mut new.binds));
+                bind_all(channels, admin, binds.collect())
+            });
+            let results = join_all(binds).await;
+            for (admin, (batch, result)) in batches.iter_mut().zip(results).enumerate() {
+                match result {
+                    Ok(()) => {
+                        for Newcomer { user, wish, .. } in batch {
+                            self.permitted.accept(user);
+                            self.activate(user, wish);
+                        }
+                    }
+                    // What the batch has bound stays, without effect, until the same
+                    // users are bound again or the link ends.
+                    Err(LinkError::Closed(close)) if !channels.lost.is_cancelled() => {
+                        channels.reopen_admin(admin).await?;
+                        let batch = batch.drain(..).map(|new| {
+                            new.routes.remove(&new.user);
+                            (new.user, new.wish)
+                        });
+                        refused.push((batch.collect(), close));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(refused)
+    }
+}
+
+#[async_trait]
+impl Topology for CommonQueues {
+    async fn prepare(&mut self, channels: &mut Channels) -> Result<(), LinkError> {
+        if let Some((_, until)) = self.refused
+            && Instant::now() < until
+        {
+            return Ok(());
+        }
+        self.refused = None;
+        for index in 0..self.queues.len() {
+            if self.queues[index]
+                .as_ref()
+                .is_some_and(|queue| queue.is_ready)
+            {
+                continue;
+            }
+            let prepared = loop {
+                match self.prepare_queue(channels, index).await {
+                    Err(LinkError::Closed(close))
+                        if !channels.lost.is_cancelled()
+                            && self.permitted.refuse_for_all(&close) =>
+                    {
+                        channels.reopen_admin(0).await?;
+                    }
+                    prepared => break prepared,
+                }
+            };
+            match prepared {
+                Err(LinkError::Closed(close)) if !channels.lost.is_cancelled() => {
+                    channels.reopen_admin(0).await?;
+                    if close.missing_queue().is_some() {
+                        self.queues[index] = None;
+                    }
+                    if close.code == NOT_FOUND {
+                        return Err(LinkError::Closed(close));
+                    }
+                    self.refused = Some((close, Instant::now() + REFUSED_RETRY));
+                    return Ok(());
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn subscribe(
+        &mut self,
+        channels: &mut Channels,
+        wishes: Vec<(User, Wish)>,
+    ) -> Result<Vec<Refused>, LinkError> {
+        self.prepare(channels).await?;
+        let mut newcomers = Vec::new();
+        let mut without_queue = Vec::new();
+        for (user, wish) in wishes {
+            let Some(queue) = self.queue_of(&user.id).filter(|queue| queue.is_ready) else {
+                without_queue.push((user, wish));
+                continue;
+            };
+            // Before the bindings: what they bring shall find its way.
+            let routes = queue.routes.clone();
+            routes.insert(&user, wish.handler.clone());
+            if self.is_covered(&user) || self.members.contains(&user) {
+                self.activate(&user, &wish);
+                continue;
+            }
+            let keys = self.permitted.keys(&user);
+            let binds = keys.map(|key| {
+                debug!(user_id = %user.id, queue = queue.name, binding_key = ?key, "RabbitMQ binding");
+                bind(&self.shared, &queue.name, &key)
+            });
+            let binds = binds.collect();
+            newcomers.push(Newcomer {
+                user,
+                wish,
+                routes,
+                binds,
+            });
+        }
+        let mut refused = self.bind_batches(channels, newcomers).await?;
+        if let Some((close, _)) = &self.refused
+            && !without_queue.is_empty()
+        {
+            refused.push((without_queue, close.clone()));
+        }
+        Ok(refused)
+    }
+
+    async fn unsubscribe(&mut self, _: &mut Channels, users: Vec<User>) -> Result<(), LinkError> {
+        let now = Instant::now();
+        for user in users {
+            if let Some(queue) = self.queue_of(&user.id) {
+                queue.routes.remove(&user);
+            }
+            if self.is_covered(&user) {
+                self.members.remove(&user);
+            } else {
+                self.members.leave(&user, now);
+            }
+            info!(user_id = %user.id, "User unsubscribed from updates");
+        }
+        Ok(())
+    }
+
+    /// Unbinds some of those who left some time ago, each channel some of them: there
+    /// is no unbinding without waiting for the answer.
+    async fn tidy(&mut self, channels: &mut Channels) -> Result<(), LinkError> {
+        let now = Instant::now();
+        self.unbind_after = now + UNBIND_PAUSE;
+        let Some(deadline) = now.checked_sub(LINGER) else {
+            return Ok(());
+        };
+        let mut unbinds = Vec::new();
+        for user in self.members.take_departed(deadline) {
+            let Some(queue) = self.queue_of(&user.id) else {
+                continue;
+            };
+            let keys = |user: &User| self.permitted.keys(user).collect();
+            for key in self.members.unused_keys(&user, keys) {
+                let exchange = &self.shared.config.exchange;
+                unbinds.push(QueueUnbindArguments::new(&queue.name, exchange, &key));
+            }
+        }
+        debug!(bindings = unbinds.len(), "RabbitMQ unbinding");
+        let portion = unbinds.len().div_ceil(ADMIN_CHANNELS).max(1);
+        let portions = unbinds.chunks(portion).map(<[_]>::to_vec).enumerate();
+        let results = join_all(portions.map(|(admin, unbinds)| {
+            let unbind = |channel: amqprs::channel::Channel, unbind| async move {
+                channel.queue_unbind(unbind).await
+            };
+            channels.pipeline(&channels.admins[admin], unbinds, unbind)
+        }))
+        .await;
+        for (admin, result) in results.into_iter().enumerate() {
+            match result {
+                Ok(()) => {}
+                // A permission was withdrawn. These bindings stay until the link ends.
+                Err(LinkError::Closed(close)) if !channels.lost.is_cancelled() => {
+                    debug!(reason = %close, "RabbitMQ refused to unbind");
+                    channels.reopen_admin(admin).await?;
+                    self.unbind_after = now + REFUSED_RETRY;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn tidy_at(&self) -> Option<Instant> {
+        let first = self.members.first_departure()?;
+        Some((first + LINGER).max(self.unbind_after))
+    }
+
+    fn forget(&mut self, queue: &str) -> Vec<User> {
+        let is_it = |other: &Option<Queue>| other.as_ref().is_some_and(|it| it.name == queue);
+        let Some(index) = self.queues.iter().position(is_it) else {
+            return Vec::new();
+        };
+        if let Some(queue) = self.queues[index].take() {
+            // What its consumer still holds must not come after what the next brings.
+            queue.routes.clear();
+        }
+        let mut members = std::mem::take(&mut self.members);
+        let users = members.remove_all(|id| self.index_of(id) == index);
+        self.members = members;
+        users
+    }
+
+    fn serial(&self, user: &User) -> Option<u64> {
+        self.members.serial(user)
+    }
+
+    fn users_count(&self) -> usize {
+        self.members.present()
+    }
+
+    fn do_without(&mut self, user: &User, refused: &ServerClose) -> bool {
+        self.permitted.refuse(user, refused)
+    }
+
+    fn a_binding(&self) -> Option<QueueBindArguments> {
+        if self.for_all {
+            let queue = self.queues.iter().flatten().find(|queue| queue.is_ready)?;
+            let key = self.permitted.keys_for_all().next()?;
+            return Some(QueueBindArguments::new(
+                &queue.name,
+                &self.shared.config.exchange,
+                &key,
+            ));
+        }
+        let user = self.members.anybody()?;
+        let queue = self.queue_of(&user.id)?;
+        let key = self.permitted.keys(&user).next()?;
+        Some(QueueBindArguments::new(
+            &queue.name,
+            &self.shared.config.exchange,
+            &key,
+        ))
+    }
+
+    fn round(&self) -> usize {
+        BATCH * BIND_CHANNELS
+    }
+}
+
+fn bind(shared: &Shared, queue: &str, key: &str) -> QueueBindArguments {
+    QueueBindArguments::new(queue, &shared.config.exchange, key)
+        .no_wait(true)
+        .finish()
+}
+
+async fn bind_all(
+    channels: &Channels,
+    admin: usize,
+    binds: Vec<QueueBindArguments>,
+) -> Result<(), LinkError> {
+    let bind =
+        |channel: amqprs::channel::Channel, bind| async move { channel.queue_bind(bind).await };
+    channels
+        .pipeline(&channels.admins[admin], binds, bind)
+        .await
+}

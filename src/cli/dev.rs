@@ -1,0 +1,246 @@
+//! The development mode's own routes: the page at `/`, tokens for anybody, and
+//! publishing by HTTP. Merged into the server by `chat3-gateway dev` only.
+//!
+//! A foreign site open in the developer's browser must not be able to ask for
+//! tokens: so there is no CORS here, and requests must name this host (a site
+//! whose own name suddenly resolves to this machine would need no CORS).
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Request, State, rejection::JsonRejection},
+    http::{HeaderMap, HeaderName, StatusCode, header, uri::Authority},
+    middleware::{self, Next},
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    auth::Signer,
+    broker::embedded::EmbeddedExchange,
+    cli::publisher::original::{self, DOCUMENTED_TYPES, OTHER_TYPES},
+    config::Generation,
+    server::admin::error,
+    user::{TenantId, User, UserId},
+};
+
+/// How long the page's tokens live: a working day.
+pub const TOKEN_LIFETIME: Duration = Duration::from_hours(12);
+
+/// Shorter ones round to tokens that have expired when they arrive.
+const MIN_LIFETIME: Duration = Duration::from_secs(1);
+
+/// The tenant of updates and tokens that name none.
+pub const DEFAULT_TENANT: &str = "tnt_default";
+
+const PAGE: &str = include_str!("dev/page.html");
+const STYLE: &str = include_str!("dev/page.css");
+const SCRIPTS: [(&str, &str); 5] = [
+    ("/dev/page.js", include_str!("dev/page.js")),
+    ("/dev/dom.js", include_str!("dev/dom.js")),
+    ("/dev/log.js", include_str!("dev/log.js")),
+    ("/dev/users.js", include_str!("dev/users.js")),
+    ("/dev/publish.js", include_str!("dev/publish.js")),
+];
+
+/// Nothing inline, nothing from elsewhere. `connect-src` names what older
+/// browsers do not count as `'self'`: the websocket.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; \
+    style-src 'self'; connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; \
+    form-action 'none'; frame-ancestors 'none'";
+
+const JAVASCRIPT: [(HeaderName, &str); 1] =
+    [(header::CONTENT_TYPE, "text/javascript; charset=utf-8")];
+
+/// The official client; empty when npm had not installed it before the build.
+const SOCKET_IO_CLIENT: &str = include_str!(concat!(env!("OUT_DIR"), "/socket.io.js"));
+
+#[derive(Clone)]
+struct Dev {
+    exchange: Arc<EmbeddedExchange>,
+    signer: Arc<Signer>,
+}
+
+/// The routes of the development mode, for requests to a local name, an address
+/// or `own_host`.
+pub fn router(exchange: Arc<EmbeddedExchange>, signer: Signer, own_host: &str) -> Router {
+    let own_host = own_host.to_owned();
+    let page = SCRIPTS
+        .into_iter()
+        .fold(Router::new(), |page, (path, script)| {
+            page.route(path, get(move || async move { (JAVASCRIPT, script) }))
+        });
+    page.route("/", get(page_with_policy))
+        .route("/dev/page.css", get(style))
+        .route("/dev/templates", get(templates))
+        .route("/dev/socket.io.js", get(client))
+        .route("/dev/samples", get(samples))
+        .route("/dev/tokens", post(token))
+        .route("/dev/updates", post(publish))
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            let is_ours = is_own_host(request.headers(), &own_host);
+            async move {
+                match is_ours {
+                    true => next.run(request).await,
+                    false => error(
+                        StatusCode::FORBIDDEN,
+                        "for requests to localhost, an IP address or the name given with --host",
+                    ),
+                }
+            }
+        }))
+        .with_state(Dev {
+            exchange,
+            signer: Arc::new(signer),
+        })
+}
+
+fn is_own_host(headers: &HeaderMap, own_host: &str) -> bool {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let Some(authority) = host.and_then(|host| host.parse::<Authority>().ok()) else {
+        return false;
+    };
+    let name = authority.host().trim_matches(['[', ']']);
+    let is_local = name == "localhost" || name.ends_with(".localhost");
+    is_local || name == own_host || name.parse::<IpAddr>().is_ok()
+}
+
+async fn page_with_policy() -> impl IntoResponse {
+    let policy = [(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)];
+    (policy, Html(PAGE))
+}
+
+async fn style() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)
+}
+
+async fn client() -> Response {
+    if SOCKET_IO_CLIENT.is_empty() {
+        let message = "built without socket.io-client: run `npm ci` in src/cli/dev and build again";
+        return error(StatusCode::NOT_FOUND, message);
+    }
+    (JAVASCRIPT, SOCKET_IO_CLIENT).into_response()
+}
+
+async fn samples() -> Json<Map<String, Value>> {
+    let types = DOCUMENTED_TYPES.into_iter().chain(OTHER_TYPES);
+    let sample = |event_type: &str| (event_type.to_owned(), original::sample_data(event_type));
+    Json(types.map(sample).collect())
+}
+
+/// Every event type with sample data, by generation.
+async fn templates() -> Json<Value> {
+    let of = |generation: Generation| -> Vec<Value> {
+        let template = |name| json!({"eventType": name, "data": generation.sample_data(name)});
+        generation.types().into_iter().map(template).collect()
+    };
+    Json(json!({
+        "documented": DOCUMENTED_TYPES,
+        "original": of(Generation::Original),
+        "0.0.77": of(Generation::V0_0_77),
+        "current": of(Generation::Current),
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TokenRequest {
+    user_id: String,
+    tenant_id: Option<String>,
+    /// Such as `40s`: to see a token expire.
+    expires_in: Option<String>,
+}
+
+async fn token(
+    State(dev): State<Dev>,
+    request: Result<Json<TokenRequest>, JsonRejection>,
+) -> Result<Response, BadRequest> {
+    let Json(request) = request?;
+    let user = User {
+        id: user_id(&request.user_id)?,
+        tenant: request.tenant_id.as_deref().map(tenant_id).transpose()?,
+    };
+    let lifetime = request.expires_in.as_deref().map(lifetime).transpose()?;
+    let signed = dev.signer.sign(&user, lifetime.unwrap_or(TOKEN_LIFETIME));
+    let (token, expires_at) =
+        signed.map_err(|problem| BadRequest(format!("cannot sign: {problem}")))?;
+    let expires_at = humantime::format_rfc3339_seconds(expires_at).to_string();
+    Ok(Json(json!({"token": token, "expiresAt": expires_at})).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PublishRequest {
+    user_id: String,
+    event_type: String,
+    tenant_id: Option<String>,
+    data: Option<Value>,
+    #[serde(default)]
+    generation: Generation,
+    /// The whole body instead of `data`; published as it is.
+    update: Option<Value>,
+    /// For binding keys of another generation.
+    routing_key: Option<String>,
+}
+
+async fn publish(
+    State(dev): State<Dev>,
+    request: Result<Json<PublishRequest>, JsonRejection>,
+) -> Result<Response, BadRequest> {
+    let Json(request) = request?;
+    let user = user_id(&request.user_id)?;
+    let tenant = tenant_id(request.tenant_id.as_deref().unwrap_or(DEFAULT_TENANT))?;
+    let event_type = request.event_type.as_str();
+    let generation = request.generation;
+    let update = match (request.update, request.data) {
+        (Some(_), Some(_)) => return Err(BadRequest("either update or data, not both".into())),
+        (Some(update), None) => update,
+        (None, data) => {
+            let data = data.unwrap_or_else(|| generation.sample_data(event_type));
+            generation.update(&user, &tenant, event_type, data)
+        }
+    };
+    let routing_key = request.routing_key;
+    let routing_key =
+        routing_key.unwrap_or_else(|| generation.routing_key(&user, &tenant, event_type));
+    let body = update.to_string().into();
+    let queues = dev.exchange.publish(&routing_key, body).await;
+    let answer = json!({"routingKey": routing_key, "queues": queues, "update": update});
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// What is wrong with a request, as JSON.
+struct BadRequest(String);
+
+impl IntoResponse for BadRequest {
+    fn into_response(self) -> Response {
+        error(StatusCode::BAD_REQUEST, &self.0)
+    }
+}
+
+impl From<JsonRejection> for BadRequest {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(rejection.body_text())
+    }
+}
+
+fn user_id(text: &str) -> Result<UserId, BadRequest> {
+    UserId::parse(text).map_err(|why| BadRequest(format!("userId {why}")))
+}
+
+fn tenant_id(text: &str) -> Result<TenantId, BadRequest> {
+    TenantId::parse(text).map_err(|why| BadRequest(format!("tenantId {why}")))
+}
+
+fn lifetime(text: &str) -> Result<Duration, BadRequest> {
+    match humantime::parse_duration(text) {
+        Ok(lifetime) if (MIN_LIFETIME..=TOKEN_LIFETIME).contains(&lifetime) => Ok(lifetime),
+        Ok(_) => Err(BadRequest("expiresIn is not within 1s and 12h".into())),
+        Err(why) => Err(BadRequest(format!("expiresIn: {why}"))),
+    }
+}

@@ -1,0 +1,17 @@
+//! Copies the official socket.io-client bundle, where npm has installed it, to
+//! where `src/cli/dev.rs` embeds it; otherwise an empty file, so that a plain
+//! `cargo build` succeeds and the page says what is missing.
+
+use std::{env, fs, path::Path};
+
+fn main() {
+    let folder = Path::new("src/cli/dev");
+    let bundle = folder.join("node_modules/socket.io-client/dist/socket.io.min.js");
+    // Folders, because a file that does not exist would rebuild every time.
+    println!("cargo::rerun-if-changed=src/cli/dev/build.rs");
+    println!("cargo::rerun-if-changed=src/cli/dev/package-lock.json");
+    println!("cargo::rerun-if-changed=src/cli/dev");
+    let script = fs::read(bundle).unwrap_or_default();
+    let target = env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
+    fs::write(Path::new(&target).join("socket.io.js"), script).expect("OUT_DIR is writable");
+}

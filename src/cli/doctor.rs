@@ -1,0 +1,101 @@
+//! The examination: what an operator would otherwise find out when users complain.
+//!
+//! Each check makes findings (`report`): how it is, and what to do about it. Checks reuse
+//! what `serve` uses, so that both come to the same result.
+//!
+//! Invariants: nothing is published, declared or deleted that is Chat3's, and
+//! nothing of its own is left at RabbitMQ; every step is bounded in time; no
+//! secret, token, body or user id of the traffic is in a finding.
+
+mod bind;
+mod broker;
+mod clock;
+mod exchange;
+mod host;
+mod jwt;
+mod listening;
+mod network;
+mod report;
+mod trial;
+mod updates;
+
+use std::{io::Read, process::ExitCode};
+
+use anyhow::Context;
+
+pub(crate) use self::report::{Report, Section};
+use crate::{
+    config::{DoctorArgs, Secret},
+    observability::metrics::Metrics,
+};
+
+/// Examines everything, prints the findings, and says how it went: 0 without
+/// problems, 1 with.
+///
+/// # Errors
+/// When the token to examine cannot be read.
+pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let token = token(args)?;
+    let mut report = Report::new(args.json);
+    let rabbitmq = &args.serve.rabbitmq;
+    let metrics = Metrics::new();
+    let tenant_required = rabbitmq.binding_keys.need_tenant();
+    // Before the tokens' own section: it also tells whose updates to listen to.
+    let known = match &token {
+        Some(token) => jwt::user(&args.serve.jwt, tenant_required, token, &metrics).await,
+        None => None,
+    };
+    report.begin(Section::RabbitMq);
+    if network::examine(rabbitmq, &mut report).await {
+        match broker::examine(rabbitmq, &mut report).await {
+            Ok((session, rights)) => {
+                let (listen, report) = (args.listen, &mut report);
+                updates::examine(session, rabbitmq, &rights, known, listen, report).await;
+            }
+            Err(why) => updates::skip(why, &mut report),
+        }
+    } else {
+        broker::skip(rabbitmq, &mut report);
+        updates::skip("RabbitMQ is not reached", &mut report);
+    }
+    report.begin(Section::Jwt);
+    let verifier = jwt::examine(&args.serve.jwt, tenant_required, &metrics, &mut report).await;
+    if let Some(token) = token {
+        report.begin(Section::Token);
+        jwt::examine_token(verifier.as_ref(), &token, &args.serve.jwt, &mut report).await;
+    }
+    report.begin(Section::Host);
+    host::examine(&args.serve, &mut report).await;
+    Ok(report.finish(args.strict))
+}
+
+/// More than the longest token that is looked at, with room for line ends.
+const MAX_TOKEN_INPUT: u64 = 64 * 1024;
+
+/// The token to examine, from wherever it is.
+fn token(args: &DoctorArgs) -> anyhow::Result<Option<String>> {
+    let mut text = String::new();
+    match (
+        args.token.as_ref().and_then(Secret::expose),
+        &args.token_file,
+    ) {
+        (Some("-"), _) => {
+            let stdin = std::io::stdin().take(MAX_TOKEN_INPUT);
+            read(stdin, &mut text).context("cannot read a token from stdin")?;
+        }
+        (Some(token), _) => token.clone_into(&mut text),
+        (None, Some(path)) => {
+            let file = std::fs::File::open(path);
+            let read = file.and_then(|file| read(file.take(MAX_TOKEN_INPUT), &mut text));
+            read.with_context(|| format!("cannot read {}", path.display()))?;
+        }
+        // An empty --token is a token, too.
+        (None, None) if args.token.is_some() => {}
+        (None, None) => return Ok(None),
+    }
+    Ok(Some(text.trim().to_owned()))
+}
+
+fn read(mut source: impl Read, text: &mut String) -> std::io::Result<()> {
+    source.read_to_string(text).map(drop)
+}

@@ -1,0 +1,212 @@
+//! Whether the gateway may bind its queues to Chat3's exchange, with the keys that its
+//! topology takes: topic permissions may allow some and not others.
+
+use clap::ValueEnum;
+
+use super::Report;
+use crate::{
+    broker::rabbitmq::{LinkError, NOT_FOUND, Session},
+    broker::survey,
+    config::{BindingKeys, RabbitMqConfig, Topology},
+    user::{TenantId, User, UserId},
+};
+
+pub(super) enum Bound {
+    /// With these of the configured templates.
+    With(BindingKeys),
+    /// There is no exchange to bind to; the rights are there, but for those on keys.
+    NoExchange,
+    Refused,
+}
+
+/// Binds `queue` as `serve` would, with each template. An error means that the connection
+/// is gone.
+pub(super) async fn examine(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    queue: &str,
+    grant: &str,
+    report: &mut Report,
+) -> Result<Bound, LinkError> {
+    let exchange = &config.exchange;
+    let (mut permitted, mut refused) = (Vec::new(), Vec::new());
+    let mut refusal = None;
+    for text in config.binding_keys.templates() {
+        let template = survey::one(text);
+        let close = match bind(session, config, queue, &keys(config, &template)).await {
+            Ok(()) => {
+                permitted.push(text);
+                continue;
+            }
+            Err(LinkError::Closed(close)) => close,
+            Err(error) => return Err(error),
+        };
+        if close.code == NOT_FOUND {
+            let finding = format!(
+                "may write to its queues and read {exchange}; with which keys it may bind, \
+                 RabbitMQ tells only once {exchange} exists"
+            );
+            report.ok("bind", finding);
+            return Ok(Bound::NoExchange);
+        }
+        // RabbitMQ asks in this order, and names what it is about.
+        if !close.text.contains("access to topic") {
+            let what = match close.text.contains("access to exchange") {
+                true => "no right to read the exchange",
+                false => "no right to write to its own queues",
+            };
+            report.problem("bind", format!("{what}: {close}"), grant);
+            return Ok(Bound::Refused);
+        }
+        refused.push(text);
+        refusal.get_or_insert(close);
+    }
+    let how = |templates: &[&str]| {
+        let keys = match config.topology {
+            Topology::PerUser | Topology::Shared => templates.join(","),
+            Topology::Firehose => {
+                let keys = templates.iter().flat_map(|text| {
+                    let keys: Vec<_> = survey::one(text).render_for_all().collect();
+                    keys
+                });
+                keys.collect::<Vec<_>>().join(",")
+            }
+        };
+        format!("with {keys}, as in the topology {}", name(config.topology))
+    };
+    let with = match (permitted.is_empty(), refusal) {
+        (true, refusal) => {
+            let refusal = refusal.map_or_else(String::new, |close| format!(": {close}"));
+            let finding = format!(
+                "the topic permissions do not allow to bind {}{refusal}",
+                how(&refused)
+            );
+            report.problem("bind", finding, topic_permissions(config));
+            return Ok(Bound::Refused);
+        }
+        (false, Some(close)) => {
+            let finding = format!(
+                "may bind its queues to {exchange} {}, but not with {}: {close}",
+                how(&permitted),
+                refused.join(",")
+            );
+            let advice = format!(
+                "name in RABBITMQ_BINDING_KEYS only what your Chat3 needs, or permit all: {}",
+                topic_permissions(config)
+            );
+            report.warning("bind", finding, advice);
+            permitted.join(",").parse()
+        }
+        (false, None) => {
+            dots(session, config, queue, &how(&permitted), report).await?;
+            Ok(config.binding_keys.clone())
+        }
+    };
+    Ok(Bound::With(
+        with.expect("some of a list's templates are a list"),
+    ))
+}
+
+/// A firehose's keys miss users whose ids are several words; those users are bound one by one.
+async fn dots(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    queue: &str,
+    how: &str,
+    report: &mut Report,
+) -> Result<(), LinkError> {
+    let finding = format!("may bind its queues to {} {how}", config.exchange);
+    let dotted = match config.topology {
+        Topology::PerUser | Topology::Shared => Ok(()),
+        Topology::Firehose => {
+            let keys: Vec<_> = config.binding_keys.render(&nobody(".x")).collect();
+            bind(session, config, queue, &keys).await
+        }
+    };
+    match dotted {
+        Ok(()) => report.ok("bind", finding),
+        Err(LinkError::Closed(close)) => report.warning(
+            "bind",
+            format!("{finding}, but not for users with dots in their ids: {close}"),
+            topic_permissions(config),
+        ),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Binds `queue` for a user whose updates nobody publishes.
+pub(super) async fn to_nobody(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    permitted: &BindingKeys,
+    queue: &str,
+) -> Result<(), LinkError> {
+    let keys: Vec<_> = permitted.render(&nobody("")).collect();
+    bind(session, config, queue, &keys).await
+}
+
+async fn bind(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    queue: &str,
+    keys: &[String],
+) -> Result<(), LinkError> {
+    for key in keys {
+        session.bind(queue, &config.exchange, key).await?;
+    }
+    Ok(())
+}
+
+/// The keys that the topology binds with a template.
+fn keys(config: &RabbitMqConfig, template: &BindingKeys) -> Vec<String> {
+    match config.topology {
+        Topology::PerUser | Topology::Shared => template.render(&nobody("")).collect(),
+        Topology::Firehose => template.render_for_all().collect(),
+    }
+}
+
+/// A user whom nobody knows; `ending` ends the id.
+fn nobody(ending: &str) -> User {
+    let id = format!("doctor-{:016x}{ending}", rand::random::<u64>());
+    User {
+        id: UserId::parse(&id).expect("hexadecimal digits are an id"),
+        tenant: TenantId::parse("doctor").ok(),
+    }
+}
+
+/// The command that permits the keys of all templates, and no more.
+pub(super) fn topic_permissions(config: &RabbitMqConfig) -> String {
+    let (any_id, any_word) = ("[^*#]+", "([^*#]+|\\*)");
+    let user_id = match config.topology {
+        Topology::PerUser | Topology::Shared => any_id,
+        Topology::Firehose => any_word,
+    };
+    let word = |word: &str| match word {
+        "{userId}" => user_id.to_owned(),
+        "{tenantId|*}" => any_word.to_owned(),
+        "*" => "\\*".to_owned(),
+        word => match config.topology {
+            Topology::Firehose if word.contains("{tenantId}") => any_word.to_owned(),
+            _ => word.replace("{tenantId}", any_id),
+        },
+    };
+    let pattern = |template: &str| {
+        let words: Vec<_> = template.split('.').map(word).collect();
+        words.join("\\.")
+    };
+    let patterns: Vec<_> = config.binding_keys.templates().map(pattern).collect();
+    format!(
+        "rabbitmqctl set_topic_permissions -p {} {} {} '^$' '^({})$'",
+        config.url.vhost,
+        config.url.user,
+        config.exchange,
+        patterns.join("|")
+    )
+}
+
+/// As `RABBITMQ_TOPOLOGY` says it.
+fn name(topology: Topology) -> String {
+    let value = topology.to_possible_value().expect("none is hidden");
+    value.get_name().to_owned()
+}

@@ -1,0 +1,373 @@
+//! What RabbitMQ lets the gateway do: login, vhost, the rights on its own queues,
+//! on Chat3's exchange and on the control exchange.
+//!
+//! Rights are tried on an exclusive queue of the gateway's own kind, which is gone
+//! afterwards; what a [`Session`] can do, and cannot.
+
+use amqprs::{
+    channel::{BasicConsumeArguments, ExchangeUnbindArguments},
+    consumer::DefaultConsumer,
+};
+
+use super::{
+    Report,
+    bind::{self, Bound},
+    exchange::{self, Exchange},
+};
+use crate::{
+    broker::rabbitmq::{ACCESS_REFUSED, LinkError, Session, host_name},
+    config::{BindingKeys, RabbitMqConfig},
+};
+
+/// Examines all that needs a login. What can be listened over, or why it cannot.
+pub(super) async fn examine(
+    config: &RabbitMqConfig,
+    report: &mut Report,
+) -> Result<(Session, Rights), &'static str> {
+    let Some(mut session) = log_in(config, report).await else {
+        skip_rights(config, "there is no login", report);
+        return Err("there is no login");
+    };
+    match rights(&mut session, config, report).await {
+        Ok(rights) if rights.may_consume => Ok((session, rights)),
+        Ok(_) => {
+            session.close().await;
+            Err("no queue of its own can be read")
+        }
+        Err(error) => {
+            report.problem("connection", lost(&error), "RabbitMQ's own log says more");
+            Err("the connection broke")
+        }
+    }
+}
+
+/// Notes what was not tried because RabbitMQ cannot be reached.
+pub(super) fn skip(config: &RabbitMqConfig, report: &mut Report) {
+    report.unknown("login", "not tried: RabbitMQ is not reached");
+    skip_rights(config, "RabbitMQ is not reached", report);
+}
+
+fn skip_rights(config: &RabbitMqConfig, why: &str, report: &mut Report) {
+    report.unknown("rights", format!("not tried: {why}"));
+    report.unknown("exchange", format!("not tried: {why}"));
+    if !config.control_exchange.is_empty() {
+        report.unknown("control_exchange", format!("not tried: {why}"));
+    }
+}
+
+/// What was found out about the exchange that listening can add to.
+pub(super) struct Rights {
+    /// The queue for the updates of a user who does not exist, if it is bound.
+    pub(super) probe: Option<String>,
+    pub(super) exchange: Exchange,
+    /// The binding keys that are permitted: the configured ones, as far as is known.
+    pub(super) permitted: BindingKeys,
+    may_consume: bool,
+}
+
+/// Connects and logs in as `serve` does.
+async fn log_in(config: &RabbitMqConfig, report: &mut Report) -> Option<Session> {
+    let instance = match config.instance_name.as_str() {
+        "" => host_name(),
+        name => name.to_owned(),
+    };
+    let instance = format!("{instance}-{:08x}", rand::random::<u32>());
+    match Session::open(config, "doctor", &instance).await {
+        Ok(session) => {
+            report.ok("login", format!("as {}", config.url.user));
+            report.ok("vhost", config.url.vhost.clone());
+            if let Err(error) = session.check_channels(config) {
+                let advice = "channel_max in its rabbitmq.conf, or the plan of a hosted one";
+                report.problem("channels", error.to_string(), advice);
+            }
+            Some(session)
+        }
+        Err(LinkError::Timeout(limit)) => {
+            let finding = format!("no answer within {limit:?}");
+            let advice =
+                "RabbitMQ accepts, but does not answer: is it starting, or out of memory or files?";
+            report.problem("login", finding, advice);
+            None
+        }
+        Err(error) => {
+            refused(&error, config, report);
+            None
+        }
+    }
+}
+
+fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
+    let user = &config.url.user;
+    match error {
+        LinkError::Login(_) | LinkError::LoginOverTls(_) => {
+            let advice = match user.as_str() {
+                "guest" => {
+                    "check the password; and guest may log in from the broker's own machine only: use another user"
+                }
+                _ => {
+                    "check user and password in RABBITMQ_URL (special characters percent-encoded), and rabbitmqctl list_users"
+                }
+            };
+            report.problem(
+                "login",
+                format!("refused: no user {user} with this password"),
+                advice,
+            );
+        }
+        LinkError::Closed(close) if close.code == ACCESS_REFUSED => {
+            let advice = "check user and password in RABBITMQ_URL (special characters percent-encoded), and rabbitmqctl list_users";
+            report.problem("login", format!("refused: {close}"), advice);
+        }
+        // The vhost is opened after the login.
+        LinkError::Closed(close) => {
+            report.ok("login", format!("as {user}"));
+            let advice = match close.text.contains("refused for user") {
+                true => grant(config),
+                false => "the vhost is the path of RABBITMQ_URL (/ in it as %2F); rabbitmqctl list_vhosts shows those that exist".to_owned(),
+            };
+            report.problem("vhost", format!("refused: {close}"), advice);
+        }
+        other => report.problem("login", other.to_string(), "RabbitMQ's own log says why"),
+    }
+}
+
+/// Tries the gateway's rights one by one. An error means that the connection is gone.
+async fn rights(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    report: &mut Report,
+) -> Result<Rights, LinkError> {
+    let queue = format!("{}.probe", session.prefix);
+    let grant = grant(config);
+    let mut rights = Rights {
+        probe: None,
+        exchange: Exchange::Unclear(String::new()),
+        permitted: config.binding_keys.clone(),
+        may_consume: false,
+    };
+    match session.declare(&queue, 10).await {
+        Ok(()) => report.ok("configure", "may declare its queues, chat3-gateway.*"),
+        Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED => {
+            report.problem(
+                "configure",
+                format!("may not declare its queues: {close}"),
+                grant,
+            );
+            for check in ["bind", "consume", "exchange"] {
+                report.unknown(check, "not tried: there is no queue to try it with");
+            }
+            control(session, config, None, report).await?;
+            return Ok(rights);
+        }
+        Err(LinkError::Closed(close)) => {
+            let advice = "RabbitMQ's own log says what it does not support or allow";
+            report.problem(
+                "configure",
+                format!("cannot declare its queues: {close}"),
+                advice,
+            );
+            for check in ["bind", "consume", "exchange"] {
+                report.unknown(check, "not tried: there is no queue to try it with");
+            }
+            return Ok(rights);
+        }
+        Err(error) => return Err(error),
+    }
+    let bound = bind::examine(session, config, &queue, &grant, report).await?;
+    let consume = BasicConsumeArguments::new(&queue, &queue)
+        .auto_ack(true)
+        .finish();
+    let consumer = DefaultConsumer::new(true);
+    let consuming =
+        session.ask(|channel| async move { channel.basic_consume(consumer, consume).await });
+    match consuming.await {
+        Ok(_) => {
+            rights.may_consume = true;
+            report.ok("consume", "may read its queues");
+        }
+        Err(LinkError::Closed(close)) => {
+            report.problem(
+                "consume",
+                format!("may not read its queues: {close}"),
+                grant,
+            );
+        }
+        Err(error) => return Err(error),
+    }
+    rights.exchange = updates_exchange(session, config, &bound, report).await?;
+    control(session, config, Some(&queue), report).await?;
+    // Its consumer was the first; another queue listens, so that nothing was missed.
+    match session.delete(&queue).await {
+        Ok(()) | Err(LinkError::Closed(_)) => {}
+        Err(error) => return Err(error),
+    }
+    if let Bound::With(permitted) = bound {
+        let queue = format!("{}.nobody", session.prefix);
+        let declared = session.declare(&queue, 10).await;
+        if declared.is_ok()
+            && bind::to_nobody(session, config, &permitted, &queue)
+                .await
+                .is_ok()
+        {
+            rights.probe = Some(queue);
+        }
+        rights.permitted = permitted;
+    }
+    Ok(rights)
+}
+
+async fn updates_exchange(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    bound: &Bound,
+    report: &mut Report,
+) -> Result<Exchange, LinkError> {
+    let name = &config.exchange;
+    let missing = |report: &mut Report| {
+        report.problem(
+            "exchange",
+            format!("{name} does not exist in vhost {}", config.url.vhost),
+            "start Chat3's Update Worker against this broker and vhost, which makes it; or check \
+             RABBITMQ_UPDATES_EXCHANGE (rabbitmqctl list_exchanges name type)",
+        );
+    };
+    if matches!(bound, Bound::NoExchange) {
+        missing(report);
+        return Ok(Exchange::Missing);
+    }
+    let found = exchange::look_at(session, name, "topic").await?;
+    match &found {
+        Exchange::AsExpected => report.ok("exchange", format!("{name} is a durable topic exchange")),
+        Exchange::Missing => missing(report),
+        Exchange::OtherType(kind) => report.problem(
+            "exchange",
+            format!("{name} is a {kind} exchange, not topic: users get other users' updates, or none (the gateway drops foreign ones)"),
+            "is RABBITMQ_UPDATES_EXCHANGE the right one? If so, delete it while Chat3 is stopped; Chat3 makes it anew, as topic",
+        ),
+        Exchange::Otherwise(what) => report.warning(
+            "exchange",
+            format!("{name} is a topic exchange, but {what}"),
+            "Chat3 declares it durable and plain: somebody else made it, and Chat3 may fail to start",
+        ),
+        // What is published may tell: see `updates`.
+        Exchange::NotPermitted if matches!(bound, Bound::With(_)) => {}
+        Exchange::NotPermitted => report.unknown("exchange", "not told to a user without rights on it"),
+        Exchange::Unclear(why) => report.unclear(
+            "exchange",
+            format!("{name}: its type cannot be told: {why}"),
+            "rabbitmqctl list_exchanges name type must say topic",
+        ),
+    }
+    Ok(found)
+}
+
+/// The rights on the control exchange, without a message that other instances would see.
+async fn control(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    queue: Option<&str>,
+    report: &mut Report,
+) -> Result<(), LinkError> {
+    let name = config.control_exchange.as_str();
+    if name.is_empty() {
+        return Ok(());
+    }
+    if name == config.exchange {
+        report.problem(
+            "control_exchange",
+            format!("{name} is Chat3's exchange for updates"),
+            "name another in RABBITMQ_CONTROL_EXCHANGE",
+        );
+        return Ok(());
+    }
+    let found = exchange::look_at(session, name, "fanout").await?;
+    let advice = format!(
+        "{} Without it, orders to send users away reach one instance only",
+        grant(config)
+    );
+    let state = match found {
+        Exchange::AsExpected => "exists, as fanout",
+        Exchange::Missing => "does not exist yet: serve makes it",
+        Exchange::NotPermitted => {
+            report.problem(
+                "control_exchange",
+                format!("no right to declare {name} (configure)"),
+                advice,
+            );
+            return Ok(());
+        }
+        Exchange::OtherType(kind) => {
+            let finding = format!("{name} is a {kind} exchange, not fanout");
+            report.problem(
+                "control_exchange",
+                finding,
+                "delete it, or name another in RABBITMQ_CONTROL_EXCHANGE",
+            );
+            return Ok(());
+        }
+        Exchange::Otherwise(why) | Exchange::Unclear(why) => {
+            let finding = format!("{name} is not as serve declares it: {why}");
+            report.problem(
+                "control_exchange",
+                finding,
+                "delete it, or name another in RABBITMQ_CONTROL_EXCHANGE",
+            );
+            return Ok(());
+        }
+    };
+    // Rights are checked before existence: a refusal is 403, a missing exchange 404.
+    let is_refused = |answer: &Result<(), LinkError>| matches!(answer, Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED);
+    let nothing = format!("doctor-{:016x}", rand::random::<u64>());
+    if let Some(queue) = queue {
+        let bound = session.bind(queue, name, &nothing).await;
+        if is_refused(&bound) {
+            report.problem(
+                "control_exchange",
+                format!("no right to read {name}"),
+                advice,
+            );
+            return Ok(());
+        }
+    }
+    // To take away a binding that is not there needs the right to write and does nothing.
+    let unbind = ExchangeUnbindArguments::new(name, name, &nothing);
+    let unbound = session.ask(|channel| async move { channel.exchange_unbind(unbind).await });
+    if is_refused(&unbound.await) {
+        report.problem(
+            "control_exchange",
+            format!("no right to write to {name}"),
+            advice,
+        );
+        return Ok(());
+    }
+    report.ok(
+        "control_exchange",
+        format!("{name} {state}; may declare, read and write it"),
+    );
+    Ok(())
+}
+
+/// The command that gives the gateway's user what it needs.
+fn grant(config: &RabbitMqConfig) -> String {
+    let pattern = |name: &str| name.replace('.', "\\.");
+    let (own, updates) = (r"chat3-gateway\..*", pattern(&config.exchange));
+    let (own_only, all) = match config.control_exchange.as_str() {
+        "" => (
+            r"^chat3-gateway\.".to_owned(),
+            format!("^({own}|{updates})$"),
+        ),
+        control => {
+            let control = pattern(control);
+            (
+                format!("^({own}|{control})$"),
+                format!("^({own}|{updates}|{control})$"),
+            )
+        }
+    };
+    let (vhost, user) = (&config.url.vhost, &config.url.user);
+    format!("rabbitmqctl set_permissions -p {vhost} {user} '{own_only}' '{own_only}' '{all}'")
+}
+
+fn lost(error: &LinkError) -> String {
+    format!("broke while the rights were tried: {error}")
+}

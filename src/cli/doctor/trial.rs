@@ -1,0 +1,146 @@
+//! What RabbitMQ itself says of the binding keys: queues that are bound as the gateway
+//! binds for users who were heard of, held against a queue that gets all that may be
+//! listened to.
+//!
+//! That one is bound last. So whatever comes to it was routed when the others were bound,
+//! and must have come to them as well, or not, as their keys say.
+
+use std::collections::HashSet;
+
+use tokio::time::Instant;
+
+use super::listening::{COMPARED, FIRST_TEMPLATE};
+use crate::{
+    broker::rabbitmq::{Heard, LinkError, Listening, Session},
+    broker::survey::Template,
+    config::{RabbitMqConfig, Topology},
+    user::User,
+};
+
+/// Updates that are compared at most. Fewer than a queue keeps, so that none is lost.
+const ENOUGH: usize = 500;
+const QUEUE_LENGTH: i64 = 1_000;
+
+/// Templates that are tried at most, each with a queue.
+const MAX_TEMPLATES: usize = 16;
+
+/// Queues bound for some users.
+pub(super) struct Trial {
+    users: HashSet<User>,
+    compared: usize,
+    templates: Vec<Tried>,
+}
+
+/// What came by one template, and what should have.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Tried {
+    pub(super) came: usize,
+    pub(super) expected: usize,
+    /// RabbitMQ does not permit these bindings.
+    pub(super) refused: bool,
+}
+
+impl Trial {
+    /// Binds a queue by each template, for each of the users, and one with `everything`.
+    pub(super) async fn begin(
+        session: &mut Session,
+        listening: &mut Listening,
+        config: &RabbitMqConfig,
+        templates: &[Template],
+        users: HashSet<User>,
+        everything: &[String],
+    ) -> Result<Self, LinkError> {
+        let mut tried = Vec::new();
+        for (index, template) in templates.iter().take(MAX_TEMPLATES).enumerate() {
+            let queue = format!("{}.template{index}", session.prefix);
+            session.declare(&queue, QUEUE_LENGTH).await?;
+            let keys = keys(config, template, &users);
+            let refused = match bind(session, config, &queue, &keys).await {
+                Ok(()) => false,
+                Err(LinkError::Closed(_)) => true,
+                Err(error) => return Err(error),
+            };
+            listening.to(&queue, FIRST_TEMPLATE + index).await?;
+            tried.push(Tried {
+                refused,
+                ..Tried::default()
+            });
+        }
+        let queue = format!("{}.compare", session.prefix);
+        session.declare(&queue, QUEUE_LENGTH).await?;
+        bind(session, config, &queue, everything).await?;
+        listening.to(&queue, COMPARED).await?;
+        Ok(Self {
+            users,
+            compared: 0,
+            templates: tried,
+        })
+    }
+
+    /// Notes what came to one of its queues.
+    pub(super) fn note(&mut self, heard: &Heard, templates: &[Template]) {
+        let Some(user) = heard.user.as_ref().filter(|user| self.users.contains(user)) else {
+            return;
+        };
+        if let Some(index) = heard.queue.checked_sub(FIRST_TEMPLATE) {
+            self.templates[index].came += 1;
+        } else if self.compared < ENOUGH {
+            self.compared += 1;
+            for (tried, template) in self.templates.iter_mut().zip(templates) {
+                tried.expected += usize::from(template.keys.are_for(user, &heard.routing_key));
+            }
+        }
+    }
+
+    /// Whether all has come that should have.
+    pub(super) fn is_settled(&self) -> bool {
+        let is_complete = |tried: &Tried| tried.refused || tried.came >= tried.expected;
+        self.templates.iter().all(is_complete)
+    }
+
+    /// Waits for what was routed and is on its way.
+    pub(super) async fn settle(
+        &mut self,
+        listening: &mut Listening,
+        until: Instant,
+        templates: &[Template],
+    ) -> Result<(), LinkError> {
+        while !self.is_settled() {
+            match listening.next(until).await? {
+                Some(heard) if heard.queue >= FIRST_TEMPLATE => self.note(&heard, templates),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// How it went with each template.
+    pub(super) fn templates(&self) -> &[Tried] {
+        &self.templates
+    }
+}
+
+/// The keys that the gateway would bind by one template for these users.
+fn keys(config: &RabbitMqConfig, template: &Template, users: &HashSet<User>) -> Vec<String> {
+    let keys = &template.keys;
+    let for_all = config.topology == Topology::Firehose;
+    let own = users.iter().filter(|user| !(for_all && keys.cover(user)));
+    let own = own.flat_map(|user| keys.render(user));
+    match for_all {
+        true => keys.render_for_all().chain(own).collect(),
+        false => own.collect(),
+    }
+}
+
+async fn bind(
+    session: &mut Session,
+    config: &RabbitMqConfig,
+    queue: &str,
+    keys: &[String],
+) -> Result<(), LinkError> {
+    for key in keys {
+        session.bind(queue, &config.exchange, key).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,405 @@
+//! What a user was sent lately, numbered: the source of every replay. Pure: no
+//! I/O, no clock and no socket of its own.
+//!
+//! Events are numbered per user, from 1 on: an update's `chat3:update` takes a
+//! number, and its specialised event, if it has one, the next.
+//!
+//! Invariant: every event numbered above the floor is here, so a client that has
+//! seen all up to a number at or above it can be given exactly the rest.
+
+use std::{collections::VecDeque, fmt, time::Duration};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::observability::metrics::Kept;
+
+/// What one kept update costs besides its body, in bytes, near enough for a limit:
+/// its [`Entry`], and what `Bytes` and the allocator need.
+const ENTRY_BYTES: usize = size_of::<Entry>() + 128;
+
+/// How much is kept for one user, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// How long after its loss a session may come back.
+    pub(super) window: Duration,
+    pub(super) updates: usize,
+    pub(super) bytes: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Log {
+    /// Tells this log's numbers from those of any other, also of the same user's
+    /// on another instance or after a restart.
+    tag: u32,
+    /// The number of the newest event.
+    last: u64,
+    floor: u64,
+    /// The number that the newest hole took; 0 if there was none.
+    last_hole: u64,
+    entries: VecDeque<Entry>,
+    /// Bytes of the entries.
+    bytes: usize,
+    /// The same of all logs.
+    kept: Kept,
+}
+
+/// Which updates of a log sessions may come back for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Those from this moment on.
+    since: Option<Instant>,
+    /// Those with an event after this number.
+    after: Option<u64>,
+}
+
+impl Wanted {
+    pub(super) fn since(moment: Instant) -> Self {
+        let since = Some(moment);
+        Self { since, after: None }
+    }
+
+    pub(super) fn after(number: u64) -> Self {
+        let after = Some(number);
+        Self { since: None, after }
+    }
+
+    /// What is wanted by either.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            since: self.since.into_iter().chain(other.since).min(),
+            after: self.after.into_iter().chain(other.after).min(),
+        }
+    }
+
+    fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
+
+    fn has(self, entry: &Entry) -> bool {
+        self.since.is_some_and(|since| entry.at >= since)
+            || self.after.is_some_and(|after| entry.last > after)
+    }
+}
+
+/// One update.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The number of its `chat3:update`.
+    pub(super) first: u64,
+    /// The number of its last event.
+    pub(super) last: u64,
+    pub(super) body: Bytes,
+    at: Instant,
+}
+
+impl Entry {
+    fn bytes(&self) -> usize {
+        self.body.len() + ENTRY_BYTES
+    }
+}
+
+impl Log {
+    pub(super) fn new(kept: Kept) -> Self {
+        Self {
+            tag: rand::random(),
+            last: 0,
+            floor: 0,
+            last_hole: 0,
+            entries: VecDeque::new(),
+            bytes: 0,
+            kept,
+        }
+    }
+
+    /// Whether nothing is kept.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The number of the newest event.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Adds an update of so many events; returns the number of the first.
+    pub(super) fn append(&mut self, body: Bytes, events: u64, now: Instant) -> u64 {
+        let entry = Entry {
+            first: self.last + 1,
+            last: self.last + events,
+            body,
+            at: now,
+        };
+        self.last = entry.last;
+        self.bytes += entry.bytes();
+        self.kept.add(entry.bytes());
+        let first = entry.first;
+        self.entries.push_back(entry);
+        first
+    }
+
+    /// Notes that updates may have been missed after the newest one here: nobody
+    /// who has seen less than what comes next can be given all of it.
+    pub(super) fn hole(&mut self) {
+        self.last += 1;
+        self.floor = self.last;
+        self.last_hole = self.last;
+    }
+
+    /// The number of the newest hole: who began before it has missed something.
+    pub(super) fn last_hole(&self) -> u64 {
+        self.last_hole
+    }
+
+    /// Gives up what is here; what comes next is kept again.
+    pub(super) fn forget(&mut self) {
+        self.floor = self.last;
+    }
+
+    /// Whether every event after `number` is here.
+    pub(super) fn reaches_back_to(&self, number: u64) -> bool {
+        (self.floor..=self.last).contains(&number)
+    }
+
+    /// The updates with an event after `number`.
+    pub(super) fn after(&self, number: u64) -> impl Iterator<Item = &Entry> {
+        let start = self.entries.partition_point(|entry| entry.last <= number);
+        self.entries.range(start..)
+    }
+
+    /// Bytes of all that is here.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Bytes of the updates with an event after `number`.
+    pub(super) fn bytes_after(&self, number: u64) -> usize {
+        self.after(number).map(Entry::bytes).sum()
+    }
+
+    /// Drops what is over the limits, below the floor, or not wanted, oldest first,
+    /// except what comes after `needed`: somebody is still being given that.
+    pub(super) fn trim(&mut self, limits: Option<Limits>, wanted: Wanted, needed: Option<u64>) {
+        while let Some(oldest) = self.entries.front() {
+            let is_over = limits.is_some_and(|limits| {
+                self.entries.len() > limits.updates || self.bytes > limits.bytes
+            });
+            let is_kept = wanted.has(oldest) && !is_over && oldest.last > self.floor;
+            let is_needed = needed.is_some_and(|number| oldest.last > number);
+            if is_needed || is_kept {
+                break;
+            }
+            self.floor = self.floor.max(oldest.last);
+            self.bytes -= oldest.bytes();
+            self.kept.remove(oldest.bytes());
+            self.entries.pop_front();
+        }
+        if wanted.is_nothing() && needed.is_none() {
+            self.floor = self.last;
+        }
+        // A burst's size is not kept when the burst is gone.
+        if self.entries.capacity() > 4 * self.entries.len().max(16) {
+            self.entries.shrink_to(2 * self.entries.len());
+        }
+    }
+
+    /// The offset of the event of that number.
+    pub(super) fn offset(&self, number: u64) -> Offset {
+        Offset {
+            log: self.tag,
+            number,
+        }
+    }
+
+    /// The number that `offset` stands for, if it is one of this log's.
+    pub(super) fn number(&self, offset: Offset) -> Option<u64> {
+        (offset.log == self.tag).then_some(offset.number)
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        for entry in &self.entries {
+            self.kept.remove(entry.bytes());
+        }
+    }
+}
+
+/// A place in a user's events, opaque to clients: the last argument of every event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offset {
+    log: u32,
+    number: u64,
+}
+
+impl Offset {
+    /// Parses what a client sent back.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (log, number) = text.split_once('-')?;
+        // `from_str_radix` alone would also take a sign and any number of zeros.
+        let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if log.len() != 8 || !is_digits(log) || number.len() > 16 || !is_digits(number) {
+            return None;
+        }
+        Some(Self {
+            log: u32::from_str_radix(log, 16).ok()?,
+            number: u64::from_str_radix(number, 16).ok()?,
+        })
+    }
+}
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}-{:x}", self.log, self.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        window: Duration::ZERO,
+        updates: 5,
+        bytes: 5 * (ENTRY_BYTES + 10),
+    };
+
+    fn numbers(log: &Log, after: u64) -> Vec<u64> {
+        let numbers = |entry: &Entry| entry.first..=entry.last;
+        log.after(after).flat_map(numbers).collect()
+    }
+
+    #[test]
+    fn offsets_are_read_as_they_are_written_and_in_no_other_form() {
+        let log = Log::new(Kept::default());
+        let offset = log.offset(0xabc);
+        assert_eq!(Offset::parse(&offset.to_string()), Some(offset));
+        assert_eq!(log.number(offset), Some(0xabc));
+        assert_eq!(Log::new(Kept::default()).number(offset), None);
+        for text in [
+            "",
+            "-",
+            "12345678",
+            "12345678-",
+            "1234567-1",
+            "12345678-+1",
+            "+1234567-1",
+            "12345678-1-1",
+            "12345678-g",
+            "123456789-1",
+            "12345678-11111111111111111",
+            "-1",
+            "éé345678-1",
+        ] {
+            assert_eq!(Offset::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_hole_and_forgetting_end_what_can_be_replayed() {
+        let mut log = Log::new(Kept::default());
+        let now = Instant::now();
+        log.append(Bytes::new(), 2, now);
+        assert!(log.reaches_back_to(0) && log.reaches_back_to(2));
+        log.hole();
+        assert!(!log.reaches_back_to(2), "the hole comes after it");
+        assert!(log.reaches_back_to(3));
+        log.append(Bytes::new(), 1, now);
+        assert_eq!(numbers(&log, 3), [4]);
+        log.forget();
+        assert!(!log.reaches_back_to(3));
+        assert!(log.reaches_back_to(4));
+        assert!(!log.reaches_back_to(5), "it has not happened yet");
+        log.trim(Some(LIMITS), Wanted::after(0), None);
+        assert!(numbers(&log, 0).is_empty());
+    }
+
+    #[test]
+    fn what_nobody_wants_goes() {
+        let mut log = Log::new(Kept::default());
+        let start = Instant::now();
+        for seconds in 0..5 {
+            log.append(Bytes::new(), 1, start + Duration::from_secs(seconds));
+        }
+        log.trim(Some(LIMITS), Wanted::since(start), None);
+        assert!(log.reaches_back_to(0));
+        let since = Wanted::since(start + Duration::from_secs(2));
+        log.trim(Some(LIMITS), since.or(Wanted::after(1)), None);
+        assert_eq!(numbers(&log, 0), [2, 3, 4, 5]);
+        log.trim(Some(LIMITS), since.or(Wanted::after(3)), None);
+        assert_eq!(numbers(&log, 0), [3, 4, 5]);
+        assert!(log.reaches_back_to(2) && !log.reaches_back_to(1));
+        log.trim(Some(LIMITS), Wanted::default(), None);
+        assert!(log.is_empty() && log.reaches_back_to(5));
+    }
+
+    #[test]
+    fn what_somebody_is_being_given_stays() {
+        let kept = Kept::default();
+        let mut log = Log::new(kept.clone());
+        let now = Instant::now();
+        for _ in 0..20 {
+            log.append(Bytes::from_static(b"0123456789"), 1, now);
+            log.trim(Some(LIMITS), Wanted::after(0), Some(3));
+        }
+        assert_eq!(numbers(&log, 3), (4..=20).collect::<Vec<_>>());
+        assert!(log.reaches_back_to(3));
+        log.trim(Some(LIMITS), Wanted::after(0), None);
+        assert_eq!(numbers(&log, 0), (16..=20).collect::<Vec<_>>());
+        log.trim(None, Wanted::default(), None);
+        assert_eq!(kept.bytes(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_it_reaches_back_to_is_complete(
+            steps in proptest::collection::vec((0_u8..6, 1_u64..3, 0_usize..40), 0..80)
+        ) {
+            let kept = Kept::default();
+            let mut log = Log::new(kept.clone());
+            let mut now = Instant::now();
+            let mut last = 0;
+            // The numbers that belong to no event.
+            let mut holes = Vec::new();
+            for (step, events, size) in steps {
+                match step {
+                    0 => {
+                        log.hole();
+                        last += 1;
+                        holes.push(last);
+                    }
+                    1 => log.forget(),
+                    2 => now += Duration::from_secs(4),
+                    _ => {
+                        let first = log.append(vec![0; size].into(), events, now);
+                        prop_assert_eq!(first, last + 1);
+                        last += events;
+                    }
+                }
+                let since = now.checked_sub(Duration::from_secs(10)).unwrap_or(now);
+                log.trim(Some(LIMITS), Wanted::since(since), None);
+                prop_assert!(log.entries.len() <= LIMITS.updates);
+                prop_assert!(log.bytes <= LIMITS.bytes);
+                let bytes: usize = log.entries.iter().map(Entry::bytes).sum();
+                prop_assert_eq!(log.bytes, bytes);
+                prop_assert_eq!(kept.bytes(), bytes);
+                prop_assert!(!log.reaches_back_to(last + 1));
+                prop_assert!(log.reaches_back_to(last));
+                for number in 0..=last {
+                    if log.reaches_back_to(number) {
+                        let after: Vec<u64> = numbers(&log, number)
+                            .into_iter()
+                            .filter(|event| *event > number)
+                            .collect();
+                        prop_assert_eq!(after, (number + 1..=last).collect::<Vec<_>>());
+                        prop_assert!(holes.iter().all(|hole| *hole <= number));
+                    }
+                }
+            }
+            drop(log);
+            prop_assert_eq!(kept.bytes(), 0);
+        }
+    }
+}
