@@ -34,22 +34,25 @@ const WHILE_REFUSED: Growth = Growth {
 /// A link that lived this long was healthy: the next loss starts a new backoff.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
-/// How many connections that an unreadable message ended are replaced at once in a
-/// minute: a flood of such messages must not become a flood of reconnects.
+/// How many connections that soon ended are replaced at once in a minute, where the next
+/// one differs: a flood of unreadable messages must not become a flood of reconnects.
 const AT_ONCE_PER_MINUTE: usize = 20;
 
 /// Decides how long to wait before each connection attempt.
 pub(super) struct Backoff {
     first: Duration,
+    nodes: usize,
     delays: Delays,
     at_once: AtOnce,
 }
 
 impl Backoff {
-    /// `first` is the delay after the first failure.
-    pub(super) fn new(first: Duration) -> Self {
+    /// `first` is the delay after the first failure; `nodes`, how many nodes a connection
+    /// may lead to.
+    pub(super) fn new(first: Duration, nodes: usize) -> Self {
         Self {
             first,
+            nodes,
             delays: Delays::new(first),
             at_once: AtOnce::default(),
         }
@@ -71,10 +74,16 @@ impl Backoff {
         if was_healthy {
             self.delays = Delays::new(self.first);
         }
-        // The message that could not be read is gone: the next connection may well work.
-        let is_unreadable = matches!(reason, LinkError::Unreadable(_));
-        let may_work = was_healthy && !reason.is_configuration();
-        match may_work || (is_unreadable && self.at_once.take(now)) {
+        let is_passing = !reason.is_configuration();
+        let differs = match reason {
+            // The next connection is without the message that could not be read.
+            LinkError::Unreadable(_) => true,
+            // It was not the node's fault.
+            LinkError::Worn => false,
+            // The next connection is probably to another node.
+            _ => is_passing && self.nodes > 1,
+        };
+        match (was_healthy && is_passing) || (differs && self.at_once.take(now)) {
             true => Duration::ZERO,
             false => self.after_failure(reason),
         }

@@ -49,7 +49,7 @@ use super::{
 };
 use crate::{
     broker::Delivery,
-    config::{RabbitMqConfig, Topology},
+    config::{AmqpUrl, RabbitMqConfig, Topology},
 };
 
 /// The largest frame that `RabbitMqService::THREAD_STACK_BYTES` is measured for:
@@ -74,6 +74,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Channels {
     connection: Connection,
+    /// The node that it is a connection to.
+    pub(super) node: AmqpUrl,
     /// Declare, bind, delete. Each is replaced when the server closes it.
     admins: Vec<Mutex<OpenChannel>>,
     /// Consume, cancel, acknowledge. The loss of one is the link's loss.
@@ -133,7 +135,9 @@ impl Channels {
     pub(super) async fn open(shared: &Shared) -> Result<Self, LinkError> {
         let name = format!("chat3-gateway {}", shared.instance);
         let config = &shared.config;
-        let connection = open_connection(&config.url, &config.tls, &name, config.heartbeat).await?;
+        let (limit, heartbeat) = (config.connect_timeout, config.heartbeat);
+        let opening = open_connection(&config.url, &config.tls, &name, heartbeat, limit);
+        let (connection, node) = opening.await?;
         let frame_max = connection.frame_max();
         if !(1..=MAX_FRAME_BYTES).contains(&frame_max) {
             warn!(
@@ -156,6 +160,7 @@ impl Channels {
         let consumers = consumer_channels(config);
         let mut channels = Self {
             connection,
+            node,
             admins: Vec::with_capacity(ADMIN_CHANNELS),
             consumers: Vec::with_capacity(consumers),
             prefetch: config.prefetch(),

@@ -25,7 +25,7 @@ use super::{
     shared::Shared,
     topology,
 };
-use crate::user::User;
+use crate::{config::AmqpUrl, user::User};
 
 /// How often a long resubscription reports in the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -91,6 +91,11 @@ impl Link {
             probe: ExchangeProbe::new(),
             shared: shared.clone(),
         })
+    }
+
+    /// The node that the link is connected to.
+    pub(super) fn node(&self) -> &AmqpUrl {
+        &self.channels.node
     }
 
     /// Keeps the actual state in line with the desired one until the link is lost.

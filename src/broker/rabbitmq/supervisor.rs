@@ -21,7 +21,10 @@ use super::{
 
 /// Connects, runs the link until it is lost, and again.
 pub(super) async fn supervise(shared: Arc<Shared>) {
-    let mut backoff = Backoff::new(shared.config.reconnect_delay);
+    let mut backoff = Backoff::new(
+        shared.config.reconnect_delay,
+        shared.config.url.nodes().len(),
+    );
     let mut linked_before = false;
     let mut refused = IndexSet::new();
     let silence = AbortOnDropHandle::new(tokio::spawn(silence::watch(shared.clone())));
@@ -32,7 +35,7 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
         };
         let delay = match opened {
             Ok(link) => {
-                info!(address = %shared.config.url, "RabbitMQ connected");
+                info!(address = %link.node(), "RabbitMQ connected");
                 if linked_before {
                     shared.metrics.broker_reconnects.inc();
                 }
