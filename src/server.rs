@@ -34,7 +34,7 @@ use crate::{
     observability::metrics::Metrics,
     observability::sampled::Sampled,
     sessions::Hub,
-    socketio::endpoint::Gateway,
+    socketio::endpoint::{self, Gateway},
     socketio::revocation::{Order, OrderText},
     socketio::transport::{self, Connection, Transports},
 };
@@ -112,7 +112,8 @@ impl Server {
                 "PORT",
             )
         })?;
-        let transports = Transports::new(config, metrics.clone());
+        let (engine, service, io) = endpoint::socket_io();
+        let transports = Transports::new(config, metrics.clone(), engine);
         let hub = Hub::new(
             broker.clone(),
             transports.clone(),
@@ -125,10 +126,11 @@ impl Server {
             verifier,
             hub.clone(),
             transports.clone(),
+            io.clone(),
             metrics.clone(),
             config.clone(),
         );
-        let (socket_io, io) = gateway.clone().endpoint();
+        let socket_io = gateway.clone().serve(service);
         listen_to_orders(&gateway, &*broker);
         let origins = (config.cors_origin.clone(), metrics.clone());
         let socket_io = socket_io.layer(middleware::from_fn_with_state(origins, check_origin));
