@@ -43,15 +43,17 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
-pub use self::unreadable::Unreadable;
-pub(crate) use self::unreadable::is_of_amqprs;
+pub(crate) use self::connection::LinkError;
+#[cfg(feature = "cli")]
+pub(crate) use self::unreadable::{Unreadable, is_of_amqprs};
 use self::{
     channels::Channels,
     link::{Ended, Link},
     orders::Orders,
 };
+#[cfg(feature = "cli")]
 pub(crate) use self::{
-    connection::{ACCESS_REFUSED, LinkError, NOT_FOUND, open_channel, open_connection},
+    connection::{ACCESS_REFUSED, NOT_FOUND, open_channel, open_connection},
     session::{Heard, Listening, Scope, Session},
 };
 use crate::{
@@ -280,6 +282,14 @@ impl Drop for RabbitMqService {
 
 #[async_trait]
 impl Broker for RabbitMqService {
+    fn needs_tenant(&self) -> bool {
+        self.shared.config.binding_keys.need_tenant()
+    }
+
+    fn metrics(&self) -> Option<Metrics> {
+        Some(self.shared.metrics.clone())
+    }
+
     fn has_room_for(&self, user: &User) -> bool {
         self.shared.config.binding_keys.fit(user)
     }

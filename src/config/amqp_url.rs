@@ -6,6 +6,9 @@ use std::{fmt, str::FromStr};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
+/// A broker on this machine, with the login of Chat3's own setup.
+pub(crate) const DEFAULT: &str = "amqp://rmuser:rmpassword@localhost:5672/";
+
 /// A broker's address and login. Neither `Debug` nor `Display` shows the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AmqpUrl {
@@ -95,6 +98,12 @@ fn decode(text: &str, what: &'static str) -> Result<String, InvalidAmqpUrl> {
 }
 
 /// The address without the login, for logs.
+impl Default for AmqpUrl {
+    fn default() -> Self {
+        DEFAULT.parse().expect("the default URL is valid")
+    }
+}
+
 impl fmt::Display for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "amqps" } else { "amqp" };

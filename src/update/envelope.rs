@@ -13,14 +13,14 @@ mod sections;
 use std::{borrow::Cow, collections::HashSet, fmt};
 
 use bytes::Bytes;
-use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{MAX_BODY_BYTES, SpecialisedEvent, Text, Update};
 
 /// The shape in which updates are sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Envelope {
     /// As published.
     #[default]
