@@ -2,7 +2,7 @@
 # packages, npm packages, commands of cargo) and nothing else.
 
 .PHONY: run react test docs lint format clippy clippy-otlp rustdoc test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick \
-	proxies deploy otlp fuzz deny clean help
+	proxies deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -28,7 +28,7 @@ react: examples/react-chat/node_modules ## Run the React example at http://local
 	cd examples/react-chat && npm run dev
 
 # Every part runs, whatever became of those before it; the last line is the verdict.
-parts := format clippy clippy-otlp rustdoc test-rust test-e2e test-topologies-lean
+parts := format clippy clippy-otlp rustdoc dependencies test-rust test-e2e test-topologies-lean
 test: ## Run every check and test
 	@failed=; for part in $(parts); do \
 		begun=$$(date +%s); $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
@@ -49,6 +49,23 @@ clippy-otlp:
 
 rustdoc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
+
+# As much of `make deny` as works without installing or downloading anything.
+dependencies:
+	@if ! command -v cargo-deny >/dev/null; then \
+		echo "skipped: cargo-deny is not installed (make deny installs it)"; \
+	elif [ -n "$$(ls "$${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs" 2>/dev/null)" ]; then \
+		cargo deny --locked --offline check; \
+	else \
+		echo "skipped: advisories, whose database is not on this machine (make deny fetches it)"; \
+		cargo deny --locked check bans licenses sources; \
+	fi
+
+# The oldest compiler that Cargo.toml promises.
+msrv: msrv := $(shell sed -n 's/^rust-version = "\(.*\)"$$/\1/p' Cargo.toml)
+msrv: ## Compile with the oldest supported Rust, which rustup fetches
+	rustup toolchain install --profile minimal $(msrv)
+	cargo +$(msrv) check --locked --lib --bins --target-dir target/msrv
 
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
 	RUST_TEST_THREADS=2 cargo test --locked --no-fail-fast

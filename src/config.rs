@@ -10,6 +10,7 @@
 //! update.
 
 pub(crate) mod amqp_url;
+mod amqp_urls;
 mod binding_keys;
 mod cors_origins;
 mod http;
@@ -23,6 +24,7 @@ mod values;
 
 pub use self::{
     amqp_url::{AmqpUrl, InvalidAmqpUrl},
+    amqp_urls::{AmqpUrls, InvalidAmqpUrls},
     binding_keys::{BindingKeys, InvalidBindingKeys},
     cors_origins::{CorsOrigins, InvalidOrigin},
     http::{HttpConfig, RecoveryConfig},

@@ -15,7 +15,7 @@ use clap::{
 use super::publisher::Generation;
 use crate::{
     config::{
-        AmqpUrl, BindingKeys, Config, HttpConfig, JwtConfig, OptionalAddress, RabbitMqConfig,
+        AmqpUrls, BindingKeys, Config, HttpConfig, JwtConfig, OptionalAddress, RabbitMqConfig,
         RabbitMqTls, Secret, amqp_url,
         headings::{LISTENER, RABBITMQ},
         parse::{parse_delay, parse_optional_address, parse_short_name},
@@ -317,10 +317,11 @@ pub struct DoctorArgs {
 #[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct PublishRabbitMqArgs {
-    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost
+    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost; the nodes of a
+    /// cluster as a comma-separated list of whole addresses
     #[arg(long = "rabbitmq-url", env = "RABBITMQ_URL", value_name = "URL",
         default_value = amqp_url::DEFAULT, hide_env_values = true, help_heading = RABBITMQ)]
-    pub url: AmqpUrl,
+    pub url: AmqpUrls,
     /// Topic exchange to publish to; declared as Chat3 declares it
     #[arg(long = "rabbitmq-updates-exchange", env = "RABBITMQ_UPDATES_EXCHANGE",
         value_name = "NAME", default_value_t = RabbitMqConfig::default().exchange, value_parser = parse_short_name,

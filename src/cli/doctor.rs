@@ -24,7 +24,11 @@ use std::{io::Read, process::ExitCode};
 use anyhow::Context;
 
 pub(crate) use self::report::{Report, Section};
-use crate::{cli::command_line::DoctorArgs, config::Secret, observability::metrics::Metrics};
+use crate::{
+    cli::command_line::DoctorArgs,
+    config::{RabbitMqConfig, Secret},
+    observability::metrics::Metrics,
+};
 
 /// Examines everything, prints the findings, and says how it went: 0 without
 /// problems, 1 with.
@@ -43,11 +47,11 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     report.begin(Section::RabbitMq);
-    if network::examine(rabbitmq, &mut report).await {
-        match broker::examine(rabbitmq, &mut report).await {
+    if let Some(rabbitmq) = reachable_node(rabbitmq, &mut report).await {
+        match broker::examine(&rabbitmq, &mut report).await {
             Ok((session, rights)) => {
                 let (listen, report) = (args.listen, &mut report);
-                updates::examine(session, rabbitmq, &rights, known, listen, report).await;
+                updates::examine(session, &rabbitmq, &rights, known, listen, report).await;
             }
             Err(why) => updates::skip(why, &mut report),
         }
@@ -76,6 +80,29 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     report.begin(Section::Host);
     host::examine(&args.serve, &mut report).await;
     Ok(report.finish(args.strict))
+}
+
+/// Examines the way to each node; returns the settings with the first one alone that a
+/// login can be tried at. What lies behind the login is the same at all nodes.
+async fn reachable_node(config: &RabbitMqConfig, report: &mut Report) -> Option<RabbitMqConfig> {
+    let nodes = config.url.nodes();
+    let mut reachable = None;
+    for (index, node) in nodes.iter().enumerate() {
+        if nodes.len() > 1 {
+            report.ok("node", format!("{node} ({} of {})", index + 1, nodes.len()));
+        }
+        let alone = RabbitMqConfig {
+            url: node.clone().into(),
+            ..config.clone()
+        };
+        if network::examine(&alone, report).await {
+            reachable.get_or_insert(alone);
+        }
+    }
+    if let Some(alone) = &reachable {
+        network::examine_login(alone, report);
+    }
+    reachable
 }
 
 /// More than the longest token that is looked at, with room for line ends.

@@ -98,12 +98,6 @@ fn decode(text: &str, what: &'static str) -> Result<String, InvalidAmqpUrl> {
 }
 
 /// The address without the login, for logs.
-impl Default for AmqpUrl {
-    fn default() -> Self {
-        DEFAULT.parse().expect("the default URL is valid")
-    }
-}
-
 impl fmt::Display for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "amqps" } else { "amqp" };

@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use super::{AmqpUrl, BindingKeys, OptionalPath};
+use super::{AmqpUrls, BindingKeys, OptionalPath};
 #[cfg(feature = "cli")]
 use super::{
     amqp_url,
@@ -18,11 +18,12 @@ use super::{
 #[derive(Debug, Clone)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct RabbitMqConfig {
-    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost
+    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost; the nodes of a
+    /// cluster as a comma-separated list of whole addresses
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-url", env = "RABBITMQ_URL",
         value_name = "URL", default_value = amqp_url::DEFAULT, hide_env_values = true,
         help_heading = RABBITMQ))]
-    pub url: AmqpUrl,
+    pub url: AmqpUrls,
     /// Topic exchange that Chat3 publishes updates to (never declared here)
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-updates-exchange",
         env = "RABBITMQ_UPDATES_EXCHANGE", value_name = "NAME",
@@ -63,7 +64,8 @@ pub struct RabbitMqConfig {
         value_name = "DURATION", default_value = text(Self::default().heartbeat),
         value_parser = parse_heartbeat, help_heading = RABBITMQ))]
     pub heartbeat: Duration,
-    /// Longest time that connecting to the broker may take, TLS and login included
+    /// Longest time that connecting to the broker may take, TLS and login included;
+    /// several nodes share it
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-connect-timeout",
         env = "RABBITMQ_CONNECT_TIMEOUT", value_name = "DURATION",
         default_value = text(Self::default().connect_timeout), value_parser = parse_delay,
@@ -144,7 +146,7 @@ impl Default for RabbitMqConfig {
     /// The documented defaults, without a look at the environment.
     fn default() -> Self {
         Self {
-            url: AmqpUrl::default(),
+            url: AmqpUrls::default(),
             exchange: "chat3_updates".to_owned(),
             binding_keys: BindingKeys::default(),
             topology: Topology::PerUser,
