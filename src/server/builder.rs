@@ -14,7 +14,10 @@ use crate::{
     broker::{Broker, rabbitmq::RabbitMqService},
     config::Config,
     sessions::Hub,
-    socketio::{endpoint::Gateway, transport::Transports},
+    socketio::{
+        endpoint::{self, Gateway},
+        transport::Transports,
+    },
 };
 
 /// Why a server could not be bound: what an operator has to mend. Settings are named by
@@ -117,7 +120,8 @@ impl ServerBuilder {
         let broker = self
             .broker
             .unwrap_or_else(|| Arc::new(RabbitMqService::connect(rabbitmq, metrics.clone())));
-        let transports = Transports::new(&http, metrics.clone());
+        let (engine, service, io) = endpoint::socket_io();
+        let transports = Transports::new(&http, metrics.clone(), engine);
         let hub = Hub::new(
             broker.clone(),
             transports.clone(),
@@ -130,10 +134,11 @@ impl ServerBuilder {
             verifier,
             hub.clone(),
             transports.clone(),
+            io.clone(),
             metrics.clone(),
             http.clone(),
         );
-        let (socket_io, io) = gateway.clone().endpoint();
+        let socket_io = gateway.clone().serve(service);
         orders::carry_out(&gateway, &*broker);
         let socket_io = origins::limit(socket_io, &http.cors_origin, metrics.clone());
         let (probes, operators) = admin::routers(

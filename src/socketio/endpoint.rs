@@ -14,7 +14,7 @@ use std::{
     borrow::Cow,
     net::{IpAddr, Ipv4Addr},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
@@ -27,7 +27,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::any_service,
+    routing::{MethodRouter, any_service},
 };
 use serde_json::{Value, json};
 use socketioxide::{
@@ -54,7 +54,7 @@ use crate::{
     socketio::refused_tokens::RefusedTokens,
     socketio::revocation::{Order, Revocations, Target, is_user},
     socketio::transport::{
-        self, Connection, Endpoint, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, PING_INTERVAL,
+        self, Connection, Engine, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, PING_INTERVAL,
         PING_TIMEOUT, Transports,
     },
 };
@@ -121,8 +121,7 @@ pub struct Gateway {
     config: HttpConfig,
     /// Whether handshakes are being refused for [`HttpConfig::max_sockets`].
     is_full: AtomicBool,
-    /// Set once, when the endpoint has been built.
-    io: OnceLock<SocketIo>,
+    io: SocketIo,
 }
 
 /// What a socket that was let in holds; dropped when it disconnects.
@@ -161,6 +160,7 @@ impl Gateway {
         verifier: Verifier,
         hub: Arc<Hub>,
         transports: Transports,
+        io: SocketIo,
         metrics: Metrics,
         config: HttpConfig,
     ) -> Arc<Self> {
@@ -176,7 +176,7 @@ impl Gateway {
             revocations: Revocations::default(),
             slots: Slots::default(),
             is_full: AtomicBool::new(false),
-            io: OnceLock::new(),
+            io,
             verifier,
             hub,
             transports,
@@ -185,28 +185,10 @@ impl Gateway {
         })
     }
 
-    /// The Socket.IO endpoint at `/socket.io/`, and the handle that closes its
-    /// sockets. To be called once, inside a Tokio runtime, and to be served by
-    /// [`transport::serve`].
-    pub fn endpoint(self: Arc<Self>) -> (Router, SocketIo) {
-        let (service, io) = SocketIo::builder()
-            .ping_interval(PING_INTERVAL)
-            .ping_timeout(PING_TIMEOUT)
-            .max_buffer_size(SOCKET_BUFFER_PACKETS)
-            // With the default of 100 KB, a packet that no longer fits into a response is
-            // set aside, and lost if the client then upgrades to websocket.
-            .max_payload(MAX_PAYLOAD_BYTES)
-            .ws_read_buffer_size(READ_BUFFER_BYTES)
-            .ws_max_message_size(MAX_MESSAGE_BYTES)
-            .ws_max_frame_size(MAX_MESSAGE_BYTES)
-            .connect_timeout(CONNECT_TIMEOUT)
-            // Clients need to send no binary; what they may send unasked stays small.
-            .with_parser(
-                ParserConfig::common()
-                    .max_incoming_binaries(MAX_ATTACHMENTS)
-                    .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES),
-            )
-            .build_svc();
+    /// Lets sockets in from now on, and returns the routes at `/socket.io/`. `service`
+    /// comes from [`socket_io`]. Must be called once, inside a Tokio runtime; the routes
+    /// must be served by [`transport::serve`].
+    pub fn serve(self: Arc<Self>, service: MethodRouter) -> Router {
         let gateway = self.clone();
         let authenticate = move |socket: SocketRef, auth: TryData<Value>| {
             let gateway = gateway.clone();
@@ -217,20 +199,16 @@ impl Gateway {
             let gateway = gateway.clone();
             async move { gateway.connected(socket).await }
         };
-        io.ns("/", connected.with(authenticate));
-        // It is called once.
-        let _ = self.io.set(io.clone());
-        self.transports.serve_by(Endpoint::new(service.clone()));
+        self.io.ns("/", connected.with(authenticate));
         tokio::spawn(self.clone().end_leases());
-        let router = Router::new()
-            .route("/socket.io", any_service(service.clone()))
-            .route("/socket.io/", any_service(service))
+        Router::new()
+            .route("/socket.io", service.clone())
+            .route("/socket.io/", service)
             .layer(middleware::from_fn_with_state(
                 self.transports.clone(),
                 transport::guard,
             ))
-            .layer(middleware::from_fn_with_state(self, limit_handshakes));
-        (router, io)
+            .layer(middleware::from_fn_with_state(self, limit_handshakes))
     }
 
     /// Runs before the CONNECT reply.
@@ -587,8 +565,32 @@ impl Gateway {
     }
 
     fn socket(&self, sid: Sid) -> Option<SocketRef> {
-        self.io.get()?.get_socket(sid)
+        self.io.get_socket(sid)
     }
+}
+
+/// Socket.IO itself, before it has a namespace: what hands it websockets, what answers
+/// its requests, and the handle to its sockets.
+pub fn socket_io() -> (Engine, MethodRouter, SocketIo) {
+    let (service, io) = SocketIo::builder()
+        .ping_interval(PING_INTERVAL)
+        .ping_timeout(PING_TIMEOUT)
+        .max_buffer_size(SOCKET_BUFFER_PACKETS)
+        // With the default of 100 KB, a packet that no longer fits into a response is
+        // set aside, and lost if the client then upgrades to websocket.
+        .max_payload(MAX_PAYLOAD_BYTES)
+        .ws_read_buffer_size(READ_BUFFER_BYTES)
+        .ws_max_message_size(MAX_MESSAGE_BYTES)
+        .ws_max_frame_size(MAX_MESSAGE_BYTES)
+        .connect_timeout(CONNECT_TIMEOUT)
+        // Clients need to send no binary; what they may send unasked stays small.
+        .with_parser(
+            ParserConfig::common()
+                .max_incoming_binaries(MAX_ATTACHMENTS)
+                .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES),
+        )
+        .build_svc();
+    (Engine::new(service.clone()), any_service(service), io)
 }
 
 /// Turns away handshakes over the limits. Clients retry them by themselves, while
