@@ -35,12 +35,11 @@ mod supervisor;
 mod topology;
 mod unreadable;
 
-pub(crate) use self::connection::LinkError;
-pub(crate) use self::instance::instance_id;
 pub use self::service::RabbitMqService;
 #[cfg(feature = "cli")]
 pub(crate) use self::{
-    connection::{ACCESS_REFUSED, NOT_FOUND, open_channel, open_connection},
+    connection::{ACCESS_REFUSED, LinkError, NOT_FOUND, open_channel, open_connection},
+    instance::instance_id,
     side_connection::{Heard, Listening, Scope, SideConnection},
     unreadable::{Unreadable, is_of_amqprs},
 };
