@@ -34,7 +34,7 @@ use crate::{
     observability::metrics::Metrics,
     observability::sampled::Sampled,
     sessions::Hub,
-    socketio::endpoint::Gateway,
+    socketio::endpoint::Endpoint,
     socketio::revocation::{Order, OrderText},
     socketio::transport::{self, Connection, Transports},
 };
@@ -121,21 +121,21 @@ impl Server {
             config.envelope,
             config.drop_repeated_updates,
         );
-        let gateway = Gateway::new(
+        let (endpoint, socket_io) = Endpoint::new(
             verifier,
             hub.clone(),
             transports.clone(),
             metrics.clone(),
             config.clone(),
         );
-        let (socket_io, io) = gateway.clone().endpoint();
-        listen_to_orders(&gateway, &*broker);
+        let io = endpoint.io().clone();
+        listen_to_orders(&endpoint, &*broker);
         let origins = (config.cors_origin.clone(), metrics.clone());
         let socket_io = socket_io.layer(middleware::from_fn_with_state(origins, check_origin));
         // Outermost, so that refusals too are readable to a browser.
         let socket_io = socket_io.layer(cors(&config.cors_origin));
         let (probes, operators) =
-            admin::routers(gateway, hub.clone(), transports.clone(), metrics, config);
+            admin::routers(endpoint, hub.clone(), transports.clone(), metrics, config);
         let mut router = probes.clone().merge(socket_io).merge(extra);
         let admin = if let Some(address) = config.admin_addr {
             let listener = TcpListener::bind(address).await;
@@ -231,10 +231,10 @@ fn cannot_listen(
 }
 
 /// Carries out the orders that other instances were given.
-fn listen_to_orders(gateway: &Arc<Gateway>, broker: &dyn Broker) {
-    let gateway = Arc::downgrade(gateway);
+fn listen_to_orders(endpoint: &Arc<Endpoint>, broker: &dyn Broker) {
+    let endpoint = Arc::downgrade(endpoint);
     broker.on_broadcast(Arc::new(move |message| {
-        let Some(gateway) = gateway.upgrade() else {
+        let Some(endpoint) = endpoint.upgrade() else {
             return;
         };
         let text = OrderText::read(message).map_err(|error| error.to_string());
@@ -243,7 +243,7 @@ fn listen_to_orders(gateway: &Arc<Gateway>, broker: &dyn Broker) {
             order.map_err(|error| error.to_string())
         });
         match order {
-            Ok(order) => drop(gateway.carry_out(&order)),
+            Ok(order) => drop(endpoint.carry_out(&order)),
             Err(reason) => {
                 if let Some(line) = NO_ORDER.note("") {
                     // It may quote the message.
