@@ -13,7 +13,7 @@ use chat3_gateway::{
     },
     config::{JwtConfig, Secret},
     observability::metrics::Metrics,
-    sessions::{Offset, Request},
+    sessions::{Offset, ResumeRequest},
     socketio::revocation::{Order, OrderText},
     update::{Envelope, Update},
     user::{TenantId, User, UserId},
@@ -266,7 +266,7 @@ pub fn connect_request(data: &[u8]) {
     let Ok(auth) = serde_json::from_slice::<Value>(data) else {
         return;
     };
-    if let Request::Resume { pid, offset } = Request::of(Some(&auth)) {
+    if let ResumeRequest::Resume { pid, offset } = ResumeRequest::of(Some(&auth)) {
         let same = |sent: &Value, read: &str| sent.as_str().unwrap().eq_ignore_ascii_case(read);
         assert!(same(&auth["pid"], &pid.expose()));
         if let Some(offset) = offset {

@@ -33,7 +33,7 @@ use crate::{
     config::{CorsOrigins, HttpConfig},
     observability::metrics::Metrics,
     observability::sampled::Sampled,
-    sessions::Hub,
+    socketio::Hub,
     socketio::endpoint::Endpoint,
     socketio::revocation::{Order, OrderText},
     socketio::transport::{self, Connection, Transports},
@@ -113,14 +113,7 @@ impl Server {
             )
         })?;
         let transports = Transports::new(config, metrics.clone());
-        let hub = Hub::new(
-            broker.clone(),
-            transports.clone(),
-            metrics.clone(),
-            config.recovery.clone(),
-            config.envelope,
-            config.drop_repeated_updates,
-        );
+        let hub = Hub::new(broker.clone(), config, metrics.clone());
         let (endpoint, socket_io) = Endpoint::new(
             verifier,
             hub.clone(),

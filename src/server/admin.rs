@@ -19,7 +19,7 @@ use crate::{
     config::{HttpConfig, MIN_ADMIN_TOKEN_BYTES, Secret, TrustedProxies},
     observability::metrics::{self, Metrics},
     observability::sampled::Sampled,
-    sessions::Hub,
+    socketio::Hub,
     socketio::endpoint::Endpoint,
     socketio::limits::{RefusalLimit, client_network},
     socketio::revocation::{MAX_ORDER_BYTES, Order, OrderText},

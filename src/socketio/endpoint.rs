@@ -42,9 +42,10 @@ use crate::{
     config::HttpConfig,
     observability::metrics::Metrics,
     observability::sampled::Sampled,
-    sessions::Hub,
+    socketio::Hub,
     socketio::leases::{End, Leases},
     socketio::limits::{ConnectLimit, RefusalLimit, Slots},
+    socketio::peer::SocketPeer,
     socketio::refused_tokens::RefusedTokens,
     socketio::revocation::Revocations,
     socketio::transport::{
@@ -194,7 +195,8 @@ impl Endpoint {
         if let Some(expires_at) = admission.lease.noticed() {
             token_expiry::announce(&socket, expires_at);
         }
-        session.go_live(socket).await;
+        let peer = SocketPeer::new(socket, self.transports.clone());
+        session.go_live(peer).await;
     }
 
     /// Runs before socketioxide forgets the socket.

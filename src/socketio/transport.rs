@@ -165,11 +165,6 @@ impl Transports {
         endpoint.expect("requests come through a router with an endpoint")
     }
 
-    /// How long a write may make no progress.
-    pub fn write_timeout(&self) -> Duration {
-        self.0.write_timeout
-    }
-
     /// Begins to watch a socket, as the given session, until [`Transports::forget`].
     pub fn watch(&self, socket: &SocketRef, session: u64) {
         let websocket = websocket_handshake(socket).map(Connection::number);

@@ -11,7 +11,7 @@ use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 use serde_json::Value;
 use socketioxide::{
     extract::{Event, SocketRef, TryData},
-    socket::DisconnectReason,
+    socket::{DisconnectReason, Sid},
 };
 use tokio::sync::Mutex as AsyncMutex;
 use tracing::{info, warn};
@@ -22,10 +22,11 @@ use super::{
 };
 use crate::{
     auth::Refusal,
-    sessions::{Admitted, Request, Session},
+    sessions::{Admitted, ResumeRequest, Session},
     socketio::leases::Lease,
     socketio::limits::{EventLimit, SessionConnects, Verdict},
-    socketio::transport,
+    socketio::peer::SocketPeer,
+    socketio::transport::{self, Transports},
 };
 
 /// How long the CONNECT reply waits for the user's subscription. A frontend
@@ -35,7 +36,9 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a socket that was let in holds; dropped when it disconnects.
 pub(super) struct Admission {
-    pub(super) session: Session,
+    // Dropped first: its session is about to leave.
+    _watch: Watch,
+    pub(super) session: Session<SocketPeer>,
     pub(super) lease: Lease,
     pub(super) events: EventLimit,
     /// Held while one `auth:refresh` is handled; others wait in their order.
@@ -46,6 +49,31 @@ impl Admission {
     /// The admission of a socket, unless the socket has disconnected.
     pub(super) fn of(socket: &SocketRef) -> Option<Arc<Self>> {
         socket.extensions.get()
+    }
+}
+
+/// Has the transports watch a socket until it is dropped: its connection may have to
+/// be closed.
+struct Watch {
+    transports: Transports,
+    sid: Sid,
+    session: u64,
+}
+
+impl Watch {
+    fn new(transports: &Transports, socket: &SocketRef, session: u64) -> Self {
+        transports.watch(socket, session);
+        Self {
+            transports: transports.clone(),
+            sid: socket.id,
+            session,
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.transports.forget(self.sid, self.session);
     }
 }
 
@@ -90,7 +118,7 @@ impl Endpoint {
             // If the subscription takes longer, updates start when it is there.
             let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, session.subscribed()).await;
         }
-        if let Some(Admitted { id, pid }) = session.admit() {
+        if let Some(Admitted { id, pid }) = session.admit(socket.id) {
             let transports = &self.transports;
             transports.put_into_connect_reply(&socket, id, &pid.expose());
         }
@@ -164,7 +192,7 @@ impl Endpoint {
         let presented = self.verifier.presented(auth.as_ref(), &presented);
         let token = presented.map(Cow::into_owned);
         // A task that waits below holds no more memory than it needs.
-        let request = Request::of(auth.as_ref());
+        let request = ResumeRequest::of(auth.as_ref());
         drop(auth);
         // A client without a token, or with nonsense, is slowed down like every other
         // client that presents the same.
@@ -195,7 +223,7 @@ impl Endpoint {
         socket: &SocketRef,
         client: IpAddr,
         token: &str,
-        request: Request,
+        request: ResumeRequest,
     ) -> Result<Arc<Admission>, Refusal> {
         let is_wanted = || !self.refusal_limit.is_exceeded(client);
         let verified = self.verifier.verify_for(client, token, is_wanted);
@@ -207,12 +235,14 @@ impl Endpoint {
         // After the lease is granted: a later revocation finds the lease.
         self.check_revocation(&identity)?;
         let limit = self.config.max_sockets_per_user;
-        let session = self.hub.join(identity.user(), socket, request, limit);
+        let session = self.hub.join(identity.user(), request, limit);
         let session = session.ok_or(Refusal::TooManySockets)?;
+        let watch = Watch::new(&self.transports, socket, session.number());
         if let Some(seat) = Seat::of(socket) {
             seat.presented().take();
         }
         Ok(Arc::new(Admission {
+            _watch: watch,
             session,
             lease,
             events: EventLimit::new(self.config.max_events_per_second),
