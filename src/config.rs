@@ -8,6 +8,7 @@
 //! [`crate::update`].
 
 mod amqp_url;
+mod amqp_urls;
 mod binding_keys;
 mod command_line;
 mod cors_origins;
@@ -21,6 +22,7 @@ use std::{
 };
 
 pub use amqp_url::{AmqpUrl, InvalidAmqpUrl};
+pub use amqp_urls::{AmqpUrls, InvalidAmqpUrls};
 pub use binding_keys::{BindingKeys, InvalidBindingKeys};
 use clap::{
     ArgAction, Args, ValueEnum,
@@ -56,10 +58,11 @@ const DEFAULT_EXCHANGE: &str = "chat3_updates";
 #[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct RabbitMqConfig {
-    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost
+    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost; the nodes of a
+    /// cluster as a comma-separated list of whole addresses
     #[arg(long = "rabbitmq-url", env = "RABBITMQ_URL", value_name = "URL",
         default_value = DEFAULT_URL, hide_env_values = true, help_heading = RABBITMQ)]
-    pub url: AmqpUrl,
+    pub url: AmqpUrls,
     /// Topic exchange that Chat3 publishes updates to (never declared here)
     #[arg(long = "rabbitmq-updates-exchange", env = "RABBITMQ_UPDATES_EXCHANGE",
         value_name = "NAME", default_value = DEFAULT_EXCHANGE, value_parser = parse_short_name,
@@ -93,7 +96,8 @@ pub struct RabbitMqConfig {
     #[arg(long = "rabbitmq-heartbeat", env = "RABBITMQ_HEARTBEAT", value_name = "DURATION",
         default_value = "10s", value_parser = parse_heartbeat, help_heading = RABBITMQ)]
     pub heartbeat: Duration,
-    /// Longest time that connecting to the broker may take, TLS and login included
+    /// Longest time that connecting to the broker may take, TLS and login included;
+    /// several nodes share it
     #[arg(long = "rabbitmq-connect-timeout", env = "RABBITMQ_CONNECT_TIMEOUT",
         value_name = "DURATION", default_value = "10s", value_parser = parse_delay,
         help_heading = RABBITMQ)]

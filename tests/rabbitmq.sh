@@ -6,7 +6,8 @@
 #   rabbitmq.sh ctl FOLDER PORT ARGS   rabbitmqctl against it
 #   rabbitmq.sh epmd-kill FOLDER PORT  stops the port mapper that it started
 #
-# PORT+1 is taken for Erlang's distribution, PORT+2 for its port mapper.
+# PORT+1 is taken for Erlang's distribution, PORT+2 for its port mapper, unless
+# EPMD_PORT names the one that the nodes of a cluster share.
 # Login: rmuser / rmpassword, as in the documented default RABBITMQ_URL.
 set -eu
 action=$1 folder=$2 port=$3
@@ -22,7 +23,7 @@ export RABBITMQ_NODENAME="chat3-gateway-$port@localhost"
 export RABBITMQ_NODE_IP_ADDRESS=127.0.0.1
 export RABBITMQ_NODE_PORT="$port"
 export RABBITMQ_DIST_PORT=$((port + 1))
-export ERL_EPMD_PORT=$((port + 2))
+export ERL_EPMD_PORT="${EPMD_PORT:-$((port + 2))}"
 export ERL_EPMD_ADDRESS=127.0.0.1
 export RABBITMQ_MNESIA_BASE="$folder/data"
 export RABBITMQ_LOG_BASE="$folder/log"

@@ -423,7 +423,7 @@ async fn supervise(shared: Arc<Shared>) {
         };
         let delay = match opened {
             Ok(link) => {
-                info!(address = %shared.config.url, "RabbitMQ connected");
+                info!(address = %link.node(), "RabbitMQ connected");
                 if linked_before {
                     shared.metrics.broker_reconnects.inc();
                 }
@@ -452,7 +452,11 @@ async fn supervise(shared: Arc<Shared>) {
                             shared.metrics.messages_unreadable.inc();
                         }
                         let may_work = was_healthy && !reason.is_configuration();
-                        match may_work || (is_unreadable && at_once.take()) {
+                        // Another node, or a link without that message.
+                        let differs = shared.config.url.nodes().len() > 1
+                            && !reason.is_configuration()
+                            || is_unreadable;
+                        match may_work || (differs && at_once.take()) {
                             true => Duration::ZERO,
                             false => backoff.next(patience(&reason)),
                         }

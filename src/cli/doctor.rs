@@ -25,7 +25,7 @@ use anyhow::Context;
 
 pub(crate) use self::report::{Report, Section};
 use crate::{
-    config::{DoctorArgs, Secret},
+    config::{DoctorArgs, RabbitMqConfig, Secret},
     observability::metrics::Metrics,
 };
 
@@ -46,11 +46,11 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     report.begin(Section::RabbitMq);
-    if network::examine(rabbitmq, &mut report).await {
-        match broker::examine(rabbitmq, &mut report).await {
+    if let Some(rabbitmq) = reachable_node(rabbitmq, &mut report).await {
+        match broker::examine(&rabbitmq, &mut report).await {
             Ok((session, rights)) => {
                 let (listen, report) = (args.listen, &mut report);
-                updates::examine(session, rabbitmq, &rights, known, listen, report).await;
+                updates::examine(session, &rabbitmq, &rights, known, listen, report).await;
             }
             Err(why) => updates::skip(why, &mut report),
         }
@@ -67,6 +67,29 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     report.begin(Section::Host);
     host::examine(&args.serve, &mut report).await;
     Ok(report.finish(args.strict))
+}
+
+/// Examines the way to each node; returns the settings with the first one alone that a
+/// login can be tried at. What lies behind the login is the same at all nodes.
+async fn reachable_node(config: &RabbitMqConfig, report: &mut Report) -> Option<RabbitMqConfig> {
+    let nodes = config.url.nodes();
+    let mut reachable = None;
+    for (index, node) in nodes.iter().enumerate() {
+        if nodes.len() > 1 {
+            report.ok("node", format!("{node} ({} of {})", index + 1, nodes.len()));
+        }
+        let alone = RabbitMqConfig {
+            url: node.clone().into(),
+            ..config.clone()
+        };
+        if network::examine(&alone, report).await {
+            reachable.get_or_insert(alone);
+        }
+    }
+    if let Some(alone) = &reachable {
+        network::examine_login(alone, report);
+    }
+    reachable
 }
 
 /// More than the longest token that is looked at, with room for line ends.

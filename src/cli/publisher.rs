@@ -114,12 +114,11 @@ pub struct Published {
 pub async fn publish(args: &PublishArgs) -> anyhow::Result<Published> {
     let address = &args.rabbitmq.url;
     let certificates = &args.rabbitmq.tls;
-    let connection =
-        rabbitmq::open_connection(address, certificates, "chat3-gateway publish", HEARTBEAT);
-    let connection = tokio::time::timeout(CONNECT_TIMEOUT, connection)
+    let name = "chat3-gateway publish";
+    let opening =
+        rabbitmq::open_connection(address, certificates, name, HEARTBEAT, CONNECT_TIMEOUT);
+    let (connection, _) = opening
         .await
-        .context("no answer in time")
-        .and_then(|opened| Ok(opened?))
         .with_context(|| format!("cannot connect to RabbitMQ at {address}"))?;
     let (cancelled, _no_consumers) = mpsc::unbounded_channel();
     let on = rabbitmq::open_channel(&connection, None, &cancelled);

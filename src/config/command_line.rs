@@ -15,7 +15,7 @@ use clap::{
 use serde::Deserialize;
 
 use super::{
-    AmqpUrl, BindingKeys, DEFAULT_EXCHANGE, DEFAULT_URL, HttpConfig, JwtConfig, LISTENER,
+    AmqpUrls, BindingKeys, DEFAULT_EXCHANGE, DEFAULT_URL, HttpConfig, JwtConfig, LISTENER,
     LogConfig, OptionalAddress, RABBITMQ, RabbitMqConfig, RabbitMqTls, Secret,
     binding_keys::DEFAULT as DEFAULT_BINDING_KEYS,
     values::{parse_json, parse_listening, parse_optional_address, parse_rate, parse_short_name},
@@ -307,10 +307,11 @@ pub struct DoctorArgs {
 #[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct PublishRabbitMqArgs {
-    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost
+    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost; the nodes of a
+    /// cluster as a comma-separated list of whole addresses
     #[arg(long = "rabbitmq-url", env = "RABBITMQ_URL", value_name = "URL",
         default_value = DEFAULT_URL, hide_env_values = true, help_heading = RABBITMQ)]
-    pub url: AmqpUrl,
+    pub url: AmqpUrls,
     /// Topic exchange to publish to; declared as Chat3 declares it
     #[arg(long = "rabbitmq-updates-exchange", env = "RABBITMQ_UPDATES_EXCHANGE",
         value_name = "NAME", default_value = DEFAULT_EXCHANGE, value_parser = parse_short_name,

@@ -26,34 +26,136 @@ function json(value, indent = '', taken = 0) {
 }
 
 const block = (value) => `\`\`\`json\n${json(value)}\n\`\`\``;
-const details = (summary, ...content) => `<details><summary>${summary}</summary>\n\n${content.join('\n\n')}\n\n</details>`;
 const code = (names) => names.map((name) => `\`${name}\``).join(', ');
+
+/** A paragraph in lines that fit a page. */
+const lines = (text, width = 140) => text.split(' ').reduce((all, word) => {
+  if (all.length && all.at(-1).length + 1 + word.length <= width) all[all.length - 1] += ` ${word}`;
+  else all.push(word);
+  return all;
+}, []).join('\n');
+const details = (summary, ...content) => `<details><summary>${lines(summary)}</summary>\n\n${content.join('\n\n')}\n\n</details>`;
+
+// ---- What a body has that another has not ------------------------------------------
+
+/** What a value is: times are told apart by how they are written, and `null` is any of them. */
+function kind(value) {
+  if (value === null) return 'null';
+  if (typeof value !== 'string') return typeof value;
+  if (/^\d{13}\.\d{6}$/.test(value)) return 'time in milliseconds';
+  return /^\d{4}-\d\d-\d\dT/.test(value) ? 'time in ISO 8601' : 'string';
+}
+
+/** Fields whose values say what an update is about: these differ where their values do. */
+const TELLING = ['includedSections', 'updatedFields', 'uiTarget', 'version'];
+
+/** The fields of a body: path and kind of each value in it. Fields of a list's items count once. */
+function fields(value, at = [], found = new Map()) {
+  if (TELLING.includes(at.at(-1))) found.set(at.join('.'), JSON.stringify(value));
+  else if (Array.isArray(value) && value.length) value.forEach((item) => fields(item, [...at.slice(0, -1), `${at.at(-1)}[]`], found));
+  else if (value !== null && typeof value === 'object' && Object.keys(value).length) {
+    Object.entries(value).forEach(([name, item]) => fields(item, [...at, name], found));
+  } else found.set(at.join('.'), kind(value));
+  return found;
+}
+
+const alike = (one, other) => one === other || (one && other && [one, other].includes('null'));
+const differing = (of, from) => [...of].filter(([path, is]) => !alike(is, from.get(path))).map(([path]) => path);
+
+/** The part of `value` that is at one of `paths`. */
+function part(value, paths, at = []) {
+  if (paths.includes(at.join('.'))) return value;
+  if (value === null || typeof value !== 'object') return undefined;
+  if (Array.isArray(value)) {
+    const items = value.map((item) => part(item, paths, [...at.slice(0, -1), `${at.at(-1)}[]`])).filter((item) => item !== undefined);
+    return items.length ? items : undefined;
+  }
+  const kept = Object.entries(value).map(([name, item]) => [name, part(item, paths, [...at, name])]).filter(([, item]) => item !== undefined);
+  return kept.length ? Object.fromEntries(kept) : undefined;
+}
+
+/** The highest paths of which nothing is left in `rest`: `data.message` for all that a message had. */
+function gone(paths, rest) {
+  const left = [...rest.keys()];
+  const highest = paths.map((path) => {
+    const names = path.split('.');
+    const top = names.findIndex((_, i) => !left.some((other) => `${other}.`.startsWith(`${names.slice(0, i + 1).join('.')}.`)));
+    return names.slice(0, top + 1).join('.');
+  });
+  return [...new Set(highest)];
+}
+
+/** Bodies, each told by what it has that the one most like it has not, where that is shorter than the whole. */
+class Shown {
+  #all = [];
+
+  /** `value`, which is called `name`. */
+  tell(name, value) {
+    const has = fields(value);
+    const nearest = this.#all.map((other) => {
+      const added = differing(has, other.has);
+      const missing = differing(other.has, has).filter((path) => !has.has(path));
+      return { other, added, missing: gone(missing, has) };
+    }).sort((a, b) => a.added.length + a.missing.length - b.added.length - b.missing.length)[0];
+    const whole = block(value);
+    const { other, added, missing } = nearest ?? {};
+    this.#all.push({ name, has });
+    if (!other) return [whole];
+    const without = missing.length ? `, without ${code(missing)}` : '';
+    const difference = [lines(`As ${other.name}${without}${added.length ? `${missing.length ? ',' : ''} with:` : '.'}`)];
+    if (added.length) difference.push(block(part(value, added)));
+    const size = (texts) => texts.join(' ').split(/\s+/).length;
+    return size(difference) < 0.6 * size([whole]) ? difference : [whole];
+  }
+}
+
+// ---- The page ------------------------------------------------------------------------
 
 const INTRO = `# What is sent: a body of each generation and event
 
-Recorded shapes of Chat3's updates, with invented values. \`make docs\` writes this page from [tests/fixtures](../tests/fixtures/README.md), on which
-the tests run. [PROTOCOL.md](PROTOCOL.md#events) says which update becomes which event, [ENVELOPE.md](ENVELOPE.md) what the envelopes are.
+For developers of frontends: look up here which fields an update of your Chat3 has, and what the gateway makes of it.
+
+The shapes are those of Chat3's source, the values are invented, and the newest generation comes first. A body that resembles an earlier one is
+described by the difference: the fields that it lacks and the fields that it adds. Ids, texts, numbers, times and the event's name differ as well.
+[PROTOCOL.md](PROTOCOL.md#events) says which update becomes which event, [ENVELOPE.md](ENVELOPE.md) what the envelopes are.
+\`make docs\` writes this page from [tests/fixtures](../tests/fixtures/README.md), which the tests use.
 
 ## \`message:new\` in each envelope
 
-The event's first argument, for a \`message.create\` of each generation.`;
+The event's first argument, for a \`message.create\` of each generation. With \`auto\` it is the \`data\` of that body, which is shown below.`;
+
+/** A generation's updates: those with the same key, events and shape together. */
+function groups(updates) {
+  const all = new Map();
+  for (const update of updates) {
+    const { routingKey, emits, sections, body } = update;
+    const same = JSON.stringify([routingKey, emits, sections.emits, [...fields(body)].map(([path, is]) => (is === 'null' ? path : [path, is])).sort()]);
+    all.set(same, [...(all.get(same) ?? []), update]);
+  }
+  return [...all.values()];
+}
 
 function page() {
   const parts = [INTRO];
-  for (const { since, updates } of generations) {
-    const { body, original = body, sections } = updates.find(({ emits }) => emits.includes('message:new'));
-    parts.push(
-      details(`${since}, <code>auto</code>`, block(body.data)),
-      details(`${since}, <code>original</code>`, block(original.data)),
-      details(`${since}, <code>sections</code>`, block(sections.body.data.message)),
-    );
+  const newest = generations.toReversed();
+  for (const [envelope, argument] of [
+    ['original', ({ body, original = body }) => original.data],
+    ['sections', ({ sections }) => sections.body.data.message],
+  ]) {
+    const shown = new Shown();
+    for (const { since, updates } of newest) {
+      const update = updates.find(({ emits }) => emits.includes('message:new'));
+      parts.push(details(`<code>${envelope}</code>, Chat3 since ${since}`, ...shown.tell(`since ${since}`, argument(update))));
+    }
   }
-  for (const { since, bindingKeys, updates } of generations) {
+  const shown = new Shown();
+  for (const { since, bindingKeys, updates } of newest) {
     parts.push(`## Chat3 since ${since}`, `Binding key: ${code(bindingKeys)}`);
-    for (const { name, routingKey, emits, body, sections } of updates) {
+    for (const alike of groups(updates)) {
+      const [{ name, routingKey, emits, body, sections }] = alike;
       const differs = emits.join() === sections.emits.join() ? '' : `; with \`sections\`: ${code(sections.emits)}`;
-      const about = `Routing key: \`${routingKey}\`; events: ${code(emits)}${differs}`;
-      parts.push(details(`<code>${name}</code>`, about, block(body)));
+      const about = lines(`Routing key: \`${routingKey}\`; events: ${code(emits)}${differs}`);
+      parts.push(details(alike.map((update) => `<code>${update.name}</code>`).join(', '), about, ...shown.tell(`\`${name}\` since ${since}`, body)));
     }
   }
   return `${parts.join('\n\n')}\n`;

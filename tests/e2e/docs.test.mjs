@@ -36,6 +36,24 @@ test('relative links and anchors resolve', () => {
   assert.deepEqual(broken, []);
 });
 
+/** The text of every source file. */
+const sources = () => execFileSync('git', ['ls-files', 'src/*.rs'], { cwd: root, encoding: 'utf8' }).trim().split('\n')
+  .map((file) => readFileSync(join(root, file), 'utf8')).join('\n').replace(/\\\n\s*/g, '');
+
+for (const page of ['docs/OPERATIONS.md', 'docs/ru/OPERATIONS.md']) {
+  test(`the log lines in ${page} are those of the code`, () => {
+    const [, logs] = readFileSync(join(root, page), 'utf8').match(/^## (?:Logs|Журнал)\n([\s\S]*?)^## /m);
+    const code = sources();
+    const rows = [...logs.matchAll(/^\| (`.*?) \|/gm)].map(([, texts]) => texts);
+    const texts = rows.flatMap((row) => [...row.matchAll(/`([^`]+)`/g)].map(([, text]) => text));
+    assert.ok(texts.length > 25);
+    assert.deepEqual(texts.filter((text) => !code.includes(text)), []);
+    const targets = [...logs.matchAll(/ chat3_gateway((?:::\w+)+): /g)].map(([, module]) => `src/${module.slice(2).replaceAll('::', '/')}.rs`);
+    assert.ok(targets.length >= 4);
+    assert.deepEqual(targets.filter((file) => !existsSync(join(root, file))), []);
+  });
+}
+
 test('the commands of the first hour work, in both languages', async () => {
   const gateway = await Gateway.start(null, { args: ['dev'] });
   for (const page of ['docs/GETTING_STARTED.md', 'docs/ru/GETTING_STARTED.md']) {

@@ -124,9 +124,10 @@ export class Broker {
     return broker;
   }
 
-  /** A place for a broker that is not running yet. */
-  static async absent() {
+  /** A place for a broker that is not running yet; `env` is added to the script's environment. */
+  static async absent({ env = {} } = {}) {
     const broker = new Broker(await freePorts(), temporaryFolder());
+    broker.env = { ...process.env, ...env };
     cleanups.push(() => broker.stop());
     return broker;
   }
@@ -134,6 +135,7 @@ export class Broker {
   constructor(port, folder) {
     this.port = port;
     this.folder = folder;
+    this.env = process.env;
     this.url = `amqp://rmuser:rmpassword@127.0.0.1:${port}/`;
   }
 
@@ -141,6 +143,7 @@ export class Broker {
     let output = '';
     this.child = spawn(rabbitmqScript, ['run', this.folder, String(this.port)], {
       stdio: ['ignore', 'pipe', 'pipe'],
+      env: this.env,
     });
     this.child.stdout.on('data', (data) => (output += data));
     this.child.stderr.on('data', (data) => (output += data));
@@ -163,11 +166,15 @@ export class Broker {
     if (!this.child) return;
     this.child.kill('SIGKILL');
     await exited(this.child);
-    await run(rabbitmqScript, ['epmd-kill', this.folder, String(this.port)]).catch(() => {});
+    await run(rabbitmqScript, ['epmd-kill', this.folder, String(this.port)], { env: this.env }).catch(() => {});
+  }
+
+  get isAlive() {
+    return Boolean(this.child) && this.child.exitCode === null && this.child.signalCode === null;
   }
 
   async ctl(...args) {
-    const { stdout } = await run(rabbitmqScript, ['ctl', this.folder, String(this.port), ...args]);
+    const { stdout } = await run(rabbitmqScript, ['ctl', this.folder, String(this.port), ...args], { env: this.env });
     return stdout;
   }
 

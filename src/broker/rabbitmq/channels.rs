@@ -49,7 +49,10 @@ use super::{
     control::Control,
     topology::consumer_channels,
 };
-use crate::{broker::Delivery, config::RabbitMqConfig};
+use crate::{
+    broker::Delivery,
+    config::{AmqpUrl, RabbitMqConfig},
+};
 
 /// Limit of one RPC. A broker that needs longer is in no state to deliver.
 const RPC_TIMEOUT: Duration = Duration::from_secs(20);
@@ -72,6 +75,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Channels {
     connection: Connection,
+    /// The node that it is a connection to.
+    pub(super) node: AmqpUrl,
     epoch: u64,
     /// Declare, bind, delete. Each is replaced when the server closes it.
     pub(super) admins: Vec<OpenChannel>,
@@ -123,7 +128,9 @@ impl Channels {
     pub(super) async fn open(shared: &Arc<Shared>, epoch: u64) -> Result<Self, LinkError> {
         let name = format!("chat3-gateway {}", shared.instance);
         let config = &shared.config;
-        let connection = open_connection(&config.url, &config.tls, &name, config.heartbeat).await?;
+        let (limit, heartbeat) = (config.connect_timeout, config.heartbeat);
+        let opening = open_connection(&config.url, &config.tls, &name, heartbeat, limit);
+        let (connection, node) = opening.await?;
         let frame_max = connection.frame_max();
         if !(1..=MAX_FRAME_BYTES).contains(&frame_max) {
             warn!(
@@ -146,6 +153,7 @@ impl Channels {
         let consumers = consumer_channels(config);
         let mut channels = Self {
             connection,
+            node,
             epoch,
             admins: Vec::with_capacity(ADMIN_CHANNELS),
             consumers: Vec::with_capacity(consumers),

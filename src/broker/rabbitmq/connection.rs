@@ -29,11 +29,11 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
-use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber};
+use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber, warn};
 
 use super::unreadable::Unreadable;
 use crate::{
-    config::{AmqpUrl, RabbitMqTls},
+    config::{AmqpUrl, AmqpUrls, RabbitMqTls},
     tls::{self, TlsError},
 };
 
@@ -187,8 +187,39 @@ impl From<Error> for LinkError {
     }
 }
 
-/// Connects and logs in. Not bounded in time: the caller is.
+/// Connects to one of the nodes and logs in; returns the node's address as well.
+///
+/// The nodes are tried in turn from a random one on, so that instances spread over them.
+/// `limit` is divided among the nodes: one that does not answer leaves time for the others.
 pub(crate) async fn open_connection(
+    urls: &AmqpUrls,
+    certificates: &RabbitMqTls,
+    name: &str,
+    heartbeat: Duration,
+    limit: Duration,
+) -> Result<(Connection, AmqpUrl), LinkError> {
+    let nodes = urls.nodes();
+    let count = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+    let (share, first) = (limit / count, rand::random_range(0..nodes.len()));
+    let mut failure = LinkError::Timeout(limit);
+    for node in nodes[first..].iter().chain(&nodes[..first]) {
+        let opening = open_node(node, certificates, name, heartbeat);
+        let opened = timeout(share, opening).await;
+        match opened.unwrap_or(Err(LinkError::Timeout(share))) {
+            Ok(connection) => return Ok((connection, node.clone())),
+            Err(error) => {
+                if nodes.len() > 1 {
+                    warn!(address = %node, %error, "RabbitMQ node not usable");
+                }
+                failure = error;
+            }
+        }
+    }
+    Err(failure)
+}
+
+/// Connects to a node and logs in. Not bounded in time: the caller is.
+async fn open_node(
     url: &AmqpUrl,
     certificates: &RabbitMqTls,
     name: &str,

@@ -21,7 +21,7 @@ use super::{
     connection::{LinkError, NOT_FOUND, ServerClose},
     topology::{self, Topology},
 };
-use crate::user::User;
+use crate::{config::AmqpUrl, user::User};
 
 /// How often a long resubscription reports in the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -115,6 +115,11 @@ impl Link {
             warned_of_missing_exchange: false,
             probe: Probe::Bind,
         })
+    }
+
+    /// The node that the link is connected to.
+    pub(super) fn node(&self) -> &AmqpUrl {
+        &self.channels.node
     }
 
     /// Keeps the broker's state in line with the wishes until the link is lost.

@@ -143,7 +143,9 @@ async fn open(shared: &Shared) -> Result<Publishing, LinkError> {
     let config = shared.config.clone();
     let name = format!("chat3-gateway {} orders", shared.instance);
     let opening = tokio::spawn(async move {
-        let connection = open_connection(&config.url, &config.tls, &name, config.heartbeat).await?;
+        let heartbeat = config.heartbeat;
+        let opening = open_connection(&config.url, &config.tls, &name, heartbeat, PATIENCE);
+        let (connection, _) = opening.await?;
         // Nothing is consumed there.
         let (cancelled, _) = mpsc::unbounded_channel();
         let channel = open_channel(&connection, None, &cancelled).await?;

@@ -71,11 +71,9 @@ impl Session {
         instance: &str,
     ) -> Result<Self, LinkError> {
         let name = format!("chat3-gateway {purpose} {instance}");
-        let opening = open_connection(&config.url, &config.tls, &name, config.heartbeat);
-        let limit = config.connect_timeout;
-        let connection = timeout(limit, opening)
-            .await
-            .unwrap_or(Err(LinkError::Timeout(limit)))?;
+        let (limit, heartbeat) = (config.connect_timeout, config.heartbeat);
+        let opening = open_connection(&config.url, &config.tls, &name, heartbeat, limit);
+        let (connection, _) = opening.await?;
         let (cancelled, receiver) = mpsc::unbounded_channel();
         Ok(Self {
             connection,

@@ -198,8 +198,8 @@ pub(super) fn topic_permissions(config: &RabbitMqConfig) -> String {
     let patterns: Vec<_> = config.binding_keys.templates().map(pattern).collect();
     format!(
         "rabbitmqctl set_topic_permissions -p {} {} {} '^$' '^({})$'",
-        config.url.vhost,
-        config.url.user,
+        config.url.first().vhost,
+        config.url.first().user,
         config.exchange,
         patterns.join("|")
     )

@@ -74,8 +74,8 @@ async fn log_in(config: &RabbitMqConfig, report: &mut Report) -> Option<Session>
     let instance = format!("{instance}-{:08x}", rand::random::<u32>());
     match Session::open(config, "doctor", &instance).await {
         Ok(session) => {
-            report.ok("login", format!("as {}", config.url.user));
-            report.ok("vhost", config.url.vhost.clone());
+            report.ok("login", format!("as {}", config.url.first().user));
+            report.ok("vhost", config.url.first().vhost.clone());
             if let Err(error) = session.check_channels(config) {
                 let advice = "channel_max in its rabbitmq.conf, or the plan of a hosted one";
                 report.problem("channels", error.to_string(), advice);
@@ -97,7 +97,7 @@ async fn log_in(config: &RabbitMqConfig, report: &mut Report) -> Option<Session>
 }
 
 fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
-    let user = &config.url.user;
+    let user = &config.url.first().user;
     match error {
         LinkError::Login(_) | LinkError::LoginOverTls(_) => {
             let advice = match user.as_str() {
@@ -223,14 +223,15 @@ async fn updates_exchange(
     report: &mut Report,
 ) -> Result<Exchange, LinkError> {
     let name = &config.exchange;
-    let missing = |report: &mut Report| {
-        report.problem(
+    let missing =
+        |report: &mut Report| {
+            report.problem(
             "exchange",
-            format!("{name} does not exist in vhost {}", config.url.vhost),
+            format!("{name} does not exist in vhost {}", config.url.first().vhost),
             "start Chat3's Update Worker against this broker and vhost, which makes it; or check \
              RABBITMQ_UPDATES_EXCHANGE (rabbitmqctl list_exchanges name type)",
         );
-    };
+        };
     if matches!(bound, Bound::NoExchange) {
         missing(report);
         return Ok(Exchange::Missing);
@@ -364,7 +365,7 @@ fn grant(config: &RabbitMqConfig) -> String {
             )
         }
     };
-    let (vhost, user) = (&config.url.vhost, &config.url.user);
+    let (vhost, user) = (&config.url.first().vhost, &config.url.first().user);
     format!("rabbitmqctl set_permissions -p {vhost} {user} '{own_only}' '{own_only}' '{all}'")
 }
 

@@ -36,16 +36,18 @@ const MAX_ADDRESSES: usize = 4;
 /// Certificates are renewed a month before they end, as a rule: then something is wrong.
 const EXPIRES_SOON: Duration = Duration::from_hours(14 * 24);
 
-/// Examines the way; returns whether a login can be tried.
+/// Examines the way to the only node of `config`; returns whether a login can be tried.
 pub(super) async fn examine(config: &RabbitMqConfig, report: &mut Report) -> bool {
-    let reachable = match reach(config, report).await {
+    match reach(config, report).await {
         Some(address) => greet(config, address, report).await,
         None => false,
-    };
-    if !reachable {
-        return false;
     }
-    let (user, password) = (config.url.user.as_str(), config.url.password.as_str());
+}
+
+/// Whether the login is one that everybody knows.
+pub(super) fn examine_login(config: &RabbitMqConfig, report: &mut Report) {
+    let url = config.url.first();
+    let (user, password) = (url.user.as_str(), url.password.as_str());
     if [("guest", "guest"), ("rmuser", "rmpassword")].contains(&(user, password)) {
         report.warning(
             "default_login",
@@ -53,12 +55,12 @@ pub(super) async fn examine(config: &RabbitMqConfig, report: &mut Report) -> boo
             "give the gateway a user and password of its own (docs/SECURITY.md)",
         );
     }
-    true
 }
 
 /// Resolves and connects: the first address that accepts.
 async fn reach(config: &RabbitMqConfig, report: &mut Report) -> Option<SocketAddr> {
-    let (host, port) = (config.url.host.as_str(), config.url.port);
+    let url = config.url.first();
+    let (host, port) = (url.host.as_str(), url.port);
     let looked_up = timeout(STEP, lookup_host((host, port))).await;
     let addresses: Vec<_> = match looked_up.map(|found| found.map(Iterator::collect)) {
         Ok(Ok(addresses)) => addresses,
@@ -142,7 +144,7 @@ async fn greet(config: &RabbitMqConfig, address: SocketAddr, report: &mut Report
         );
         return false;
     };
-    if !config.url.tls {
+    if !config.url.first().tls {
         return greeting(stream, config, report).await;
     }
     let (ca_file, client) = (config.tls.ca_file(), config.tls.client());
@@ -155,7 +157,7 @@ async fn greet(config: &RabbitMqConfig, address: SocketAddr, report: &mut Report
             return false;
         }
     };
-    let Ok(name) = ServerName::try_from(config.url.host.clone()) else {
+    let Ok(name) = ServerName::try_from(config.url.first().host.clone()) else {
         let advice = "check the host in RABBITMQ_URL";
         report.problem(
             "tls",
@@ -188,7 +190,7 @@ async fn greet(config: &RabbitMqConfig, address: SocketAddr, report: &mut Report
     let certificate = connection
         .peer_certificates()
         .and_then(|chain| chain.first());
-    let host = &config.url.host;
+    let host = &config.url.first().host;
     let expiry = certificate.and_then(|certificate| Expiry::of(certificate));
     note_expiry(
         "tls",
@@ -209,7 +211,7 @@ fn refused_tls(error: &io::Error, config: &RabbitMqConfig, report: &mut Report) 
     let failure = error
         .get_ref()
         .and_then(|error| error.downcast_ref::<TlsFailure>());
-    let host = &config.url.host;
+    let host = &config.url.first().host;
     let trusted = config.tls.ca_file().map_or_else(
         || "the public CAs".to_owned(),
         |path: &Path| path.display().to_string(),
@@ -362,7 +364,7 @@ async fn greeting(
             "a web server answers there, not AMQP",
             "5672 is AMQP's port (5671 with TLS); 15672 is that of RabbitMQ's management",
         ),
-        (_, [21, 3, ..]) if !config.url.tls => report.problem(
+        (_, [21, 3, ..]) if !config.url.first().tls => report.problem(
             "amqp",
             "the port expects TLS",
             "write amqps:// in RABBITMQ_URL",
@@ -373,7 +375,7 @@ async fn greeting(
             "what listens there is hung, or is not AMQP (or expects TLS: amqps://)",
         ),
         // The alert of a broker that misses a client certificate can get lost.
-        (Ok(Err(error)), []) if config.url.tls => report.problem(
+        (Ok(Err(error)), []) if config.url.first().tls => report.problem(
             "client_certificate",
             format!("the broker closed after the handshake: it refused the client certificate, or misses one ({error})"),
             tls_advice,
@@ -383,7 +385,7 @@ async fn greeting(
             format!("the connection broke: {error}"),
             "RabbitMQ's own log says why; is something before it (a proxy) that has no broker?",
         ),
-        (_, []) if config.url.tls => report.problem(
+        (_, []) if config.url.first().tls => report.problem(
             "amqp",
             "the peer closed the connection without a word",
             "if RabbitMQ asks for a client certificate: RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE",

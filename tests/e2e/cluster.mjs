@@ -1,0 +1,139 @@
+// A cluster of RabbitMQ nodes on loopback, each of which a test can kill and start
+// again, and a publisher that knows what RabbitMQ has confirmed.
+
+import { writeFileSync } from 'node:fs';
+import path from 'node:path';
+
+import amqplib from 'amqplib';
+
+import { Broker, EXCHANGE, anUpdate, freePort, until } from './harness.mjs';
+
+/** Nodes share it; otherwise each makes one of its own. */
+const COOKIE = 'CHAT3GATEWAYTESTS';
+
+/** How long to wait between two attempts to publish while no node takes any. */
+const PAUSE_MS = 50;
+
+/** Three nodes that know each other through one port mapper. */
+export class Cluster {
+  static async start({ size = 3 } = {}) {
+    const cluster = new Cluster();
+    const env = { EPMD_PORT: String(await freePort()) };
+    cluster.nodes = [];
+    for (let i = 0; i < size; i += 1) {
+      const node = await Broker.absent({ env });
+      node.name = `chat3-gateway-${node.port}@localhost`;
+      writeFileSync(path.join(node.folder, '.erlang.cookie'), COOKIE, { mode: 0o400 });
+      cluster.nodes.push(node);
+    }
+    const members = cluster.nodes.map(({ name }, i) => `cluster_formation.classic_config.nodes.${i + 1} = ${name}\n`);
+    const conf = `cluster_formation.peer_discovery_backend = classic_config\n${members.join('')}`;
+    for (const node of cluster.nodes) writeFileSync(path.join(node.folder, 'extra.conf'), conf);
+    // The first founds the cluster, and the others join it.
+    await cluster.nodes[0].start();
+    await Promise.all(cluster.nodes.slice(1).map((node) => node.start()));
+    await until('a whole cluster', async () => (await cluster.running()).length === size, 60_000);
+    return cluster;
+  }
+
+  /** All nodes, for the gateway. */
+  get url() {
+    return this.nodes.map(({ url }) => url).join(',');
+  }
+
+  /** Whether it runs, as `Gateway.start` asks. */
+  get child() {
+    return this.nodes[0].child;
+  }
+
+  /** The names of the nodes that run, as the first of them that is alive sees it. */
+  async running() {
+    const node = this.nodes.find((node) => node.isAlive);
+    const status = JSON.parse(await node.ctl('cluster_status', '--formatter', 'json'));
+    return status.running_nodes;
+  }
+
+  /** The node that the gateway's link is connected to. */
+  async nodeOf(gateway) {
+    const lines = [...gateway.logs.matchAll(/RabbitMQ connected address=\S*:(\d+)\//g)];
+    const port = Number(lines.at(-1)?.[1]);
+    return this.nodes.find((node) => node.port === port);
+  }
+
+  /** The node that leads `queue`. */
+  async leaderOf(queue) {
+    const node = this.nodes.find((node) => node.isAlive);
+    const listing = await node.ctl('list_queues', '--no-table-headers', 'name', 'leader');
+    const line = listing.split('\n').find((line) => line.startsWith(`${queue}\t`));
+    return this.nodes.find(({ name }) => name === line?.split('\t')[1]);
+  }
+}
+
+/**
+ * Publishes one update after the other, each until RabbitMQ has confirmed it, over
+ * whichever node is there. An update whose confirmation got lost may have arrived or
+ * not; the next attempt is an update of its own.
+ */
+export class ConfirmingPublisher {
+  /** `users` are published to in turn; `nodes` are tried in turn. */
+  static async start(nodes, users, { pauseMs = 5 } = {}) {
+    const publisher = new ConfirmingPublisher();
+    Object.assign(publisher, { nodes, users, pauseMs, confirmed: [], uncertain: new Set(), isStopped: false });
+    const [node] = nodes;
+    const connection = await amqplib.connect(node.url);
+    const channel = await connection.createChannel();
+    await channel.assertExchange(EXCHANGE, 'topic', { durable: true });
+    await connection.close();
+    publisher.running = publisher.run();
+    return publisher;
+  }
+
+  async run() {
+    for (let turn = 0; !this.isStopped; turn += 1) {
+      const connection = await amqplib.connect(this.nodes[turn % this.nodes.length].url, { timeout: 2000 }).catch(() => null);
+      if (!connection) {
+        await pause(PAUSE_MS);
+        continue;
+      }
+      connection.on('error', () => {});
+      const lost = new Promise((_, reject) => connection.once('close', () => reject(new Error('lost'))));
+      lost.catch(() => {});
+      try {
+        const channel = await connection.createConfirmChannel();
+        channel.on('error', () => {});
+        while (!this.isStopped) {
+          await Promise.race([this.one(channel), lost]);
+          await pause(this.pauseMs);
+        }
+      } catch {
+        // The next node.
+        await pause(PAUSE_MS);
+      }
+      await connection.close().catch(() => {});
+    }
+  }
+
+  async one(channel) {
+    const userId = this.users[(this.confirmed.length + this.uncertain.size) % this.users.length];
+    const update = anUpdate(userId);
+    this.uncertain.add(update._id);
+    const content = Buffer.from(JSON.stringify(update));
+    const options = { persistent: true, contentType: 'application/json', timestamp: Date.now() };
+    await new Promise((resolve, reject) => {
+      channel.publish(EXCHANGE, `user.${userId}.messageupdate`, content, options, (error) => (error ? reject(error) : resolve()));
+    });
+    this.uncertain.delete(update._id);
+    this.confirmed.push(update);
+  }
+
+  /** Ends it, and returns what was confirmed, in order. */
+  async stop() {
+    this.isStopped = true;
+    await this.running;
+    return this.confirmed;
+  }
+}
+
+function pause(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
