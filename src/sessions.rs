@@ -22,6 +22,7 @@
 pub mod peer;
 
 mod audience;
+mod clock;
 mod counts;
 mod departures;
 mod events;

@@ -246,7 +246,8 @@ impl<P: Peer> Audience<P> {
         self.leave_crowd(&mut roster.members[index]);
         let left = if may_return && roster.members[index].recovery.is_some() {
             self.make_room_for_one_away(&mut roster);
-            let departure = self.shared.departures.note(&self.user, session);
+            let now = self.shared.clock.now();
+            let departure = self.shared.departures.note(&self.user, session, now);
             // The index may have changed.
             roster.member(session)?.status = Status::Away(departure);
             Left::Away
@@ -309,13 +310,13 @@ impl<P: Peer> Audience<P> {
             let lost = roster.members.len() - roster.sockets();
             self.shared.metrics.recoveries_lost("memory", lost as u64);
             roster.log.forget();
-            self.trim(&mut roster, Instant::now());
+            self.trim(&mut roster, self.shared.clock.now());
         }
     }
 
     /// Drops what is too old to be kept.
     pub(super) fn tidy(&self) {
-        self.trim(&mut self.roster(), Instant::now());
+        self.trim(&mut self.roster(), self.shared.clock.now());
     }
 
     /// Whether there is no session, not even one that may return.
@@ -370,7 +371,7 @@ impl<P: Peer> Audience<P> {
 
     fn is_expired(&self, since: Instant) -> bool {
         let limits = self.shared.limits;
-        limits.is_none_or(|limits| since.elapsed() > limits.window)
+        limits.is_none_or(|limits| self.shared.clock.now() - since > limits.window)
     }
 
     /// Notes in the log if updates may have been missed; returns the current run.
@@ -395,7 +396,7 @@ impl<P: Peer> Audience<P> {
                 },
             });
         }
-        self.trim(roster, Instant::now());
+        self.trim(roster, self.shared.clock.now());
     }
 
     /// Drops from the log what nobody can come back for.

@@ -5,7 +5,7 @@ use std::{sync::Weak, time::Duration};
 
 use tokio::{
     select,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::warn;
 
@@ -57,7 +57,11 @@ impl<P: Peer> Hub<P> {
     /// Ends the sessions that were away for too long, and drops what is too old.
     pub(super) fn expire(&self) {
         let window = self.shared.limits.map(|limits| limits.window);
-        let deadline = Instant::now().checked_sub(window.unwrap_or_default());
+        let deadline = self
+            .shared
+            .clock
+            .now()
+            .checked_sub(window.unwrap_or_default());
         let departures = &self.shared.departures;
         while let Some((user, session)) = deadline.and_then(|at| departures.take_before(at)) {
             if let Some(audience) = self.audience(&user) {

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     audience::{Audience, Left},
+    clock::Clock,
     counts::Count,
     departures::Departures,
     eviction,
@@ -54,6 +55,7 @@ pub(super) struct Shared {
     pub(super) drops_repeated: bool,
     /// How long a socket that lags may take nothing.
     pub(super) write_timeout: Duration,
+    pub(super) clock: Clock,
     /// The sessions that are away.
     pub(super) departures: Departures,
     pub(super) kept: Kept,
@@ -103,6 +105,7 @@ impl<P: Peer> Hub<P> {
             envelope: config.envelope,
             drops_repeated: config.drop_repeated_updates,
             write_timeout: config.socket_write_timeout,
+            clock: Clock::default(),
             departures: Departures::default(),
             kept: Kept::new(recovery.total_bytes, &metrics),
             sockets: Count::new(&metrics.sockets),

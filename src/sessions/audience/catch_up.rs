@@ -6,10 +6,7 @@
 
 use std::time::Duration;
 
-use tokio::{
-    task::yield_now,
-    time::{Instant, sleep},
-};
+use tokio::{task::yield_now, time::sleep};
 
 use super::{Audience, Roster, Status};
 use crate::{
@@ -33,7 +30,7 @@ const MAX_PAUSE: Duration = Duration::from_millis(250);
 
 /// How far [`Audience::feed`] got.
 #[derive(Debug, PartialEq, Eq)]
-enum Fed {
+pub(super) enum Fed {
     /// The socket has caught up and is live.
     Live,
     /// There is more, after the socket's writer has had its turn.
@@ -49,14 +46,14 @@ impl<P: Peer> Audience<P> {
     /// which its client takes it, until the socket is live. Returns `false` if the
     /// session is over, or another connection of the client has taken it over.
     pub(in crate::sessions) async fn catch_up(&self, session: u64, peer: &P) -> bool {
-        let (mut pause, mut progress) = (PAUSE, Instant::now());
+        let (mut pause, mut progress) = (PAUSE, self.shared.clock.now());
         let mut taken = peer.taken();
         loop {
             match self.feed(session, peer) {
                 Fed::Live => return true,
                 Fed::Over => return false,
                 Fed::Turn => yield_now().await,
-                Fed::Full if progress.elapsed() > self.shared.write_timeout => {
+                Fed::Full if self.shared.clock.now() - progress > self.shared.write_timeout => {
                     self.give_up(session, peer, "nothing of what waits is taken");
                 }
                 Fed::Full => {
@@ -67,7 +64,7 @@ impl<P: Peer> Audience<P> {
             let by_now = peer.taken();
             // Less, if one of several connections has ended.
             if by_now != taken {
-                (taken, pause, progress) = (by_now, PAUSE, Instant::now());
+                (taken, pause, progress) = (by_now, PAUSE, self.shared.clock.now());
             } else if pause == MAX_PAUSE && peer.has_taken_all() {
                 self.forgive(session);
             }
@@ -75,7 +72,7 @@ impl<P: Peer> Audience<P> {
     }
 
     /// One step of [`Self::catch_up`].
-    fn feed(&self, session: u64, peer: &P) -> Fed {
+    pub(super) fn feed(&self, session: u64, peer: &P) -> Fed {
         let mut roster = self.roster();
         let Roster { members, log, .. } = &mut *roster;
         let member = members.iter_mut().find(|member| member.session == session);
@@ -116,7 +113,7 @@ impl<P: Peer> Audience<P> {
                 Err(EmitError::Closed | EmitError::Unencodable) => break Fed::Over,
             }
         };
-        let now = Instant::now();
+        let now = self.shared.clock.now();
         member.status = match fed {
             Fed::Live => {
                 if let Some(recovery) = &mut member.recovery {
@@ -147,7 +144,7 @@ impl<P: Peer> Audience<P> {
 
     /// Takes it that nothing waits for a session's socket. It should have been counted
     /// so, but a mistake there would keep updates from the socket for ever.
-    fn forgive(&self, session: u64) {
+    pub(super) fn forgive(&self, session: u64) {
         if let Some(member) = self.roster().member(session) {
             member.lag.clear();
         }

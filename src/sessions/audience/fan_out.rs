@@ -6,7 +6,6 @@ use std::{
     time::SystemTime,
 };
 
-use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{Audience, Member, Roster, Status};
@@ -55,7 +54,7 @@ impl<P: Peer> Audience<P> {
             // Rewritten, the body would be nested too deep.
             _ => (&delivery.body, update),
         };
-        let now = Instant::now();
+        let now = self.shared.clock.now();
         let mut roster = self.roster();
         self.note_stretch(&mut roster);
         let Roster { members, log, .. } = &mut *roster;

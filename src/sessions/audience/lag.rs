@@ -6,7 +6,6 @@
 //! overflows all the same, the socket is cut: its transport is closed. A reconnect is
 //! better than a hole in the stream of updates.
 
-use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{Audience, Member, Roster, Status};
@@ -111,7 +110,7 @@ impl<P: Peer> Audience<P> {
         if matches!(member.status, Status::Behind { .. }) {
             member.status = Status::Cut;
             self.cut(peer, problem);
-            self.trim(&mut roster, Instant::now());
+            self.trim(&mut roster, self.shared.clock.now());
         }
     }
 
@@ -143,7 +142,7 @@ impl<P: Peer> Audience<P> {
                 were_any = true;
             }
         }
-        self.trim(&mut roster, Instant::now());
+        self.trim(&mut roster, self.shared.clock.now());
         were_any
     }
 
