@@ -34,6 +34,9 @@ mod repeated;
 mod resume;
 mod session;
 
+#[cfg(test)]
+mod tests;
+
 pub use self::{
     events::Event,
     hub::{Hub, Presence},

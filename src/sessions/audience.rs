@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::time::Instant;
 use tracing::debug;
 
+#[cfg(test)]
+pub(super) use self::catch_up::Fed;
 pub(super) use self::lag::Lag;
 use super::{
     counts::Counted,

@@ -25,7 +25,7 @@ pub struct Session<P: Peer> {
     number: u64,
     request: ResumeRequest,
     subscribed: Subscribed,
-    audience: Arc<Audience<P>>,
+    pub(super) audience: Arc<Audience<P>>,
     ended: AtomicBool,
     _counted: Counted,
 }

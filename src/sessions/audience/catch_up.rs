@@ -30,7 +30,7 @@ const MAX_PAUSE: Duration = Duration::from_millis(250);
 
 /// How far [`Audience::feed`] got.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fed {
+pub(in crate::sessions) enum Fed {
     /// The socket has caught up and is live.
     Live,
     /// There is more, after the socket's writer has had its turn.
@@ -72,7 +72,7 @@ impl<P: Peer> Audience<P> {
     }
 
     /// One step of [`Self::catch_up`].
-    pub(super) fn feed(&self, session: u64, peer: &P) -> Fed {
+    pub(in crate::sessions) fn feed(&self, session: u64, peer: &P) -> Fed {
         let mut roster = self.roster();
         let Roster { members, log, .. } = &mut *roster;
         let member = members.iter_mut().find(|member| member.session == session);
@@ -144,7 +144,7 @@ impl<P: Peer> Audience<P> {
 
     /// Takes it that nothing waits for a session's socket. It should have been counted
     /// so, but a mistake there would keep updates from the socket for ever.
-    pub(super) fn forgive(&self, session: u64) {
+    fn forgive(&self, session: u64) {
         if let Some(member) = self.roster().member(session) {
             member.lag.clear();
         }

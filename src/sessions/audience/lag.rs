@@ -102,7 +102,7 @@ impl<P: Peer> Audience<P> {
     }
 
     /// Cuts a session's socket, if the session is still behind.
-    pub(super) fn give_up(&self, session: u64, peer: &P, problem: &str) {
+    pub(in crate::sessions) fn give_up(&self, session: u64, peer: &P, problem: &str) {
         let mut roster = self.roster();
         let Some(member) = roster.member(session) else {
             return;
