@@ -39,8 +39,8 @@ mod tests;
 
 pub use self::{
     events::Event,
-    hub::{Hub, Presence},
+    hub::Hub,
     log::Offset,
-    resume::{Admitted, Pid, ResumeRequest},
+    resume::{Admitted, ResumeRequest},
     session::Session,
 };

@@ -1,43 +1,43 @@
-//! The wire model of one Chat3 update: what the gateway reads of a body, and
-//! which Socket.IO events the body becomes. Pure: no I/O, no state.
+//! The wire model of one Chat3 update: decodes a body, and holds what the gateway reads of
+//! it. Pure: no I/O, no state.
 //!
-//! Chat3 has published six generations of bodies; the gateway reads only the
-//! few fields that all of them need and forwards the text as it came. Decoding
-//! borrows from the body; nothing is built into a tree, and nothing written again
-//! but where the operator wants another shape ([`Update::rewritten`]).
+//! - `recipient`: whether the update may be shown to a user ([`Update::check_recipient`])
+//! - `events`: which Socket.IO events the update becomes
+//! - `envelope`: other shapes in which it can be sent ([`Update::rewritten`])
 //!
-//! Invariant: an [`Update`] that exists is one JSON object of bounded nesting
-//! with a `userId`. Whether it may be shown to a user is [`Update::check_recipient`].
+//! Chat3 has published six generations of bodies. The gateway reads only the few fields
+//! that all of them need, and forwards the text as it came. Decoding borrows from the
+//! body: no tree is built, and nothing is written again unless the operator wants another
+//! shape.
+//!
+//! Invariant: an [`Update`] that exists is one JSON object of bounded nesting with one
+//! `userId`.
 
 mod envelope;
+mod events;
+mod nesting;
+mod recipient;
+
+#[cfg(test)]
+mod fixtures;
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-pub use self::envelope::Envelope;
-use crate::user::User;
-
-/// Carries every update, whole.
-pub const CHAT3_UPDATE: &str = "chat3:update";
-/// Carries `update.data` of a `message.create`.
-pub const MESSAGE_NEW: &str = "message:new";
-/// Carries every other `message.*` update, whole.
-pub const MESSAGE_UPDATE: &str = "message:update";
-/// Carries every `dialog.*` update, whole.
-pub const DIALOG_UPDATE: &str = "dialog:update";
-/// Carries who is typing, in [`Envelope::Sections`] alone.
-pub const TYPING_UPDATE: &str = "typing:update";
+pub use self::{
+    envelope::Envelope,
+    events::{
+        CHAT3_UPDATE, DIALOG_UPDATE, MESSAGE_NEW, MESSAGE_UPDATE, SpecialisedEvent, TYPING_UPDATE,
+    },
+    nesting::MAX_NESTING,
+};
 
 /// Largest body that is forwarded, in bytes. Chat3's largest known body (a
-/// 10,000-character Cyrillic message) has about 21 KB; 1 MiB leaves room for
-/// generous metadata and still bounds what one update may occupy in a socket's buffer.
+/// 10,000-character Cyrillic message) has about 21 KB. 1 MiB leaves room for generous
+/// metadata, and still bounds what one update may occupy in a socket's buffer.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;
-
-/// Deepest nesting that is forwarded: `serde_json`'s own recursion limit, and a
-/// depth that every client's JSON parser is known to survive.
-pub const MAX_NESTING: usize = 128;
 
 /// Why a body is not delivered. [`Rejection::label`] is the metric's label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +59,7 @@ pub enum Rejection {
 }
 
 impl Rejection {
+    /// The reason as a metric's label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Empty => "empty",
@@ -72,7 +73,7 @@ impl Rejection {
     }
 }
 
-/// One decoded update, borrowing from the body it was decoded from.
+/// One decoded update, which borrows from its body.
 #[derive(Debug)]
 pub struct Update<'a> {
     /// The whole body, as published.
@@ -84,7 +85,7 @@ pub struct Update<'a> {
     data: Option<&'a RawValue>,
 }
 
-/// Tells an update from all others, as Chat3's own unique index does.
+/// Tells an update from all others, by the fields of Chat3's own unique index.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Key<'a> {
     tenant_id: Option<&'a Text<'a>>,
@@ -92,13 +93,6 @@ pub struct Key<'a> {
     user_id: &'a Text<'a>,
     update_type: &'a Text<'a>,
     entity_id: Option<Text<'a>>,
-}
-
-/// The specialised event that accompanies `chat3:update`, with its payload.
-#[derive(Debug, Clone)]
-pub struct SpecialisedEvent<'a> {
-    pub name: &'static str,
-    pub payload: Cow<'a, RawValue>,
 }
 
 impl<'a> Update<'a> {
@@ -112,15 +106,15 @@ impl<'a> Update<'a> {
         }
         let text = std::str::from_utf8(body).map_err(|_| Rejection::NotJson)?;
         let body: &RawValue = serde_json::from_str(text).map_err(|_| Rejection::NotJson)?;
-        // serde would also fill a struct from an array, field by field.
+        // serde would also read a struct from an array, field by field.
         if !body.get().starts_with('{') {
             return Err(Rejection::NotAnUpdate);
         }
-        if openings(body.get()) > MAX_NESTING && nesting(body.get()) > MAX_NESTING {
+        if nesting::is_too_deep(body.get()) {
             return Err(Rejection::TooDeep);
         }
-        // A repeated key is an error here, while a browser would take its last
-        // value: an ambiguous `userId` must not pass the check on the first.
+        // A repeated key is an error here, while a browser would take its last value: an
+        // ambiguous `userId` must not pass the check by its first one.
         let read: Read<'a> =
             serde_json::from_str(body.get()).map_err(|_| Rejection::NotAnUpdate)?;
         let event_type = read
@@ -137,24 +131,14 @@ impl<'a> Update<'a> {
         })
     }
 
-    /// The domain event, e.g. `message.create`; empty when the body names none.
+    /// The domain event, e.g. `message.create`; empty if the body names none.
     pub fn event_type(&self) -> &str {
         self.event_type.as_ref().map_or("", Text::as_str)
     }
 
-    /// The id of the user whom it is for, as published.
-    pub fn user_id(&self) -> &str {
-        self.user_id.as_str()
-    }
-
-    /// The tenant of that user, if the body names one.
-    pub fn tenant_id(&self) -> Option<&str> {
-        self.tenant_id.as_ref().map(Text::as_str)
-    }
-
-    /// What Chat3 has one update of since 2026-05-31; before 0.0.87 it may publish
-    /// that twice. `None` for updates of earlier generations: theirs may say
-    /// something new under the same names.
+    /// What identifies the update since 2026-05-31. Chat3 before 0.0.87 may publish an
+    /// update twice. `None` for updates of earlier generations, which may say something new
+    /// under the same ids.
     pub fn key(&self) -> Option<Key<'_>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -172,70 +156,6 @@ impl<'a> Update<'a> {
             user_id: &self.user_id,
             update_type,
             entity_id: ids.entity_id,
-        })
-    }
-
-    /// Refuses an update that is not `user`'s own. Routing keys alone do not
-    /// decide this: they carry no tenant, and ids may contain dots.
-    pub fn check_recipient(&self, user: &User) -> Result<(), Rejection> {
-        if self.user_id.as_str() != user.id.as_str() {
-            return Err(Rejection::ForeignUser);
-        }
-        match (&user.tenant, &self.tenant_id) {
-            (None, _) => Ok(()),
-            (Some(expected), Some(actual)) if expected.as_str() == actual.as_str() => Ok(()),
-            (Some(_), _) => Err(Rejection::ForeignTenant),
-        }
-    }
-
-    /// The family of the update within its domain event, since 2026-05-31.
-    fn family(&self) -> Option<&str> {
-        self.update_type.as_ref().map(Text::as_str)
-    }
-
-    /// The event to send after `chat3:update` where updates are sent in this shape, if
-    /// this update has one. To be asked of the update that is sent.
-    pub fn specialised_event_in(&self, envelope: Envelope) -> Option<SpecialisedEvent<'a>> {
-        match envelope {
-            Envelope::Auto | Envelope::Original => self.specialised_event(),
-            Envelope::Sections => envelope::event_in_sections(self),
-        }
-    }
-
-    /// The event that the first documentation has for this update.
-    ///
-    /// In the current generation one domain event yields several updates, told
-    /// apart by `updateType`; each family feeds its own event and no other.
-    pub fn specialised_event(&self) -> Option<SpecialisedEvent<'a>> {
-        let event_type = self.event_type();
-        let (is_message, is_dialog) = match self.family() {
-            None => (
-                event_type.starts_with("message."),
-                event_type.starts_with("dialog."),
-            ),
-            Some("update.message") => (event_type.starts_with("message."), false),
-            Some("update.dialog") => (false, true),
-            Some(_) => (false, false),
-        };
-        if is_dialog {
-            return Some(SpecialisedEvent {
-                name: DIALOG_UPDATE,
-                payload: Cow::Borrowed(self.body),
-            });
-        }
-        if !is_message {
-            return None;
-        }
-        if event_type == "message.create" {
-            // Without data there is no message to show; `chat3:update` still tells.
-            return self.data.map(|data| SpecialisedEvent {
-                name: MESSAGE_NEW,
-                payload: Cow::Borrowed(data),
-            });
-        }
-        Some(SpecialisedEvent {
-            name: MESSAGE_UPDATE,
-            payload: Cow::Borrowed(self.body),
         })
     }
 }
@@ -259,8 +179,8 @@ struct Read<'a> {
     data: Option<&'a RawValue>,
 }
 
-/// A string that borrows unless it contains escapes. (serde borrows for a bare
-/// `Cow`, but not for one inside an `Option`: hence the newtype.)
+/// A string that borrows from the body unless it contains escapes. (serde borrows for a
+/// bare `Cow`, but not for one inside an `Option`; hence the newtype.)
 #[derive(Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -271,6 +191,7 @@ impl Text<'_> {
     }
 }
 
+/// `data.context.eventType`.
 fn context_event_type(data: &RawValue) -> Option<Text<'_>> {
     #[derive(Deserialize)]
     struct Data<'a> {
@@ -287,125 +208,15 @@ fn context_event_type(data: &RawValue) -> Option<Text<'_>> {
     Some(data.context.event_type)
 }
 
-/// How many arrays and objects JSON text may hold: what has few is not nested deep.
-/// Counted without a look at strings, which takes a tenth of the time.
-fn openings(json: &str) -> usize {
-    let is_opening = |byte: &u8| matches!(byte, b'{' | b'[');
-    json.as_bytes()
-        .iter()
-        .filter(|byte| is_opening(byte))
-        .count()
-}
-
-/// The deepest nesting of arrays and objects in valid JSON text.
-fn nesting(json: &str) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0_usize);
-    let mut bytes = json.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'{' | b'[' => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b'}' | b']' => depth -= 1,
-            b'"' => {
-                while let Some(byte) = bytes.next() {
-                    match byte {
-                        b'\\' => {
-                            bytes.next();
-                        }
-                        b'"' => break,
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    deepest
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
-
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::user::{TenantId, UserId};
-
-    fn user(id: &str, tenant: Option<&str>) -> User {
-        User {
-            id: UserId::parse(id).unwrap(),
-            tenant: tenant.map(|tenant| TenantId::parse(tenant).unwrap()),
-        }
-    }
 
     fn rejection(body: impl AsRef<[u8]>) -> Rejection {
         Update::decode(body.as_ref()).unwrap_err()
-    }
-
-    fn events(body: &Value) -> Vec<&'static str> {
-        let body = body.to_string();
-        let update = Update::decode(body.as_bytes()).unwrap();
-        let specialised = update.specialised_event().map(|event| event.name);
-        [CHAT3_UPDATE].into_iter().chain(specialised).collect()
-    }
-
-    #[test]
-    fn every_generations_updates_become_the_documented_events() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        let mut checked = 0;
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let generation: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-            for fixture in generation["updates"].as_array().unwrap() {
-                let name = format!("{} of {}", fixture["name"], path.display());
-                assert_eq!(json!(events(&fixture["body"])), fixture["emits"], "{name}");
-                checked += 1;
-            }
-        }
-        assert!(checked > 90, "{checked}");
-    }
-
-    #[test]
-    fn the_first_event_field_there_is_names_the_event() {
-        let data = json!({"context": {"eventType": "dialog.create"}});
-        let body = |fields: Value| {
-            let mut body = json!({"userId": "u", "data": data});
-            let fields = fields.as_object().unwrap().clone();
-            body.as_object_mut().unwrap().extend(fields);
-            body
-        };
-        let message = body(json!({"eventType": "message.update", "sourceEventType": "x"}));
-        assert_eq!(events(&message), [CHAT3_UPDATE, MESSAGE_UPDATE]);
-        let source = body(json!({"sourceEventType": "message.create"}));
-        assert_eq!(events(&source), [CHAT3_UPDATE, MESSAGE_NEW]);
-        assert_eq!(events(&body(json!({}))), [CHAT3_UPDATE, DIALOG_UPDATE]);
-        assert_eq!(events(&json!({"userId": "u"})), [CHAT3_UPDATE]);
-        assert_eq!(events(&json!({"userId": "u", "data": 5})), [CHAT3_UPDATE]);
-        // There is no message to show.
-        let empty = json!({"userId": "u", "eventType": "message.create"});
-        assert_eq!(events(&empty), [CHAT3_UPDATE]);
-    }
-
-    #[test]
-    fn recipients_are_compared_after_unescaping() {
-        let body = r#"{"\u0075serId":"us\u0065r","tenantId":"t"}"#;
-        let update = Update::decode(body.as_bytes()).unwrap();
-        assert_eq!(update.check_recipient(&user("user", Some("t"))), Ok(()));
-        assert_eq!(update.check_recipient(&user("user", None)), Ok(()));
-        let foreign = update.check_recipient(&user("us\\u0065r", None));
-        assert_eq!(foreign, Err(Rejection::ForeignUser));
-        let foreign = update.check_recipient(&user("user", Some("T")));
-        assert_eq!(foreign, Err(Rejection::ForeignTenant));
-        let without_tenant = Update::decode(br#"{"userId":"user"}"#).unwrap();
-        let foreign = without_tenant.check_recipient(&user("user", Some("t")));
-        assert_eq!(foreign, Err(Rejection::ForeignTenant));
     }
 
     #[test]
@@ -441,7 +252,7 @@ mod tests {
         for field in ["tenantId", "eventId", "entityId", "updateType"] {
             assert!(!has_key_of_first(&with(field, json!("x"))), "{field}");
         }
-        // Of these, nobody can tell.
+        // Without these fields, no update has a key.
         assert!(!has_key_of_first(&with("eventId", Value::Null)));
         assert!(!has_key_of_first(&with("updateType", Value::Null)));
     }
@@ -473,14 +284,6 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Update::decode(&body);
-        }
-
-        #[test]
-        fn only_the_recipient_passes(id in "[a-z.]{1,4}", other in "[a-z.]{1,4}") {
-            let body = json!({"userId": id}).to_string();
-            let update = Update::decode(body.as_bytes()).unwrap();
-            let passes = update.check_recipient(&user(&other, None)).is_ok();
-            prop_assert_eq!(passes, id == other);
         }
     }
 }

@@ -1,28 +1,31 @@
-//! Holds `docs/CONFIGURATION.md` against the command line's own definitions. Its tables
-//! stand between `<!-- generated: … -->` and `<!-- /generated -->`; the prose around
-//! them is written by hand. `make docs` writes the tables anew.
+//! Holds `docs/CONFIGURATION.md` against the command line's own definitions. Its lists of
+//! settings stand between `<!-- generated: … -->` and `<!-- /generated -->`; the prose
+//! around them is written by hand. `make docs` writes the lists again.
 
-use std::{collections::BTreeSet, fmt::Write as _, fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use chat3_gateway::config::Cli;
+use chat3_gateway::internal::cli::Cli;
 use clap::{Arg, Command, CommandFactory};
 
 const OPEN: &str = "<!-- generated: ";
 const CLOSE: &str = "<!-- /generated -->";
 
-/// The mark of the table of what each command has of its own.
+/// The mark of the list of the flags that only one command has.
 const COMMANDS: &str = "commands";
 
+/// Longer lines are hard to read in an editor.
+const WIDTH: usize = 150;
+
 #[test]
-fn the_tables_are_those_of_the_command_line() {
+fn the_lists_are_those_of_the_command_line() {
     let written = read("docs/CONFIGURATION.md");
-    let (generated, tables) = regenerate(&written);
+    let (generated, lists) = regenerate(&written);
     let sections: BTreeSet<String> = settings().iter().map(heading).collect();
     for section in &sections {
-        let mark = tables.contains(section);
+        let mark = lists.contains(section);
         assert!(
             mark,
-            "docs/CONFIGURATION.md has no {OPEN}{section} --> table"
+            "docs/CONFIGURATION.md has no {OPEN}{section} --> list"
         );
     }
     if std::env::var_os("UPDATE_DOCS").is_some() {
@@ -62,58 +65,64 @@ fn every_variable_is_in_the_russian_page_and_in_the_example() {
     assert_eq!(missing(&in_example), none, "not in .env.example");
 }
 
-/// The page with its tables made anew, and the names of the tables.
+/// The page with its lists written again, and the names of the lists.
 fn regenerate(page: &str) -> (String, BTreeSet<String>) {
-    let (mut text, mut names, mut is_table) = (String::new(), BTreeSet::new(), false);
+    let (mut text, mut names, mut in_list) = (String::new(), BTreeSet::new(), false);
     for line in page.lines() {
         if line == CLOSE {
-            is_table = false;
+            in_list = false;
         }
-        if !is_table {
+        if !in_list {
             text.push_str(line);
             text.push('\n');
         }
         let name = line.strip_prefix(OPEN);
         if let Some(name) = name.and_then(|rest| rest.strip_suffix(" -->")) {
-            is_table = true;
+            in_list = true;
             names.insert(name.to_owned());
             text.push_str(&match name {
-                COMMANDS => commands_table(),
-                section => settings_table(section),
+                COMMANDS => commands_list(),
+                section => settings_list(section),
             });
         }
     }
-    assert!(!is_table, "a table without {CLOSE}");
+    assert!(!in_list, "a list without {CLOSE}");
     (text, names)
 }
 
-fn settings_table(section: &str) -> String {
-    let mut table = String::from("| variable | flag | default | |\n|---|---|---|---|\n");
-    let of_section = |argument: &&Arg| heading(argument) == section;
+fn settings_list(section: &str) -> String {
     let settings = settings();
-    assert!(
-        settings.iter().any(|argument| of_section(&argument)),
-        "no settings under {section}"
-    );
-    for argument in settings.iter().filter(of_section) {
-        let variable = variable(argument).map_or("none".to_owned(), |name| format!("`{name}`"));
-        let (flag, default, help) = (flag(argument), default(argument), help(argument));
-        writeln!(table, "| {variable} | {flag} | {default} | {help} |").unwrap();
-    }
-    table
+    let mut of_section = settings
+        .iter()
+        .filter(|argument| heading(argument) == section)
+        .peekable();
+    assert!(of_section.peek().is_some(), "no settings under {section}");
+    of_section.map(setting).collect()
+}
+
+/// A variable, its default and its help. The page says how its flag is named.
+fn setting(argument: &Arg) -> String {
+    let variable = variable(argument).expect("each setting has a variable");
+    let named = variable.to_lowercase().replace('_', "-");
+    assert_eq!(argument.get_long(), Some(&*named), "the flag of {variable}");
+    item(
+        "- ",
+        &format!("`{variable}` ({})", default(argument)),
+        &help(argument),
+    )
 }
 
 /// What each command has that `serve` has not.
-fn commands_table() -> String {
+fn commands_list() -> String {
     let shared: BTreeSet<String> = settings().iter().map(flag).collect();
-    let mut table = String::from("| command | its own flag | default | |\n|---|---|---|---|\n");
+    let mut list = String::new();
     for command in command().get_subcommands() {
         let name = command.get_name();
         if name == "help" || command.is_hide_set() {
             continue;
         }
         let about = command.get_about().map(ToString::to_string);
-        writeln!(table, "| `{name}` | | | {} |", cell(about.as_deref())).unwrap();
+        list += &item("- ", &format!("`{name}`"), &prose(about.as_deref()));
         for argument in command.get_arguments() {
             if argument.get_long().is_none()
                 || shared.contains(&flag(argument))
@@ -121,11 +130,25 @@ fn commands_table() -> String {
             {
                 continue;
             }
-            let (flag, default, help) = (flag(argument), default(argument), help(argument));
-            writeln!(table, "| | {flag} | {default} | {help} |").unwrap();
+            let name = format!("{} ({})", flag(argument), default(argument));
+            list += &item("  - ", &name, &help(argument));
         }
     }
-    table
+    list
+}
+
+/// An item of a list, in lines of at most `WIDTH` characters.
+fn item(bullet: &str, name: &str, text: &str) -> String {
+    let (mut item, mut line) = (String::new(), format!("{bullet}{name}:"));
+    for word in text.split_whitespace() {
+        if line.chars().count() + 1 + word.chars().count() > WIDTH {
+            item += &(line + "\n");
+            line = " ".repeat(bullet.len() - 1);
+        }
+        line += " ";
+        line += word;
+    }
+    item + &line + "\n"
 }
 
 fn command() -> Command {
@@ -160,10 +183,7 @@ fn flag(argument: &Arg) -> String {
 
 fn default(argument: &Arg) -> String {
     match argument.get_default_values().first() {
-        Some(value) if !value.is_empty() => {
-            // A bar ends a cell, also in code.
-            format!("`{}`", value.to_string_lossy().replace('|', "\\|"))
-        }
+        Some(value) if !value.is_empty() => format!("`{}`", value.to_string_lossy()),
         _ => "unset".to_owned(),
     }
 }
@@ -171,16 +191,13 @@ fn default(argument: &Arg) -> String {
 fn help(argument: &Arg) -> String {
     // The long help repeats the short one as its first paragraph.
     let text = argument.get_long_help().or_else(|| argument.get_help());
-    cell(text.map(ToString::to_string).as_deref())
+    prose(text.map(ToString::to_string).as_deref())
 }
 
-/// Text as it stands in one cell of a table.
-fn cell(text: Option<&str>) -> String {
-    let words: Vec<&str> = text.unwrap_or_default().split_whitespace().collect();
+/// Text as Markdown shows it.
+fn prose(text: Option<&str>) -> String {
     // A bare * would be emphasis where there are two of them.
-    words
-        .join(" ")
-        .replace('|', "\\|")
+    text.unwrap_or_default()
         .replace('*', "\\*")
         .replace('<', "&lt;")
 }

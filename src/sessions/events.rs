@@ -20,6 +20,7 @@ pub struct Event<'a> {
     pub offset: Option<&'a str>,
 }
 
+#[cfg(test)]
 impl<'a> Event<'a> {
     /// An event outside any log.
     pub fn new(name: &'static str, payload: &'a RawValue, offset: Option<&'a str>) -> Self {

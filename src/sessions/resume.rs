@@ -117,6 +117,7 @@ pub enum ResumeRequest {
     /// A session that can be resumed later.
     New,
     /// To go on after `offset`, or from the beginning of the session.
+    #[allow(missing_docs)] // The line above names both.
     Resume { pid: Pid, offset: Option<Offset> },
     /// To resume, but `pid` or `offset` cannot have come from this service.
     Unreadable,

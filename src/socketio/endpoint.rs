@@ -26,7 +26,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum::{Router, middleware, routing::any_service};
+use axum::{
+    Router, middleware,
+    routing::{MethodRouter, any_service},
+};
 use serde_json::Value;
 use socketioxide::{
     ParserConfig, SocketIo,
@@ -49,7 +52,7 @@ use crate::{
     socketio::refused_tokens::RefusedTokens,
     socketio::revocation::Revocations,
     socketio::transport::{
-        self, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, PING_INTERVAL, PING_TIMEOUT, Transports,
+        self, Engine, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, PING_INTERVAL, PING_TIMEOUT, Transports,
     },
 };
 
@@ -99,36 +102,16 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The endpoint, and the router that serves it at `/socket.io/`. Must be called
-    /// inside a Tokio runtime; the router must be served by [`transport::serve`].
     pub fn new(
         verifier: Verifier,
         hub: Arc<Hub>,
         transports: Transports,
+        io: SocketIo,
         metrics: Metrics,
         config: HttpConfig,
-    ) -> (Arc<Self>, Router) {
-        let (service, io) = SocketIo::builder()
-            .ping_interval(PING_INTERVAL)
-            .ping_timeout(PING_TIMEOUT)
-            .max_buffer_size(SOCKET_BUFFER_PACKETS)
-            // With the default of 100 KB, a packet that no longer fits into a response is
-            // set aside, and lost if the client then upgrades to websocket.
-            .max_payload(MAX_PAYLOAD_BYTES)
-            .ws_read_buffer_size(READ_BUFFER_BYTES)
-            .ws_max_message_size(MAX_MESSAGE_BYTES)
-            .ws_max_frame_size(MAX_MESSAGE_BYTES)
-            .connect_timeout(CONNECT_TIMEOUT)
-            // Clients have no reason to send binary data; what they send anyway stays small.
-            .with_parser(
-                ParserConfig::common()
-                    .max_incoming_binaries(MAX_ATTACHMENTS)
-                    .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES),
-            )
-            .build_svc();
-        transports.serve_by(transport::Endpoint::new(service.clone()));
+    ) -> Arc<Self> {
         let proxies = config.trusted_proxies.clone();
-        let endpoint = Arc::new(Self {
+        Arc::new(Self {
             io,
             leases: Leases::new(config.expiry_notice, verifier.leeway()),
             connect_limit: ConnectLimit::new(config.max_connects_per_second, proxies),
@@ -142,21 +125,23 @@ impl Endpoint {
             transports,
             metrics,
             config,
-        });
-        endpoint.handle_connects();
-        tokio::spawn(endpoint.clone().end_leases());
-        let router = Router::new()
-            .route("/socket.io", any_service(service.clone()))
-            .route("/socket.io/", any_service(service))
+        })
+    }
+
+    /// Lets sockets in from now on, and returns the routes at `/socket.io/`. `service`
+    /// comes from [`socket_io`]. Must be called once, inside a Tokio runtime; the routes
+    /// must be served by [`transport::serve`].
+    pub fn serve(self: Arc<Self>, service: MethodRouter) -> Router {
+        self.handle_connects();
+        tokio::spawn(self.clone().end_leases());
+        Router::new()
+            .route("/socket.io", service.clone())
+            .route("/socket.io/", service)
             .layer(middleware::from_fn_with_state(
-                endpoint.transports.clone(),
+                self.transports.clone(),
                 transport::guard,
             ))
-            .layer(middleware::from_fn_with_state(
-                endpoint.clone(),
-                handshake::limit,
-            ));
-        (endpoint, router)
+            .layer(middleware::from_fn_with_state(self, handshake::limit))
     }
 
     fn handle_connects(self: &Arc<Self>) {
@@ -171,11 +156,6 @@ impl Endpoint {
             async move { endpoint.connected(socket).await }
         };
         self.io.ns("/", connected.with(authenticate));
-    }
-
-    /// The handle that lists the sockets and closes them all.
-    pub fn io(&self) -> &SocketIo {
-        &self.io
     }
 
     /// Runs after the CONNECT reply, possibly after the disconnect.
@@ -236,6 +216,30 @@ impl Endpoint {
             false => Ok(()),
         }
     }
+}
+
+/// Socket.IO itself, before it has a namespace: what hands it websockets, what answers
+/// its requests, and the handle to its sockets.
+pub fn socket_io() -> (Engine, MethodRouter, SocketIo) {
+    let (service, io) = SocketIo::builder()
+        .ping_interval(PING_INTERVAL)
+        .ping_timeout(PING_TIMEOUT)
+        .max_buffer_size(SOCKET_BUFFER_PACKETS)
+        // With the default of 100 KB, a packet that no longer fits into a response is
+        // set aside, and lost if the client then upgrades to websocket.
+        .max_payload(MAX_PAYLOAD_BYTES)
+        .ws_read_buffer_size(READ_BUFFER_BYTES)
+        .ws_max_message_size(MAX_MESSAGE_BYTES)
+        .ws_max_frame_size(MAX_MESSAGE_BYTES)
+        .connect_timeout(CONNECT_TIMEOUT)
+        // Clients have no reason to send binary data; what they send anyway stays small.
+        .with_parser(
+            ParserConfig::common()
+                .max_incoming_binaries(MAX_ATTACHMENTS)
+                .max_incoming_binary_buf_size(MAX_MESSAGE_BYTES),
+        )
+        .build_svc();
+    (Engine::new(service.clone()), any_service(service), io)
 }
 
 /// A time as JavaScript's `Date` reads it: RFC 3339, whose years have four digits.

@@ -1,63 +1,82 @@
 //! The TCP connections under the sockets: accepted, watched and, one by one, closed.
 //!
-//! socketioxide has no call that closes one socket's transport: its
-//! `disconnect()` is a namespace packet, after which `socket.io-client` stays
-//! away for good, while after a lost transport it reconnects by itself. Nor does
-//! it tell how far a socket lags behind. So this module owns the accepted streams
-//! and remembers which carries which socket.
+//! socketioxide has no call that closes one socket's transport: its `disconnect()`
+//! is a namespace packet, after which `socket.io-client` stays away for good, while
+//! it reconnects by itself after a lost transport. Nor does socketioxide tell how far
+//! a socket lags behind. So this module owns the accepted streams and remembers which
+//! of them carries which socket.
 //!
-//! Invariants: a closed [`Connection`] neither reads nor writes another byte; a
-//! write makes progress within the limit or its connection is closed; so is
-//! one whose request does not arrive in time; and what a client sends is counted
+//! Invariants: a closed [`Connection`] neither reads nor writes another byte; a write
+//! makes progress within the limit, or its connection is closed; a connection whose
+//! request does not arrive in time is closed; and whatever a client sends is counted
 //! before it is acted upon.
+//!
+//! # Rooms
+//!
+//! - a connection: [`mod@serve`] accepts it, `capacity` decides whether it may stay,
+//!   `connection` is the handle to it and `stream` the bytes; `heads`, `frames` and
+//!   `budget` read along with what the client sends
+//! - a request: [`mod@guard`] stands before Socket.IO, `body` and `polling` belong to
+//!   long polling, `websocket` and `takeover` to websockets
+//! - a socket: `registry` knows which connection carries it, `closing` ends it
+//! - replaced bytes: `connect_reply` and `open_packet`
+//! - `engine` is the way on to Socket.IO
+//!
+//! # Locks
+//!
+//! One lock guards all tables (`registry`), one the takeovers (`websocket`), one each
+//! session's polls (`polling`) and one each connection's awaited reply (`connection`).
+//! They have no order because none of them is taken while another one is held, and
+//! none is held across an await.
 
 mod body;
+mod budget;
+mod capacity;
+mod closing;
 mod connect_reply;
-mod endpoint;
+mod connection;
+mod engine;
+mod frames;
 mod guard;
 mod heads;
-mod intake;
 mod open_packet;
 mod polling;
-mod room;
+mod registry;
 mod serve;
 mod stream;
 mod takeover;
 mod websocket;
 
 use std::{
-    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use rand::seq::SliceRandom;
 use rustix::process::{Resource, getrlimit};
 use socketioxide::{extract::SocketRef, socket::Sid};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 pub use self::{
     body::whole_body,
-    endpoint::Endpoint,
+    budget::MAX_MESSAGE_BYTES,
+    connection::Connection,
+    engine::Engine,
     guard::{guard, session_id},
-    intake::MAX_MESSAGE_BYTES,
     open_packet::MAX_PAYLOAD_BYTES,
     serve::serve,
-    stream::Connection,
 };
 use self::{
+    budget::{Budget, Excess},
+    capacity::{Capacity, Lack},
     connect_reply::ConnectReply,
     guard::is_websocket,
-    intake::{Budget, Excess},
-    polling::Polling,
-    room::{Entry, Lack, Room},
+    registry::{Admitted, Registry},
     serve::REQUESTS_IN_A_TURN,
-    stream::Role,
     websocket::Takeovers,
 };
 use crate::{config::HttpConfig, observability::metrics::Metrics, observability::sampled::Sampled};
@@ -66,233 +85,102 @@ use crate::{config::HttpConfig, observability::metrics::Metrics, observability::
 /// every client.
 pub const PING_INTERVAL: Duration = Duration::from_secs(25);
 
-/// Time that a client has to answer a ping, or its connection is lost.
+/// Time that a client has to answer a ping before its connection counts as lost.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Without anything to send for this long, a websocket has sent what it had.
+/// A websocket that had nothing to write for this long has sent everything it had.
 const FLUSHED_AFTER: Duration = Duration::from_millis(100);
 
-/// Few sockets need no spreading: they are closed at this pace at the slowest.
-const MAX_CLOSING_PAUSE: Duration = Duration::from_millis(10);
-
+/// Lines about connections that are closed for lack of room.
 static CROWDED: Sampled = Sampled::new();
+
+/// Lines about clients that send too much.
 static EXCEEDED: Sampled = Sampled::new();
 
-/// Which connections carry which sockets. Cheap to clone.
+/// The connections of one server. Cheap to clone.
 #[derive(Clone)]
-pub struct Transports(Arc<Registry>);
+pub struct Transports(Arc<Shared>);
 
-struct Registry {
+struct Shared {
     metrics: Metrics,
     write_timeout: Duration,
     /// Events that a socket may send.
     events_per_second: u32,
-    room: Mutex<Room>,
-    /// For requests that begin, see [`serve`].
-    request_turns: Semaphore,
-    /// The sessions that began by polling.
-    polling: Mutex<HashMap<Sid, Arc<Polling>>>,
-    /// Every open connection, by its number.
-    open: Mutex<HashMap<u64, Connection>>,
-    accepted: AtomicU64,
-    /// Websockets that have replaced a polling transport. (A socket that began as a
-    /// websocket has its connection in its handshake request.)
-    upgraded: Mutex<HashMap<Sid, Connection>>,
-    /// Websockets that may be about to.
+    engine: Engine,
+    registry: Registry,
     takeovers: Takeovers,
-    /// The sockets that were let in and have not disconnected.
-    sockets: Mutex<HashMap<Sid, Watched>>,
-    /// What serves the sockets.
-    endpoint: OnceLock<Endpoint>,
+    /// Turns of the requests that begin, see [`serve`].
+    request_turns: Semaphore,
+    /// Connections accepted so far: the next one's number.
+    accepted: AtomicU64,
     /// Set once, when the server begins to shut down.
     draining: AtomicBool,
 }
 
-/// A socket that was let in.
-struct Watched {
-    /// Tells it from an earlier one of the same Engine.IO session.
-    session: u64,
-    /// The connection that it began on, if that was as a websocket.
-    websocket: Option<u64>,
-    /// Its polling requests are answered as those of an unknown session.
-    closed: bool,
-    /// More waits for it than it was handed.
-    waited_for: bool,
-    /// Carries the poll that waits for something to send.
-    polling: Option<Connection>,
-    /// Bytes that the responses to polling took out of its buffer.
-    polled: u64,
-    /// Its CONNECT reply, until that is written.
-    connect_reply: Option<Arc<ConnectReply>>,
-}
-
 impl Transports {
-    /// As many connections as `config` and the limit on open files allow.
-    pub fn new(config: &HttpConfig, metrics: Metrics) -> Self {
+    /// Transports with room for as many connections as `config` and the limit on open
+    /// files allow. `engine` serves the websockets, and ends the sessions of polling
+    /// sockets that are closed.
+    pub fn new(config: &HttpConfig, metrics: Metrics, engine: Engine) -> Self {
         let of_address = config.max_connections_per_address;
         let descriptors = getrlimit(Resource::Nofile).current;
         let descriptors = descriptors.and_then(|limit| limit.try_into().ok());
-        // An unlimited number fits into half of all numbers.
+        // Half of all numbers stands for an unlimited number.
         let descriptors = descriptors.unwrap_or(usize::MAX / 2);
-        let room = Room::new(of_address, config.trusted_proxies.clone(), descriptors);
-        Self(Arc::new(Registry {
+        let capacity = Capacity::new(of_address, config.trusted_proxies.clone(), descriptors);
+        Self(Arc::new(Shared {
             metrics,
             write_timeout: config.socket_write_timeout,
             events_per_second: config.max_events_per_second,
-            room: Mutex::new(room),
-            request_turns: Semaphore::new(REQUESTS_IN_A_TURN),
-            polling: Mutex::default(),
-            open: Mutex::default(),
-            accepted: AtomicU64::new(0),
-            upgraded: Mutex::default(),
+            engine,
+            registry: Registry::new(capacity),
             takeovers: Takeovers::default(),
-            sockets: Mutex::default(),
-            endpoint: OnceLock::new(),
+            request_turns: Semaphore::new(REQUESTS_IN_A_TURN),
+            accepted: AtomicU64::new(0),
             draining: AtomicBool::new(false),
         }))
     }
 
-    /// Hands websockets to `endpoint`, and has it end the sessions of polling sockets
-    /// that are closed: there is no connection that would end them. To be called once,
-    /// before anything is served.
-    pub fn serve_by(&self, endpoint: Endpoint) {
-        // Only the first one counts.
-        let _ = self.0.endpoint.set(endpoint);
-    }
-
-    fn endpoint(&self) -> &Endpoint {
-        let endpoint = self.0.endpoint.get();
-        endpoint.expect("requests come through a router with an endpoint")
+    /// How long a write may make no progress.
+    pub fn write_timeout(&self) -> Duration {
+        self.0.write_timeout
     }
 
     /// Begins to watch a socket, as the given session, until [`Transports::forget`].
     pub fn watch(&self, socket: &SocketRef, session: u64) {
         let websocket = websocket_handshake(socket).map(Connection::number);
-        if let Some(connection) = self.websocket(socket) {
-            lock(&self.0.room).remove(connection.number());
-        }
-        let watched = Watched {
-            session,
-            websocket,
-            closed: false,
-            waited_for: false,
-            polling: None,
-            polled: 0,
-            connect_reply: None,
-        };
-        lock(&self.0.sockets).insert(socket.id, watched);
+        self.0.registry.watch(socket.id, session, websocket);
     }
 
     /// Forgets a session's socket that has disconnected.
     pub fn forget(&self, sid: Sid, session: u64) {
-        let mut sockets = lock(&self.0.sockets);
-        let is_it = |watched: &Watched| watched.session == session;
-        if sockets.get(&sid).is_some_and(is_it) {
-            sockets.remove(&sid);
-        }
+        self.0.registry.forget(sid, session);
     }
 
     /// Has the socket's CONNECT reply carry `pid`, and `id` as the client's `socket.id`,
-    /// wherever it will be written. To be called before socketioxide writes the reply.
+    /// whichever transport the reply is written to. Must be called before socketioxide
+    /// writes the reply.
     pub fn put_into_connect_reply(&self, socket: &SocketRef, id: Sid, pid: &str) {
         let reply = Arc::new(ConnectReply::new(socket.id, id, pid));
-        if let Some(watched) = lock(&self.0.sockets).get_mut(&socket.id) {
-            watched.connect_reply = Some(reply.clone());
-        }
+        self.0.registry.expect_reply(socket.id, reply.clone());
         if let Some(connection) = self.websocket(socket) {
             connection.expect(reply);
-        }
-    }
-
-    /// The socket's CONNECT reply, if it is still to be written.
-    fn connect_reply(&self, sid: Sid) -> Option<Arc<ConnectReply>> {
-        let mut sockets = lock(&self.0.sockets);
-        let reply = &mut sockets.get_mut(&sid)?.connect_reply;
-        reply.take_if(|reply| reply.is_written());
-        reply.clone()
-    }
-
-    /// Closes the transport of one socket, whatever it is: an unmodified client
-    /// then reconnects by itself.
-    pub fn close(&self, socket: &SocketRef) {
-        self.close_session(socket.id, websocket_handshake(socket));
-    }
-
-    /// A [`Transports::close`] for later, which does not hold the socket until then.
-    pub fn closer(&self, socket: &SocketRef) -> impl FnOnce() + use<> {
-        let (transports, sid) = (self.clone(), socket.id);
-        let websocket = websocket_handshake(socket).cloned();
-        move || transports.close_session(sid, websocket.as_ref())
-    }
-
-    fn close_session(&self, sid: Sid, websocket: Option<&Connection>) {
-        if let Some(polling) = self.polling(sid) {
-            polling.ended.cancel();
-        }
-        if let Some(watched) = lock(&self.0.sockets).get_mut(&sid) {
-            watched.closed = true;
-            // The poll that waits would wait on; the next one is refused.
-            if let Some(connection) = watched.polling.take() {
-                connection.close();
-            }
-        }
-        self.0.takeovers.close(sid);
-        match self.websocket_of(sid, websocket) {
-            Some(websocket) => websocket.close(),
-            None => self.end_polling(sid),
-        }
-    }
-
-    /// Ends a session that polls; one that has a websocket goes on.
-    fn end_polling(&self, sid: Sid) {
-        if let Some(endpoint) = self.0.endpoint.get() {
-            endpoint.end(sid);
-        }
-    }
-
-    /// A session that began by polling.
-    fn polling(&self, sid: Sid) -> Option<Arc<Polling>> {
-        lock(&self.0.polling).get(&sid).cloned()
-    }
-
-    /// What a session may send.
-    fn budget(&self) -> Budget {
-        Budget::new(self.0.events_per_second)
-    }
-
-    /// A session sent more than that, and ends.
-    fn exceeded(&self, peer: SocketAddr, excess: Excess) {
-        self.0.metrics.connection_closed(excess.label());
-        if let Some(line) = EXCEEDED.note(excess.label()) {
-            let (what, left_out) = (excess.label(), line.left_out);
-            warn!(%peer, what, left_out, "closing a connection that sends too much");
         }
     }
 
     /// Bytes that the peer has taken of what was emitted to `socket`, framing and
     /// handshake included: always a little more than the events themselves.
     pub fn taken(&self, socket: &SocketRef) -> u64 {
-        let websocket = self.websocket(socket);
-        let written = websocket.map_or(0, |websocket| websocket.written());
-        let sockets = lock(&self.0.sockets);
-        written + sockets.get(&socket.id).map_or(0, |watched| watched.polled)
+        let registry = &self.0.registry;
+        registry.taken(socket.id, websocket_handshake(socket))
     }
 
-    /// Notes whether more waits for a socket than it was handed.
+    /// Notes whether more updates wait for a socket than it was handed.
     pub fn more_waits(&self, socket: &SocketRef, waits: bool) {
-        if let Some(watched) = lock(&self.0.sockets).get_mut(&socket.id) {
-            watched.waited_for = waits;
-        }
+        self.0.registry.more_waits(socket.id, waits);
     }
 
-    fn is_waited_for(&self, socket: &SocketRef) -> bool {
-        let sockets = lock(&self.0.sockets);
-        sockets
-            .get(&socket.id)
-            .is_some_and(|watched| watched.waited_for)
-    }
-
-    /// Whether a socket has a websocket that has had nothing to write lately. Of one
+    /// Whether a socket has a websocket that had nothing to write lately. Of a socket
     /// that polls, nothing can be said.
     pub fn has_written_all(&self, socket: &SocketRef) -> bool {
         let websocket = self.websocket(socket);
@@ -301,57 +189,51 @@ impl Transports {
 
     /// The websocket under a socket that does not poll.
     fn websocket(&self, socket: &SocketRef) -> Option<Connection> {
-        self.websocket_of(socket.id, websocket_handshake(socket))
+        let begun = websocket_handshake(socket).cloned();
+        begun.or_else(|| self.0.registry.upgraded(socket.id))
     }
 
-    fn websocket_of(&self, sid: Sid, begun: Option<&Connection>) -> Option<Connection> {
-        begun
-            .cloned()
-            .or_else(|| lock(&self.0.upgraded).get(&sid).cloned())
-    }
-
-    /// Closes the transports of `sockets` one by one over `spread`, so that their
-    /// clients do not all come back at once. A socket that still has something to
-    /// send, or that is polling, is left open.
-    pub async fn close_gradually(&self, mut sockets: Vec<SocketRef>, spread: Duration) {
-        sockets.shuffle(&mut rand::rng());
-        let count = u32::try_from(sockets.len()).unwrap_or(u32::MAX).max(1);
-        let pause = (spread / count).min(MAX_CLOSING_PAUSE);
-        let start = Instant::now();
-        for (socket, number) in sockets.iter().zip(1..) {
-            tokio::time::sleep_until(start + pause * number).await;
-            if self.has_written_all(socket) && !self.is_waited_for(socket) {
-                self.close(socket);
+    /// Finds room for a connection that was just opened, or closes it. Returns what
+    /// the connection may be served.
+    fn admit(&self, connection: &Connection) -> Served {
+        let (served, lack, gives_way) = match self.0.registry.admit(connection) {
+            Admitted::Welcome => return Served::All,
+            Admitted::ProbesOnly => (Served::ProbesOnly, Lack::OfAll, None),
+            Admitted::InPlaceOf(longest, lack) => (Served::All, lack, longest),
+            Admitted::Refused(lack) => (Served::Nothing, lack, Some(connection.clone())),
+        };
+        self.0.metrics.connection_closed(lack.label());
+        if let Some(line) = CROWDED.note(lack.label()) {
+            let left_out = line.left_out;
+            match lack {
+                Lack::OfAddress => warn!(
+                    address = %connection.peer().ip(),
+                    left_out,
+                    "closing connections of an address with more than MAX_CONNECTIONS_PER_ADDRESS"
+                ),
+                Lack::OfAll => warn!(
+                    left_out,
+                    "closing connections: as many as the limit on open files allows"
+                ),
             }
         }
-    }
-
-    /// Closes the websockets whose client has not been let in (yet): its CONNECT
-    /// must not meet a server that has none of its namespaces any more.
-    pub fn close_unwatched(&self) {
-        let sockets = lock(&self.0.sockets);
-        let begun: HashSet<u64> = sockets
-            .values()
-            .filter_map(|watched| watched.websocket)
-            .collect();
-        for connection in lock(&self.0.open).values() {
-            let watched = match connection.role() {
-                Role::Http => continue,
-                Role::Websocket => begun.contains(&connection.number()),
-                Role::Upgrade(sid) => sockets.contains_key(&sid),
-            };
-            if !watched {
-                connection.close();
-            }
-        }
-        let is_watched = |sid| sockets.contains_key(&sid);
-        self.0.takeovers.close_all(|sid| !is_watched(sid));
-    }
-
-    /// Closes every connection, including those that carry no socket.
-    pub fn close_all(&self) {
-        for connection in lock(&self.0.open).values() {
+        if let Some(connection) = gives_way {
             connection.close();
+        }
+        served
+    }
+
+    /// What a session may send.
+    fn budget(&self) -> Budget {
+        Budget::new(self.0.events_per_second)
+    }
+
+    /// Notes that a session sent more than its budget, for which it ends.
+    fn exceeded(&self, peer: SocketAddr, excess: Excess) {
+        self.0.metrics.connection_closed(excess.label());
+        if let Some(line) = EXCEEDED.note(excess.label()) {
+            let (what, left_out) = (excess.label(), line.left_out);
+            warn!(%peer, what, left_out, "closing a connection that sends too much");
         }
     }
 
@@ -364,79 +246,17 @@ impl Transports {
     pub fn is_draining(&self) -> bool {
         self.0.draining.load(Ordering::Relaxed)
     }
+}
 
-    fn opened(&self, connection: &Connection) {
-        lock(&self.0.open).insert(connection.number(), connection.clone());
-    }
-
-    fn closed(&self, connection: &Connection) {
-        lock(&self.0.open).remove(&connection.number());
-        lock(&self.0.room).leave(connection.number());
-        self.change_role(connection, Role::Http);
-    }
-
-    /// Makes room for a connection that was just opened, or closes it. Returns what
-    /// it may be served.
-    fn make_room(&self, connection: &Connection) -> Served {
-        let (number, peer) = (connection.number(), connection.peer());
-        let entry = lock(&self.0.room).enter(number, peer.ip());
-        let lack = match entry {
-            Entry::Welcome => return Served::All,
-            Entry::ProbesOnly => Lack::OfAll,
-            Entry::InPlaceOf(_, lack) | Entry::Closed(lack) => lack,
-        };
-        self.0.metrics.connection_closed(lack.label());
-        if let Some(line) = CROWDED.note(lack.label()) {
-            let left_out = line.left_out;
-            match lack {
-                Lack::OfAddress => warn!(
-                    address = %peer.ip(),
-                    left_out,
-                    "closing connections of an address with more than MAX_CONNECTIONS_PER_ADDRESS"
-                ),
-                Lack::OfAll => warn!(
-                    left_out,
-                    "closing connections: as many as the limit on open files allows"
-                ),
-            }
-        }
-        match entry {
-            Entry::InPlaceOf(longest, _) => {
-                let longest = lock(&self.0.open).get(&longest).cloned();
-                longest.inspect(Connection::close);
-                Served::All
-            }
-            Entry::ProbesOnly => Served::ProbesOnly,
-            Entry::Welcome | Entry::Closed(_) => {
-                connection.close();
-                Served::Nothing
-            }
-        }
-    }
-
-    fn change_role(&self, connection: &Connection, role: Role) {
-        let mut upgraded = lock(&self.0.upgraded);
-        let is_it = |other: &Connection| other.number() == connection.number();
-        if let Role::Upgrade(sid) = connection.take_role(role)
-            && upgraded.get(&sid).is_some_and(is_it)
-        {
-            upgraded.remove(&sid);
-        }
-        if let Role::Upgrade(sid) = role {
-            upgraded.insert(sid, connection.clone());
-        }
-    }
-
-    /// A websocket carries the session from now on.
-    fn upgraded(&self, connection: &Connection, sid: Sid) {
-        self.change_role(connection, Role::Upgrade(sid));
-        if lock(&self.0.sockets).contains_key(&sid) {
-            lock(&self.0.room).remove(connection.number());
-        }
-    }
-
-    fn stalled(&self) {
-        self.0.metrics.slow_sockets.inc();
+#[cfg(test)]
+impl Transports {
+    /// Transports for tests, before an engine that answers 200 to everything.
+    pub(crate) fn unserved() -> Self {
+        Self::new(
+            &HttpConfig::default(),
+            Metrics::new(),
+            Engine::noting(|_| ()),
+        )
     }
 }
 
@@ -461,14 +281,15 @@ fn handshake(socket: &SocketRef) -> Option<&Connection> {
     socket.req_parts().extensions.get::<Connection>()
 }
 
-/// The connection of a socket that began as a websocket. That of a polling
-/// handshake may by now carry anything, behind a proxy also other clients.
+/// The connection of a socket that began as a websocket. The connection of a polling
+/// handshake may carry anything by now; behind a proxy, other clients too.
 fn websocket_handshake(socket: &SocketRef) -> Option<&Connection> {
     let is_websocket = is_websocket(socket.req_parts().uri.query());
     handshake(socket).filter(|_| is_websocket)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Maps are whole between their calls, whatever panicked meanwhile.
+    // Whatever panicked while it held the lock left the tables whole: each of their
+    // changes is one call.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

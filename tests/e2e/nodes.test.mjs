@@ -55,6 +55,7 @@ test('nodes that do not answer are passed over, and named', async () => {
     assert.match(gateway.logs, new RegExp(`RabbitMQ connected address=amqp://127.0.0.1:${node.port}/`));
   }
   for (const { logs } of passing) assert.match(logs, new RegExp(`node not usable address=${absent.replace('rmuser:rmpassword@', '')} error=`));
+  await Tab.open(gateways[0], 'usr_nodes');
   const published = await runGateway(['publish', '--user', 'usr_nodes', '--event', 'message.create'], { env: { RABBITMQ_URL: `${absent},${node.url}` } });
   assert.equal(published.code, 0, published.stderr);
   for (const { logs } of gateways) assert.doesNotMatch(logs, /rmpassword/);

@@ -7,7 +7,7 @@ use crate::{
     broker::Broker,
     config::{Envelope, HttpConfig, RecoveryConfig},
     observability::metrics::Metrics,
-    sessions::{Admitted, Hub, Presence, ResumeRequest, Session, audience::Fed},
+    sessions::{Admitted, Hub, ResumeRequest, Session, audience::Fed, hub::Presence},
     user::User,
 };
 

@@ -224,6 +224,10 @@ impl Broker for Exchange {
         true
     }
 
+    fn needs_tenant(&self) -> bool {
+        false
+    }
+
     fn subscribe_user(&self, user: &User, handler: Handler) -> Subscribed {
         let (activation, subscribed) = Subscribed::new();
         if self.is_up() {

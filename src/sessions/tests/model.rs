@@ -16,7 +16,7 @@ use crate::{
     broker::Broker,
     config::{HttpConfig, RecoveryConfig},
     observability::metrics::Metrics,
-    sessions::{Hub, Offset, Pid, ResumeRequest, Session, audience::Fed, peer::Peer},
+    sessions::{Hub, Offset, ResumeRequest, Session, audience::Fed, peer::Peer, resume::Pid},
     update::{CHAT3_UPDATE, MESSAGE_UPDATE},
 };
 

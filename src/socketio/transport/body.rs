@@ -16,10 +16,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// Longest time in which a body arrives.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Longest pause while it does.
+/// Longest pause within a body that arrives.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no body. The connection closes: the rest of it may still come.
+/// Why there is no body. The connection closes, since the rest of the body may still
+/// come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoBody {
     TooLarge,
@@ -40,7 +41,7 @@ impl IntoResponse for NoBody {
     }
 }
 
-/// Whether the body says itself that it is larger than `limit`.
+/// Whether the body declares a size over `limit` bytes.
 pub(super) fn is_too_large(body: &Body, limit: usize) -> bool {
     body.size_hint().lower() > limit as u64
 }
@@ -67,7 +68,7 @@ async fn read_within(
         let Some(frame) = frame.map_err(|_| NoBody::TooSlow)? else {
             return Ok(whole.freeze());
         };
-        // What is no data is a trailer, which says nothing to anybody here.
+        // A frame without data is a trailer, which nobody here reads.
         let data = frame.map_err(|_| NoBody::Broken)?.into_data();
         let data = data.unwrap_or_default();
         if whole.len() + data.len() > limit {
@@ -77,7 +78,8 @@ async fn read_within(
     }
 }
 
-/// Hands a request on once its whole body of `LIMIT` bytes at most is there.
+/// Middleware that hands a request on once its whole body has arrived, of at most
+/// `LIMIT` bytes.
 pub async fn whole_body<const LIMIT: usize>(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     match read(body, LIMIT).await {

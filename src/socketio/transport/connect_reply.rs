@@ -3,11 +3,11 @@
 //! `socket.io-client` (4.6 and later) recovers a connection if the reply to its
 //! CONNECT carries a private session id: `40{"sid":"…","pid":"…"}` (Socket.IO
 //! protocol v5, connection state recovery), and its `socket.id` is that `sid`, the
-//! same as before. socketioxide writes the socket's own `sid` alone, and its encoder
-//! cannot be replaced. But the reply is known to the byte before it
-//! is written: it names a session id that nothing else written until then
-//! repeats. So it is exchanged where bytes leave the process, in the websocket's
-//! stream or in the response to a poll.
+//! same as before. socketioxide writes nothing but the socket's own `sid`, and its
+//! encoder cannot be replaced. But the reply is known to the byte before it is written:
+//! it names a session id that nothing else written until then repeats. So the reply is
+//! replaced where bytes leave the process, in the websocket's stream or in the response
+//! to a poll.
 //!
 //! Once socketioxide can write both itself, this file and its callers go.
 
@@ -19,52 +19,53 @@ use std::{
 use bytes::Bytes;
 use socketioxide::socket::Sid;
 
-/// A CONNECT reply that is still to be written, and what to write in its place.
+/// A CONNECT reply that is still to be written, and the packet to write in its place.
 pub(super) struct ConnectReply {
     packet: String,
-    exchanged: String,
+    replacement: String,
     written: AtomicBool,
 }
 
 impl ConnectReply {
     /// The reply to `sid`, whose client knows itself as `id`. `pid` is put into JSON as
-    /// it is: plain ASCII, and so short that the packet stays under 126 bytes (see
-    /// [`frame`]).
+    /// it is: it must be plain ASCII, and short enough for a packet of under 126 bytes
+    /// (see [`frame`]).
     pub(super) fn new(sid: Sid, id: Sid, pid: &str) -> Self {
         Self {
             packet: format!(r#"40{{"sid":"{sid}"}}"#),
-            exchanged: format!(r#"40{{"sid":"{id}","pid":"{pid}"}}"#),
+            replacement: format!(r#"40{{"sid":"{id}","pid":"{pid}"}}"#),
             written: AtomicBool::new(false),
         }
     }
 
-    /// Whether it was written: only the first reply is exchanged.
+    /// Whether the reply was written: only the first one is replaced.
     pub(super) fn is_written(&self) -> bool {
         self.written.load(Ordering::Acquire)
     }
 
-    /// The payload of a polling response with the reply exchanged, if it is there.
+    /// The payload of a polling response with the reply replaced, if it holds the reply.
     pub(super) fn in_payload(&self, payload: &[u8]) -> Option<Bytes> {
         let packet = self.packet.as_bytes();
         let at = find(payload, packet)?;
         self.written.store(true, Ordering::Release);
         let parts = [
             &payload[..at],
-            self.exchanged.as_bytes(),
+            self.replacement.as_bytes(),
             &payload[at + packet.len()..],
         ];
         Some(parts.concat().into())
     }
 
-    /// Where in what a websocket is about to write the reply's frame is, if it is there.
-    pub(super) fn in_frames(&self, frames: &[u8]) -> Option<Exchange> {
+    /// How to replace the reply's frame in what a websocket is about to write, if it holds
+    /// the reply.
+    pub(super) fn in_frames(&self, frames: &[u8]) -> Option<Replacement> {
         let frame_of_packet = frame(&self.packet);
         let at = find(frames, &frame_of_packet)?;
         self.written.store(true, Ordering::Release);
-        Some(Exchange {
+        Some(Replacement {
             at,
             length: frame_of_packet.len(),
-            frame: frame(&self.exchanged),
+            frame: frame(&self.replacement),
         })
     }
 }
@@ -76,8 +77,8 @@ impl fmt::Debug for ConnectReply {
     }
 }
 
-/// Writes `frame` in the place of the `length` bytes at `at`.
-pub(super) struct Exchange {
+/// `frame` is to be written in the place of the `length` bytes at `at`.
+pub(super) struct Replacement {
     pub(super) at: usize,
     pub(super) length: usize,
     pub(super) frame: Bytes,
@@ -110,13 +111,13 @@ mod tests {
     }
 
     #[test]
-    fn the_reply_is_exchanged_among_other_packets() {
+    fn the_reply_is_replaced_among_other_packets() {
         let (reply, sid) = reply();
         let payload = format!("2\u{1e}40{{\"sid\":\"{sid}\"}}\u{1e}42[\"a\",\"{sid}\"]");
-        let exchanged = reply.in_payload(payload.as_bytes()).unwrap();
+        let replaced = reply.in_payload(payload.as_bytes()).unwrap();
         let expected =
             format!("2\u{1e}40{{\"sid\":\"{sid}\",\"pid\":\"{PID}\"}}\u{1e}42[\"a\",\"{sid}\"]");
-        assert_eq!(exchanged, expected);
+        assert_eq!(replaced, expected);
         assert!(reply.is_written());
     }
 
@@ -125,21 +126,21 @@ mod tests {
         let (sid, id) = (Sid::new(), Sid::new());
         let reply = ConnectReply::new(sid, id, PID);
         let payload = format!(r#"40{{"sid":"{sid}"}}"#);
-        let exchanged = reply.in_payload(payload.as_bytes()).unwrap();
-        assert_eq!(exchanged, format!(r#"40{{"sid":"{id}","pid":"{PID}"}}"#));
+        let replaced = reply.in_payload(payload.as_bytes()).unwrap();
+        assert_eq!(replaced, format!(r#"40{{"sid":"{id}","pid":"{PID}"}}"#));
     }
 
     #[test]
-    fn the_reply_is_exchanged_among_other_frames() {
+    fn the_reply_is_replaced_among_other_frames() {
         let (reply, sid) = reply();
         let plain = frame(&format!(r#"40{{"sid":"{sid}"}}"#));
         let frames = [&frame("2")[..], &plain, &frame("42[]")].concat();
-        let exchange = reply.in_frames(&frames).unwrap();
-        assert_eq!(exchange.at, 3);
-        assert_eq!(exchange.length, plain.len());
+        let replaced = reply.in_frames(&frames).unwrap();
+        assert_eq!(replaced.at, 3);
+        assert_eq!(replaced.length, plain.len());
         let with_pid = format!(r#"40{{"sid":"{sid}","pid":"{PID}"}}"#);
-        assert_eq!(exchange.frame[..2], [0x81, 69]);
-        assert_eq!(exchange.frame[2..], *with_pid.as_bytes());
+        assert_eq!(replaced.frame[..2], [0x81, 69]);
+        assert_eq!(replaced.frame[2..], *with_pid.as_bytes());
     }
 
     #[test]
@@ -166,9 +167,9 @@ mod tests {
             prop_assert!(reply.in_frames(&before).is_none());
             let plain = frame(&format!(r#"40{{"sid":"{sid}"}}"#));
             let written = [&before, &plain[..], &after].concat();
-            let exchange = reply.in_frames(&written).unwrap();
-            prop_assert_eq!(&written[..exchange.at], &before);
-            prop_assert_eq!(&written[exchange.at + exchange.length..], &after);
+            let replaced = reply.in_frames(&written).unwrap();
+            prop_assert_eq!(&written[..replaced.at], &before);
+            prop_assert_eq!(&written[replaced.at + replaced.length..], &after);
         }
     }
 }

@@ -1,4 +1,8 @@
 //! What stands before Socket.IO's endpoint: every request to it passes here.
+//!
+//! Turns away what must not get in, takes websockets out of the way, counts what
+//! polling clients send and how much they take, and leaves a handshake's request with
+//! nothing but what is read from it later.
 
 use axum::{
     Extension,
@@ -11,12 +15,11 @@ use axum::{
 use socketioxide::socket::Sid;
 
 use super::{
-    MAX_MESSAGE_BYTES, Transports, body, connect_reply::ConnectReply, lock, open_packet,
-    polling::Beginning, stream::Connection, websocket,
+    Connection, MAX_MESSAGE_BYTES, Transports, body, connect_reply::ConnectReply, open_packet,
+    polling::Opening, websocket,
 };
 
-/// Stands before Socket.IO's endpoint: turns away what must not get in, takes
-/// websockets out of the way, and notes how much polling takes.
+/// The middleware before Socket.IO's endpoint.
 pub async fn guard(
     State(transports): State<Transports>,
     Extension(connection): Extension<Connection>,
@@ -35,12 +38,8 @@ pub async fn guard(
             false => open(&transports, request, next).await,
         };
     };
-    // While draining, whoever is not in yet must not get in: see `close_unwatched`.
-    let is_closed = match lock(&transports.0.sockets).get(&sid) {
-        Some(watched) => watched.closed,
-        None => draining,
-    };
-    if is_closed {
+    // While draining, a client that is not in yet must not get in: see `close_unwatched`.
+    if transports.0.registry.is_closed(sid).unwrap_or(draining) {
         return unknown_session();
     }
     if wants_websocket {
@@ -49,28 +48,23 @@ pub async fn guard(
     if request.method() != Method::GET {
         return take(&transports, &connection, sid, request, next).await;
     }
-    if let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
-        watched.polling = Some(connection.clone());
-        lock(&transports.0.room).carries(connection.number());
-    }
+    transports.0.registry.begin_poll(sid, &connection);
     let response = next.run(request);
     let mut response = transports.0.takeovers.until_released(sid, response).await;
-    if let Some(reply) = transports.connect_reply(sid) {
-        response = exchange_connect_reply(response, &reply).await;
+    if let Some(reply) = transports.0.registry.expected_reply(sid) {
+        response = replace_connect_reply(response, &reply).await;
     }
-    if let Some(watched) = lock(&transports.0.sockets).get_mut(&sid) {
-        watched.polling = None;
-        watched.polled += response.body().size_hint().lower();
-    }
+    let bytes = response.body().size_hint().lower();
+    transports.0.registry.end_poll(sid, bytes);
     response
 }
 
-/// A session that begins by polling.
+/// Opens a session that begins by polling.
 async fn open(transports: &Transports, mut request: Request, next: Next) -> Response {
-    let session = Beginning::new(transports);
+    let session = Opening::new(transports);
     request.extensions_mut().insert(session.life());
     let response = next.run(lean(request)).await;
-    let response = transports.endpoint().spare_first_ping(response).await;
+    let response = transports.0.engine.spare_first_ping(response).await;
     let (parts, body) = response.into_parts();
     let Ok(packet) = to_bytes(body, usize::MAX).await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
@@ -82,7 +76,7 @@ async fn open(transports: &Transports, mut request: Request, next: Next) -> Resp
     Response::from_parts(parts, packet.into())
 }
 
-/// What a client sends by polling: read whole, counted, and then handed on.
+/// Takes what a client sends by polling: reads it whole, counts it and hands it on.
 async fn take(
     transports: &Transports,
     connection: &Connection,
@@ -94,7 +88,7 @@ async fn take(
     if body::is_too_large(&body, MAX_MESSAGE_BYTES) {
         return body::NoBody::TooLarge.into_response();
     }
-    let Some(polling) = transports.polling(sid) else {
+    let Some(polling) = transports.0.registry.polling(sid) else {
         return unknown_session();
     };
     let body = tokio::select! {
@@ -128,20 +122,22 @@ fn unknown_session() -> Response {
     (StatusCode::BAD_REQUEST, json, unknown).into_response()
 }
 
-/// The parameters that Engine.IO reads of a handshake's query.
+/// The parameters of a handshake's query that Engine.IO reads.
 const PARAMETERS: [&str; 3] = ["EIO", "transport", "sid"];
 
-/// Longest value of what Engine.IO reads of a handshake; valid ones are shorter.
+/// Longest value of such a parameter, in bytes; valid ones are shorter.
 const MAX_VALUE_BYTES: usize = 64;
 
-/// A handshake's request with what is read from here on: a socket keeps it for life.
+/// A handshake's request, with nothing but what is read from here on: a socket keeps its
+/// request for life.
 pub(super) fn lean<B>(request: http::Request<B>) -> http::Request<B> {
     let (mut parts, body) = request.into_parts();
     parts.headers = HeaderMap::new();
     let query = parts.uri.query();
     let values = PARAMETERS.map(|name| Some((name, query_value(query, name)?)));
     let pairs = values.into_iter().flatten().map(|(name, value)| {
-        // Not left out: a handshake with a wrong `sid` is not one without.
+        // An overlong value is emptied and not left out: a handshake with a wrong `sid` is
+        // not one without a `sid`.
         let value = if value.len() <= MAX_VALUE_BYTES {
             value
         } else {
@@ -151,7 +147,7 @@ pub(super) fn lean<B>(request: http::Request<B>) -> http::Request<B> {
     });
     let pairs: Vec<String> = pairs.collect();
     let uri = format!("{}?{}", PATH, pairs.join("&"));
-    // Parts of one that was parsed parse again.
+    // Parts of a URI that was parsed can be parsed again.
     parts.uri = uri.parse().unwrap_or_default();
     http::Request::from_parts(parts, body)
 }
@@ -159,18 +155,18 @@ pub(super) fn lean<B>(request: http::Request<B>) -> http::Request<B> {
 /// Where Socket.IO's clients look for its endpoint.
 const PATH: &str = "/socket.io/";
 
-async fn exchange_connect_reply(response: Response, reply: &ConnectReply) -> Response {
+async fn replace_connect_reply(response: Response, reply: &ConnectReply) -> Response {
     let (mut parts, body) = response.into_parts();
-    // It is in memory already, whatever its size.
+    // The body is in memory already, whatever its size.
     let Ok(payload) = to_bytes(body, usize::MAX).await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
-    let Some(exchanged) = reply.in_payload(&payload) else {
+    let Some(replaced) = reply.in_payload(&payload) else {
         return Response::from_parts(parts, payload.into());
     };
-    // hyper knows the new one.
+    // hyper writes the new length.
     parts.headers.remove(header::CONTENT_LENGTH);
-    Response::from_parts(parts, exchanged.into())
+    Response::from_parts(parts, replaced.into())
 }
 
 /// The Engine.IO session that a request belongs to; `None` for a handshake.
@@ -178,13 +174,15 @@ pub fn session_id(uri: &Uri) -> Option<Sid> {
     query_value(uri.query(), "sid").and_then(|sid| sid.parse().ok())
 }
 
-/// As engineioxide reads it, which looks no further than a second `=`: a websocket
-/// that was taken for polling here would escape every close.
+/// Whether a request is for a websocket, as engineioxide decides: it looks no further
+/// than a second `=`. A websocket that was taken for polling here would escape every
+/// close.
 pub(super) fn is_websocket(query: Option<&str>) -> bool {
     let transport = query_value(query, "transport").and_then(|value| value.split('=').next());
     transport == Some("websocket")
 }
 
+/// The first value of a query's parameter, as it was sent.
 pub(super) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.find_map(|(key, value)| (key == name).then_some(value))

@@ -1,42 +1,45 @@
-//! Follows the requests on a connection: where heads begin and end.
+//! Follows the HTTP/1.1 requests on a connection: where each head begins and ends.
 //!
-//! hyper reads further than it tells, and takes lines that end without a carriage
-//! return, which proxies may read differently (RFC 9112, 2.2 and 11.2). So this
-//! looks at the bytes before hyper does. Of what a head says, only the length of
-//! the body matters here; all else is hyper's to check.
+//! hyper does not tell how far it has read, and it accepts lines that end without a
+//! carriage return, which proxies may read differently (RFC 9112, 2.2 and 11.2). So
+//! this module looks at the bytes before hyper does. Of what a head says, only the
+//! length of the body matters here; everything else is hyper's to check.
+//!
+//! Invariant: however the bytes are cut into reads, the outcome is the same.
 //!
 //! Pure; imports nothing of this crate.
 
-/// So much of a line tells a body's length.
+/// Bytes of a line that are kept: enough for a body's length.
 const LINE_BYTES: usize = 48;
 
-/// Where in the requests the bytes so far have led.
+/// Where in the requests the bytes so far have led to.
 #[derive(Debug)]
 pub(super) struct Heads {
-    state: State,
+    position: Position,
     last: u8,
-    /// The beginning of the line, in lower case.
+    /// The start of the line, in lower case.
     line: [u8; LINE_BYTES],
     /// Bytes of the line so far.
     length: usize,
-    /// Of the head so far.
-    body: Body,
-    /// Whether a head has begun.
+    /// The body's length, as far as the head has said.
+    body: BodyLength,
+    /// Whether a head has begun and not ended.
     is_within: bool,
     /// Requests whose head has ended.
     requests: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum Position {
     Head,
+    /// In a body of which so many bytes are still to come.
     Body(u64),
-    /// A body whose end is not looked for: no request may follow it.
+    /// In a body whose end is not looked for: no request may follow it.
     Rest,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Body {
+enum BodyLength {
     Of(u64),
     Unknown,
 }
@@ -44,11 +47,11 @@ enum Body {
 impl Default for Heads {
     fn default() -> Self {
         Self {
-            state: State::Head,
+            position: Position::Head,
             last: 0,
             line: [0; LINE_BYTES],
             length: 0,
-            body: Body::Of(0),
+            body: BodyLength::Of(0),
             is_within: false,
             requests: 0,
         }
@@ -56,22 +59,23 @@ impl Default for Heads {
 }
 
 impl Heads {
-    /// Reads on. A line's end that is none is overwritten by what no head may hold, and so
-    /// is that of a length which is not understood here: hyper refuses the request.
+    /// Reads on. A line feed without a carriage return is overwritten by a byte that no
+    /// head may hold, and so is the end of a `Content-Length` that is not understood here:
+    /// hyper then refuses the request.
     pub(super) fn read(&mut self, mut bytes: &mut [u8]) {
         while !bytes.is_empty() {
-            match self.state {
-                State::Rest => return,
-                State::Body(left) => {
+            match self.position {
+                Position::Rest => return,
+                Position::Body(left) => {
                     let here = usize::try_from(left).unwrap_or(usize::MAX);
                     let here = here.min(bytes.len());
-                    self.state = match left - here as u64 {
-                        0 => State::Head,
-                        left => State::Body(left),
+                    self.position = match left - here as u64 {
+                        0 => Position::Head,
+                        left => Position::Body(left),
                     };
                     bytes = &mut bytes[here..];
                 }
-                State::Head => {
+                Position::Head => {
                     self.read_head(&mut bytes[0]);
                     bytes = &mut bytes[1..];
                 }
@@ -79,9 +83,9 @@ impl Heads {
         }
     }
 
-    /// Whether nothing came after so many requests.
+    /// Whether exactly so many requests have ended and nothing came after them.
     pub(super) fn end_with(&self, requests: u64) -> bool {
-        self.requests == requests && self.state == State::Head && !self.is_within
+        self.requests == requests && self.position == Position::Head && !self.is_within
     }
 
     fn read_head(&mut self, byte: &mut u8) {
@@ -98,27 +102,27 @@ impl Heads {
             self.length += 1;
             return;
         }
-        // With its carriage return.
+        // The line ends with its carriage return.
         let line = &self.line[..self.length.min(LINE_BYTES)];
         let is_empty = self.length == 1;
         if let Some(value) = line.strip_prefix(b"content-length:") {
             let value = std::str::from_utf8(value).ok().map(str::trim);
             let length = value.and_then(|value| value.parse().ok());
             match length.filter(|_| self.length < LINE_BYTES) {
-                Some(length) => self.body = Body::Of(length),
+                Some(length) => self.body = BodyLength::Of(length),
                 None => *byte = 0,
             }
         } else if line.starts_with(b"transfer-encoding:") {
-            self.body = Body::Unknown;
+            self.body = BodyLength::Unknown;
         }
         self.length = 0;
         if is_empty {
-            self.state = match self.body {
-                Body::Of(0) => State::Head,
-                Body::Of(length) => State::Body(length),
-                Body::Unknown => State::Rest,
+            self.position = match self.body {
+                BodyLength::Of(0) => Position::Head,
+                BodyLength::Of(length) => Position::Body(length),
+                BodyLength::Unknown => Position::Rest,
             };
-            self.body = Body::Of(0);
+            self.body = BodyLength::Of(0);
             self.is_within = false;
             self.requests += 1;
         }
@@ -227,7 +231,7 @@ mod tests {
                 at = end;
             }
             prop_assert_eq!(String::from_utf8(bytes).unwrap(), text);
-            prop_assert_eq!((cut.requests, cut.state), (heads.requests, heads.state));
+            prop_assert_eq!((cut.requests, cut.position), (heads.requests, heads.position));
         }
     }
 }

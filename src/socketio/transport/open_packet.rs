@@ -1,20 +1,21 @@
 //! Announces to clients how much they may send at once.
 //!
-//! engineioxide announces as `maxPayload` what it cuts its own responses at, and
-//! that must be huge (a packet that no longer fits may be lost). Clients read it as
-//! the most that a polling request may hold, and split by it. So the number in the
-//! OPEN packet (Engine.IO protocol v4) is exchanged where the packet leaves the
-//! process: in as many bytes, so that nothing around it changes.
+//! engineioxide announces as `maxPayload` the size at which it cuts its own responses,
+//! which must be huge (a packet that no longer fits may be lost). Clients read the
+//! number as the most that one of their polling requests may hold, and split what they
+//! send by it. So the number in the OPEN packet (Engine.IO protocol v4) is replaced
+//! where the packet leaves the process: in as many bytes, so that nothing around it
+//! changes.
 
 use bytes::Bytes;
 use socketioxide::socket::Sid;
 
-use super::intake::MAX_MESSAGE_BYTES;
+use super::budget::MAX_MESSAGE_BYTES;
 
-/// What engineioxide is told, and announces.
+/// The size that engineioxide is told, and announces.
 pub const MAX_PAYLOAD_BYTES: u64 = 1 << 40;
 
-/// The same bytes with the number that holds, if the OPEN packet is among them.
+/// The same bytes with the number that applies, if the OPEN packet is among them.
 pub(super) fn announce(bytes: &[u8]) -> Option<Bytes> {
     let announced = format!(r#""maxPayload":{MAX_PAYLOAD_BYTES}"#);
     let holds = MAX_MESSAGE_BYTES.to_string();
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_is_exchanged_and_all_else_stays() {
+    fn the_number_is_replaced_and_all_else_stays() {
         let sid = Sid::new();
         let packet = |max: &str| {
             format!(r#"0{{"sid":"{sid}","upgrades":[],"pingInterval":25000,"maxPayload":{max}}}"#)

@@ -1,4 +1,8 @@
-//! An Engine.IO session that began by polling: what it may send, and its end.
+//! An Engine.IO session that began by polling: what it may send, whether its client
+//! still polls, and its end.
+//!
+//! Invariant: the registry knows a session from its OPEN packet until the session's
+//! handshake request is dropped, which Engine.IO does at the session's end.
 
 use std::{
     sync::{Arc, Mutex, OnceLock, Weak},
@@ -10,15 +14,16 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    PING_INTERVAL, PING_TIMEOUT, Registry, Transports,
-    intake::{Budget, Excess, Sent},
+    PING_INTERVAL, PING_TIMEOUT, Shared, Transports,
+    budget::{Budget, Excess},
+    frames::Sent,
     lock,
 };
 
-/// A session that is there.
+/// A session that exists.
 pub(super) struct Polling {
     budget: Budget,
-    /// Cancelled at its end.
+    /// Cancelled when the session ends.
     pub(super) ended: CancellationToken,
     polls: Mutex<Polls>,
 }
@@ -26,7 +31,7 @@ pub(super) struct Polling {
 struct Polls {
     /// Requests that wait for something to send.
     waiting: u32,
-    /// When the last of them was answered.
+    /// When the last poll began or was answered.
     last: Instant,
 }
 
@@ -42,13 +47,13 @@ impl Polling {
         }
     }
 
-    /// Takes a request's body out of the budget.
+    /// Takes the body of a client's request out of the budget.
     pub(super) fn take(&self, body: &[u8]) -> Result<(), Excess> {
         self.budget.take(body.len(), Sent::in_payload(body))
     }
 
-    /// Whether nobody takes what it is sent: it would be answered into a buffer. A
-    /// client that polls is answered with each ping at the latest.
+    /// Whether nobody takes what the session is sent, so that answers would pile up in a
+    /// buffer. A client that polls is answered with each ping at the latest.
     pub(super) fn is_deaf(&self) -> bool {
         self.is_deaf_for(PING_INTERVAL + PING_TIMEOUT)
     }
@@ -65,26 +70,27 @@ impl Polling {
     }
 }
 
-/// Held by the session itself, by way of its handshake's request: its drop is the
-/// session's end.
+/// Held by the session itself, inside its handshake's request: the drop is the session's
+/// end.
 #[derive(Clone)]
 pub(super) struct Life(#[expect(dead_code, reason = "held for its drop")] Arc<Held>);
 
 struct Held {
     polling: Arc<Polling>,
+    /// Known only once Engine.IO has answered the request that already holds the [`Life`].
     sid: OnceLock<Sid>,
-    registry: Weak<Registry>,
+    transports: Weak<Shared>,
 }
 
-/// A session that begins once its OPEN packet says its id.
-pub(super) struct Beginning(Arc<Held>);
+/// A session that begins once its OPEN packet tells its id.
+pub(super) struct Opening(Arc<Held>);
 
-impl Beginning {
+impl Opening {
     pub(super) fn new(transports: &Transports) -> Self {
         Self(Arc::new(Held {
             polling: Arc::new(Polling::new(transports.budget())),
             sid: OnceLock::new(),
-            registry: Arc::downgrade(&transports.0),
+            transports: Arc::downgrade(&transports.0),
         }))
     }
 
@@ -93,33 +99,34 @@ impl Beginning {
     }
 
     pub(super) fn begin(&self, transports: &Transports, sid: Sid) {
-        // It has one id.
+        // A session has one id.
         let _ = self.0.sid.set(sid);
-        lock(&transports.0.polling).insert(sid, self.0.polling.clone());
+        let registry = &transports.0.registry;
+        registry.begin_polling(sid, self.0.polling.clone());
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         self.polling.ended.cancel();
-        if let (Some(sid), Some(registry)) = (self.sid.get(), self.registry.upgrade()) {
-            lock(&registry.polling).remove(sid);
+        if let (Some(sid), Some(transports)) = (self.sid.get(), self.transports.upgrade()) {
+            transports.registry.end_polling(*sid);
         }
     }
 }
 
-/// A poll that waits. Dropped before it is answered, its client has gone away: the
-/// session ends, as with a lost websocket.
-pub(super) struct Poll {
+/// A poll that waits. If it is dropped before it is answered, its client has gone away,
+/// and the session ends as it does with a lost websocket.
+pub(super) struct WaitingPoll {
     transports: Transports,
     sid: Sid,
     polling: Option<Arc<Polling>>,
     is_answered: bool,
 }
 
-impl Poll {
+impl WaitingPoll {
     pub(super) fn new(transports: &Transports, sid: Sid) -> Self {
-        let polling = transports.polling(sid);
+        let polling = transports.0.registry.polling(sid);
         if let Some(polling) = &polling {
             polling.change_polls(1);
         }
@@ -136,13 +143,13 @@ impl Poll {
     }
 }
 
-impl Drop for Poll {
+impl Drop for WaitingPoll {
     fn drop(&mut self) {
         if let Some(polling) = &self.polling {
             polling.change_polls(-1);
         }
         if !self.is_answered {
-            self.transports.end_polling(self.sid);
+            self.transports.0.engine.end(self.sid);
         }
     }
 }
@@ -152,16 +159,12 @@ mod tests {
     use axum::extract::Request;
 
     use super::*;
-    use crate::socketio::transport::{Endpoint, guard::session_id};
+    use crate::socketio::transport::{Engine, guard::session_id};
     use crate::{config::HttpConfig, observability::metrics::Metrics};
-
-    fn transports() -> Transports {
-        Transports::new(&HttpConfig::default(), Metrics::new())
-    }
 
     #[test]
     fn a_session_is_deaf_if_nobody_polls_for_long() {
-        let polling = Polling::new(transports().budget());
+        let polling = Polling::new(Transports::unserved().budget());
         let (moment, long) = (Duration::from_millis(5), Duration::from_secs(3600));
         let wait = || std::thread::sleep(moment * 2);
         wait();
@@ -175,22 +178,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_session_is_known_for_as_long_as_it_lives_and_an_unanswered_poll_ends_it() {
-        let transports = transports();
         let ended = Arc::new(Mutex::new(Vec::new()));
         let note = ended.clone();
         let note = move |request: Request| lock(&note).extend(session_id(request.uri()));
-        transports.serve_by(Endpoint::noting(note));
-        let (sid, beginning) = (Sid::new(), Beginning::new(&transports));
-        let life = beginning.life();
-        beginning.begin(&transports, sid);
-        drop(beginning);
-        let polling = transports.polling(sid).unwrap();
-        Poll::new(&transports, sid).answered();
+        let engine = Engine::noting(note);
+        let transports = Transports::new(&HttpConfig::default(), Metrics::new(), engine);
+        let (sid, opening) = (Sid::new(), Opening::new(&transports));
+        let life = opening.life();
+        opening.begin(&transports, sid);
+        drop(opening);
+        let registry = &transports.0.registry;
+        let polling = registry.polling(sid).unwrap();
+        WaitingPoll::new(&transports, sid).answered();
         assert!(lock(&ended).is_empty());
-        drop(Poll::new(&transports, sid));
+        drop(WaitingPoll::new(&transports, sid));
         assert_eq!(*lock(&ended), [sid]);
         drop(life);
         assert!(polling.ended.is_cancelled());
-        assert!(transports.polling(sid).is_none());
+        assert!(registry.polling(sid).is_none());
     }
 }

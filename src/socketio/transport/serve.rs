@@ -1,4 +1,8 @@
-//! The accept loop: connections, and hyper on each of them.
+//! The accept loop: accepts connections and runs hyper on each of them.
+//!
+//! Owns the limits on a request's head, the fairness between requests and everything
+//! else, and the refusals that need no look at a path. Which connection may stay is
+//! `capacity`'s to say.
 
 use std::{convert::Infallible, sync::atomic::Ordering, time::Duration};
 
@@ -16,31 +20,30 @@ use tower::ServiceExt;
 use tracing::debug;
 
 use super::{
-    Served, Transports,
+    Connection, Served, Transports,
     guard::{is_websocket, session_id},
-    lock,
-    polling::Poll,
-    stream::{Connection, Stream},
+    polling::WaitingPoll,
+    stream::Stream,
 };
 
-/// Time that a client has to send a request's head, from its connection or its
-/// previous request on: idle connections end by it too.
+/// Time that a client has to send a request's head, counted from its connection or its
+/// previous request: idle connections end by it too.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Largest head of a request, in bytes: what hyper reads before it knows where the head
-/// ends. A token of 8 KiB fits twice.
+/// Largest head of a request, in bytes: hyper reads so much before it knows where the
+/// head ends. A token of 8 KiB fits twice.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
-/// Paths of health checks, which are served also by a gateway that is full.
+/// Paths of health checks, which a full gateway serves too.
 const PROBES: [&str; 4] = ["/health", "/ready", "/livez", "/readyz"];
 
-/// Requests that are begun at once. The next ones follow when everything else that is
-/// ready had its turn: however many connections ask without a pause, updates go out
-/// between their requests. As much work as a burst of updates.
+/// Requests that begin at once. The next ones begin after everything else that is ready
+/// had its turn: however many connections ask without a pause, updates go out between
+/// their requests. So many requests are about as much work as a burst of updates.
 pub(super) const REQUESTS_IN_A_TURN: usize = 32;
 
-/// Accepts connections and serves `router` on them until `stop`; then waits until
-/// they have ended. Each request carries its [`Connection`] as an extension.
+/// Accepts connections and serves `router` on them until `stop`, then waits until
+/// all connections have ended. Each request carries its [`Connection`] as an extension.
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
@@ -58,26 +61,25 @@ pub async fn serve(
             accepted = axum::serve::Listener::accept(&mut listener) => accepted,
             () = stop.cancelled() => break,
         };
-        let registry = &transports.0;
-        let number = registry.accepted.fetch_add(1, Ordering::Relaxed);
-        let limit = registry.write_timeout;
-        let stream = Stream::new(tcp, peer, number, limit, transports.clone());
-        let connection = stream.connection().clone();
-        let served = transports.make_room(&connection);
+        let number = transports.0.accepted.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection::new(number, peer);
+        let served = transports.admit(&connection);
+        let limit = transports.write_timeout();
+        let stream = Stream::new(tcp, connection.clone(), limit, transports.clone());
         if served == Served::Nothing {
             continue;
         }
-        let (router, registry) = (router.clone(), transports.clone());
+        let (router, transports) = (router.clone(), transports.clone());
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-            // Not in the future: hyper may drop that before it is polled for the first time.
-            let answering = Answering::new(&registry, &connection);
-            let poll = poll(&registry, &request);
+            // Not inside the future: hyper may drop that before it polls it once.
+            let answering = Answering::new(&transports, &connection);
+            let poll = poll(&transports, &request);
             request.extensions_mut().insert(connection.clone());
             let refusal = refuse(&request, served);
-            let (router, registry) = (router.clone(), registry.clone());
+            let (router, transports) = (router.clone(), transports.clone());
             async move {
                 let _answering = answering;
-                turn(&registry).await;
+                wait_for_turn(&transports).await;
                 let response = match refusal {
                     Some(refusal) => refusal,
                     None => answer(router, request).await,
@@ -102,8 +104,8 @@ pub async fn serve(
     connections.wait().await;
 }
 
-/// Waits until a request may be begun.
-async fn turn(transports: &Transports) {
+/// Waits until a request may begin.
+async fn wait_for_turn(transports: &Transports) {
     let turns = transports.0.request_turns.acquire().await;
     yield_now().await;
     drop(turns);
@@ -114,26 +116,26 @@ async fn answer(router: Router, request: hyper::Request<Incoming>) -> Response {
     let response = router.oneshot(request.map(Body::new)).await;
     let mut response = response.unwrap_or_else(|never: Infallible| match never {});
     if is_last {
-        // Where its body ends is hyper's to know: see `Heads`.
+        // Only hyper knows where the request's body ends: see `Heads`.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }
     response
 }
 
-/// The poll that a request is, if it is one.
-fn poll(transports: &Transports, request: &hyper::Request<Incoming>) -> Option<Poll> {
+/// The guard of a request that is a poll.
+fn poll(transports: &Transports, request: &hyper::Request<Incoming>) -> Option<WaitingPoll> {
     let is_poll = request.method() == Method::GET && !is_websocket(request.uri().query());
     let sid = session_id(request.uri()).filter(|_| is_poll)?;
-    Some(Poll::new(transports, sid))
+    Some(WaitingPoll::new(transports, sid))
 }
 
-/// Why a request is not even looked at.
+/// The refusal of a request that is not even looked at.
 fn refuse(request: &hyper::Request<Incoming>, served: Served) -> Option<Response> {
     let status = match request.headers().get_all(header::HOST).iter().count() {
         1 => None,
         0 if request.version() < Version::HTTP_11 => None,
-        // RFC 9112, 3.2: proxies and this server might read two differently.
+        // RFC 9112, 3.2: a proxy and this server might each believe another one.
         _ => Some(StatusCode::BAD_REQUEST),
     };
     let is_probe = PROBES.contains(&request.uri().path());
@@ -143,7 +145,8 @@ fn refuse(request: &hyper::Request<Incoming>, served: Served) -> Option<Response
     Some((status, close, status.canonical_reason().unwrap_or_default()).into_response())
 }
 
-/// A request is being answered; until then and from then on, the connection waits for one.
+/// Held while a request is being answered: before and after, the connection waits for
+/// one.
 struct Answering {
     transports: Transports,
     number: u64,
@@ -153,7 +156,7 @@ impl Answering {
     fn new(transports: &Transports, connection: &Connection) -> Self {
         connection.begin_request();
         let number = connection.number();
-        lock(&transports.0.room).busy(number);
+        transports.0.registry.begin_answer(number);
         Self {
             transports: transports.clone(),
             number,
@@ -163,6 +166,6 @@ impl Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        lock(&self.transports.0.room).waits(self.number);
+        self.transports.0.registry.end_answer(self.number);
     }
 }

@@ -1,15 +1,15 @@
-//! How a websocket takes over from a session's polling: the probe, and the stream
-//! that goes on from there.
+//! How a websocket takes over from a session's polling: the probe, and the stream that
+//! goes on from there.
 //!
-//! A client sends `2probe` on the new websocket, is answered `3probe`, finishes the
-//! poll that is waiting, and sends `5` (Engine.IO protocol v4, "Upgrade").
-//! engineioxide begins all that with the session's polling stopped, and ends the
-//! session when it fails. So it is done here, where a failure is this websocket's
-//! alone, and engineioxide sees the websockets on which it has been done: it reads
-//! the client's two packets again, and what it answers is not written twice.
+//! A client sends `2probe` on the new websocket, is answered `3probe`, finishes the poll
+//! that waits, and sends `5` (Engine.IO protocol v4, "Upgrade"). engineioxide stops the
+//! session's polling before all that, and ends the session when the probe fails. So the
+//! probe is done here, where a failure concerns this websocket alone, and engineioxide
+//! gets only the websockets that have passed. It reads the client's two packets again,
+//! and its answer to them is not written a second time.
 //!
-//! What is read before the `5` is bounded by [`MAX_BYTES`], and what is answered by
-//! what is read.
+//! Invariant: what is read before the `5` is bounded by [`MAX_BYTES`], and what is
+//! answered by what is read.
 
 use std::{
     io::{self, Cursor},
@@ -30,32 +30,32 @@ use tungstenite::protocol::frame::{
 
 use super::stream::Stream;
 
-/// What a client may send before it asks for the upgrade, in bytes. It needs 19.
+/// What a client may send before it asks for the upgrade, in bytes. A client needs 19.
 const MAX_BYTES: usize = 1024;
 
 /// Longest payload of a frame with a short header (RFC 6455, 5.2), and of any
 /// control frame.
 const MAX_PAYLOAD: usize = 125;
 
-/// Pauses between two releases of the poll that waits, from the first to the longest:
-/// a client that has not read the `3probe` yet polls again each time.
+/// Pauses between two releases of the poll that waits, the first and the longest. A
+/// client that has not yet read the `3probe` polls again after each release.
 const RELEASE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// What the client has sent when its probe has passed, without a mask.
+/// What the client has sent once its probe has passed, without a mask.
 const ASKED: &[u8] = b"\x81\x86\0\0\0\x002probe\x81\x81\0\0\0\x005";
 
-/// The frame that answers it.
+/// The frame that answers the probe.
 const ANSWER: &[u8] = b"\x81\x063probe";
 
 /// A close frame without a reason.
 pub(super) const CLOSE: &[u8] = b"\x88\0";
 
-/// Converses with the client until it asks for the upgrade. `unread` is what it has
-/// sent that was not read yet, before and after. `release_poll` ends the poll that
-/// waits, for which a client waits in turn.
+/// Converses with the client until it asks for the upgrade. `unread` holds what the
+/// client has sent and nobody has read, before the call and after it. `release_poll`
+/// ends the poll that waits: the client waits for that before it goes on.
 ///
 /// # Errors
-/// When the connection ends, or anything but a probe comes.
+/// When the connection ends, or when anything but a probe comes.
 pub(super) async fn probe<S>(
     stream: &mut S,
     unread: &mut BytesMut,
@@ -97,10 +97,10 @@ where
     }
 }
 
-/// Takes the first frame out of `bytes` and unmasks it; `None`: it is not complete.
+/// Takes the first frame out of `bytes` and unmasks it. `None`: the frame is incomplete.
 ///
 /// # Errors
-/// When it is no frame that a client sends for a probe: whole, masked and short.
+/// When the frame is not one of a probe: whole, masked and short.
 fn take_frame(bytes: &mut BytesMut) -> io::Result<Option<(OpCode, BytesMut)>> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
     let mut cursor = Cursor::new(&bytes[..]);
@@ -131,21 +131,21 @@ fn pong(payload: &[u8]) -> Vec<u8> {
     [&[0x8a, length], payload].concat()
 }
 
-/// A websocket's stream, as the endpoint gets it.
+/// A websocket's stream, as Socket.IO gets it.
 pub struct Websocket {
     stream: Stream,
-    /// What was read of it already.
+    /// What was read from the stream already, and comes first.
     unread: Bytes,
-    /// What the endpoint is going to write and the client has.
+    /// What Socket.IO is going to write and the client already has.
     answered: &'static [u8],
-    /// Whether anything was written that has to be flushed. Until then nothing that
-    /// happens to the stream shows: whatever the endpoint does with what was read
-    /// already succeeds, and it ends what it has begun.
+    /// Whether anything was written that has to be flushed. Until then, Socket.IO sees
+    /// nothing of what happens to the stream: it completes the takeover with what was read
+    /// already, and ends cleanly what it has begun.
     is_written: bool,
 }
 
 impl Websocket {
-    /// One that opens a session.
+    /// A websocket that opens a session.
     pub(super) fn new(stream: Stream, unread: Bytes) -> Self {
         Self {
             stream,
@@ -155,7 +155,7 @@ impl Websocket {
         }
     }
 
-    /// One that takes over a session, after its [`probe`].
+    /// A websocket that takes over a session, after its [`probe`].
     pub(super) fn probed(stream: Stream, unread: &[u8]) -> Self {
         Self {
             stream,
@@ -236,8 +236,8 @@ mod tests {
         frame(0x81, payload.as_bytes(), [7, 1, 0, 255])
     }
 
-    /// What a probe of `sent`, arriving in these pieces, comes to: its end, what it has
-    /// answered, and what it left unread.
+    /// Probes a client that sends these pieces. Returns the result, what was answered, and
+    /// what was left unread.
     fn probed(sent: &[Vec<u8>]) -> (io::Result<()>, Vec<u8>, Vec<u8>) {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_time().build().unwrap();
@@ -329,7 +329,7 @@ mod tests {
         let probe = probe(&mut server, &mut unread, release);
         let a_while = Duration::from_millis(1400);
         assert!(tokio::time::timeout(a_while, probe).await.is_err());
-        // At 0, 100, 300 and 700 ms, or some of it later.
+        // At 0, 100, 300 and 700 ms; a busy machine may be late with some.
         assert!((1..=4).contains(&released.get()), "{}", released.get());
     }
 

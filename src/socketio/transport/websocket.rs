@@ -1,12 +1,13 @@
-//! What becomes of a request for a websocket: refused, or answered with 101 and, in
-//! a task of its own, handed to Socket.IO's endpoint.
+//! Answers a request for a websocket: refuses it, or answers it with 101 and hands the
+//! websocket to Socket.IO from a separate task.
 //!
-//! A websocket that opens a session is handed over at once. One that names a session
-//! is probed first (see [`takeover`]), and until that has passed it may fail in any
-//! way without the session noticing: its client goes on polling.
+//! A websocket that opens a session is handed over at once. One that names a session is
+//! probed first (see [`takeover`]). Until the probe has passed, the websocket may fail
+//! in any way without its session noticing: the client goes on polling.
 //!
-//! Requests are judged as by Node's Engine.IO 6 and `ws` 8, so that a client that is
-//! let in there is let in here; where they answer 101 and close, here it is 400.
+//! Requests are judged as Node's Engine.IO 6 and `ws` 8 judge them, so that every client
+//! that is let in there is let in here. Where they answer 101 and close, the answer here
+//! is 400.
 
 use std::{
     collections::HashMap,
@@ -33,50 +34,56 @@ use tracing::debug;
 use tungstenite::handshake::derive_accept_key;
 
 use super::{
-    Transports,
+    Connection, Transports,
     guard::{lean, query_value},
     lock,
-    stream::{Connection, Role, Stream},
+    registry::Role,
+    stream::Stream,
     takeover::{self, CLOSE, Websocket},
 };
 
-/// Time that a probe has. Engine.IO's servers give as much.
+/// Time that a probe has: as much as Engine.IO's own servers give.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The websockets that are about to take over a session, at most one for each session
-/// in [`PROBE_TIMEOUT`]; and the polls for which their clients wait.
+/// The websockets that are about to take over a session, and the polls for which their
+/// clients wait. A session has at most one such websocket in [`PROBE_TIMEOUT`].
 #[derive(Default)]
-pub(super) struct Takeovers {
-    probing: Mutex<HashMap<Sid, Connection>>,
-    polls: Mutex<HashMap<Sid, Arc<Notify>>>,
+pub(super) struct Takeovers(Mutex<Tables>);
+
+#[derive(Default)]
+struct Tables {
+    probing: HashMap<Sid, Connection>,
+    /// What releases each session's poll.
+    polls: HashMap<Sid, Arc<Notify>>,
 }
 
 impl Takeovers {
     /// Closes the websocket that is about to take over the session.
     pub(super) fn close(&self, sid: Sid) {
-        if let Some(connection) = lock(&self.probing).get(&sid) {
+        let probing = lock(&self.0).probing.get(&sid).cloned();
+        if let Some(connection) = probing {
             connection.close();
         }
     }
 
-    /// Closes those whose session is one that `is_one`.
-    pub(super) fn close_all(&self, is_one: impl Fn(Sid) -> bool) {
-        for (sid, connection) in lock(&self.probing).iter() {
-            if is_one(*sid) {
-                connection.close();
-            }
-        }
+    /// The websockets that are about to take over, with their sessions.
+    pub(super) fn probing(&self) -> Vec<(Sid, Connection)> {
+        let tables = lock(&self.0);
+        let probing = tables.probing.iter();
+        probing
+            .map(|(sid, connection)| (*sid, connection.clone()))
+            .collect()
     }
 
-    /// Awaits the answer to a poll, or what releases it meanwhile: it is then answered
-    /// with a noop. The answer is dropped while there is none, and engineioxide takes
-    /// packets out of its buffer only when it answers: nothing is lost.
+    /// Awaits the answer to a poll, or its release, upon which the poll is answered with a
+    /// noop. Nothing is lost: the future of the answer is dropped before it has one, and
+    /// engineioxide takes packets out of its buffer only when it answers.
     pub(super) async fn until_released(
         &self,
         sid: Sid,
         answer: impl Future<Output = Response>,
     ) -> Response {
-        let poll = Poll::new(&self.polls, sid);
+        let poll = HeldPoll::new(self, sid);
         tokio::select! {
             biased;
             answer = answer => answer,
@@ -85,35 +92,35 @@ impl Takeovers {
     }
 
     fn release_poll(&self, sid: Sid) {
-        if let Some(released) = lock(&self.polls).get(&sid) {
+        if let Some(released) = lock(&self.0).polls.get(&sid) {
             released.notify_one();
         }
     }
 }
 
-/// A poll that waits.
-struct Poll<'a> {
-    polls: &'a Mutex<HashMap<Sid, Arc<Notify>>>,
+/// A poll that waits, and can be released.
+struct HeldPoll<'a> {
+    takeovers: &'a Takeovers,
     sid: Sid,
     released: Arc<Notify>,
 }
 
-impl<'a> Poll<'a> {
-    fn new(polls: &'a Mutex<HashMap<Sid, Arc<Notify>>>, sid: Sid) -> Self {
+impl<'a> HeldPoll<'a> {
+    fn new(takeovers: &'a Takeovers, sid: Sid) -> Self {
         let released = Arc::new(Notify::new());
-        lock(polls).insert(sid, released.clone());
+        lock(&takeovers.0).polls.insert(sid, released.clone());
         Self {
-            polls,
+            takeovers,
             sid,
             released,
         }
     }
 }
 
-impl Drop for Poll<'_> {
+impl Drop for HeldPoll<'_> {
     fn drop(&mut self) {
-        let mut polls = lock(self.polls);
-        // A second poll of the session, which ends it, may have taken its place.
+        let polls = &mut lock(&self.takeovers.0).polls;
+        // A second poll, which ends the session, may have taken this one's place.
         if polls
             .get(&self.sid)
             .is_some_and(|released| Arc::ptr_eq(released, &self.released))
@@ -131,9 +138,9 @@ struct Turn {
 }
 
 impl Turn {
-    /// `None`: another websocket has it, or had it just now.
+    /// `None`: another websocket has the turn, or had it just now.
     fn take(transports: &Transports, sid: Sid, connection: &Connection) -> Option<Self> {
-        let mut probing = lock(&transports.0.takeovers.probing);
+        let probing = &mut lock(&transports.0.takeovers.0).probing;
         if probing.contains_key(&sid) {
             return None;
         }
@@ -148,7 +155,8 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        lock(&self.transports.0.takeovers.probing).remove(&self.sid);
+        let takeovers = &self.transports.0.takeovers;
+        lock(&takeovers.0).probing.remove(&self.sid);
     }
 }
 
@@ -167,15 +175,15 @@ pub(super) async fn open(
         }
     };
     let Some(sid) = sid else {
-        transports.change_role(connection, Role::Websocket);
+        let registry = &transports.0.registry;
+        registry.change_role(connection, Role::Websocket);
         connection.begin_frames();
         connection.expect_open_packet();
         let opened = serve(transports.clone(), connection.clone(), request);
         tokio::spawn(opened);
         return accepted;
     };
-    let endpoint = transports.endpoint();
-    if let Some(refusal) = endpoint.refuses(sid).await {
+    if let Some(refusal) = transports.0.engine.refuses(sid).await {
         return refusal;
     }
     let Some(turn) = Turn::take(transports, sid, connection) else {
@@ -186,19 +194,19 @@ pub(super) async fn open(
     accepted
 }
 
-/// Hands a websocket that opens a session to the endpoint.
+/// Hands a websocket that opens a session to Socket.IO.
 async fn serve(transports: Transports, connection: Connection, mut request: Request) {
     if let Some((stream, unread)) = upgraded(&mut request).await {
         let websocket = Websocket::new(stream, unread.freeze());
-        transports
-            .endpoint()
-            .serve(websocket, lean(request.map(drop)));
+        let request = lean(request.map(drop));
+        transports.0.engine.serve(websocket, request);
     } else {
-        transports.change_role(&connection, Role::Http);
+        let registry = &transports.0.registry;
+        registry.change_role(&connection, Role::Http);
     }
 }
 
-/// Probes a websocket, and hands it to the endpoint once it may take over its session.
+/// Probes a websocket, and hands it to Socket.IO once it may take over its session.
 async fn take_over(turn: Turn, connection: Connection, mut request: Request) {
     let Turn {
         ref transports,
@@ -210,30 +218,30 @@ async fn take_over(turn: Turn, connection: Connection, mut request: Request) {
         let probe = takeover::probe(&mut stream, &mut unread, release_poll);
         let probe = timeout_at(end, probe).await;
         if let Ok(Ok(())) = probe {
-            // From here on the role tells whose it is.
-            transports.upgraded(&connection, sid);
-            if let Some(reply) = transports.connect_reply(sid) {
+            // From here on, the registry tells which session the connection carries.
+            let registry = &transports.0.registry;
+            registry.upgrade(&connection, sid);
+            if let Some(reply) = registry.expected_reply(sid) {
                 connection.expect(reply);
             }
             let websocket = Websocket::probed(stream, &unread);
-            return transports
-                .endpoint()
-                .serve(websocket, lean(request.map(drop)));
+            let request = lean(request.map(drop));
+            return transports.0.engine.serve(websocket, request);
         }
         debug!(peer = %connection.peer(), ?probe, "an upgrade failed; its session goes on polling");
-        // It may be gone.
+        // The client may be gone.
         let _ = stream.write_all(CLOSE).await;
     }
     drop(request);
-    // One that fails at once is not tried again at once.
+    // An upgrade that fails at once is not tried again at once.
     sleep_until(end).await;
 }
 
-/// The connection, and what its client has sent already, once the 101 is written.
+/// The stream, and what the client has sent already, once the 101 is written.
 async fn upgraded(request: &mut Request) -> Option<(Stream, BytesMut)> {
     let upgraded = hyper::upgrade::on(request).await.ok()?;
     let parts = upgraded.downcast::<TokioIo<Stream>>().ok()?;
-    // A copy: hyper's buffer is 8 KiB, and a websocket would keep it.
+    // A copy, since a websocket would keep hyper's buffer of 8 KiB.
     Some((parts.io.into_inner(), BytesMut::from(&parts.read_buf[..])))
 }
 
@@ -276,7 +284,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The session that a websocket is for, if any, and the 101.
+/// The session that a websocket names, if any, and the 101.
 fn judge(request: &Request) -> Result<(Option<Sid>, Response), Refusal> {
     let query = request.uri().query();
     let sid = query_value(query, "sid");
@@ -287,7 +295,7 @@ fn judge(request: &Request) -> Result<(Option<Sid>, Response), Refusal> {
         (_, None) => return Err(Refusal::BadMethod),
         (_, Some(_)) => return Err(Refusal::BadRequest),
     }
-    // As engineioxide reads it, see `is_websocket`.
+    // As engineioxide reads the version, see `is_websocket`.
     let version = query_value(query, "EIO").and_then(|value| value.split('=').next());
     if version != Some("4") {
         return Err(Refusal::UnsupportedProtocol);
@@ -304,7 +312,7 @@ fn accept(request: &Request) -> Result<Response, Refusal> {
     {
         return Err(Refusal::Upgrade);
     }
-    // Its bytes would be read as the websocket's.
+    // The body's bytes would be read as the websocket's.
     if !request.body().is_end_stream() {
         return Err(Refusal::BadRequest);
     }
@@ -328,14 +336,15 @@ fn accept(request: &Request) -> Result<Response, Refusal> {
     Ok(response)
 }
 
-/// 16 bytes in base64, whatever the bits are that the last character has too many.
+/// Whether a key is 16 bytes in base64. The unused bits of the last character may be
+/// anything.
 fn is_key(key: &[u8]) -> bool {
     let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/".contains(byte);
     key.strip_suffix(b"==")
         .is_some_and(|digits| digits.len() == 22 && digits.iter().all(is_base64))
 }
 
-/// The first subprotocol that is offered, which `ws` chooses unless told otherwise.
+/// The first subprotocol that is offered: `ws` chooses it unless told otherwise.
 fn first_protocol(headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
     let is_token = |name: &&str| {
         let is_in_tokens =
@@ -365,7 +374,7 @@ fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     tokens.any(|other| other.trim().eq_ignore_ascii_case(token))
 }
 
-/// A header's value, if it is there once.
+/// A header's value, if the header is there exactly once.
 fn only(headers: &HeaderMap, name: HeaderName) -> Option<&[u8]> {
     let mut values = headers.get_all(name).iter();
     let value = values.next().filter(|_| values.next().is_none());

@@ -1,4 +1,8 @@
-//! The way from the transports to Socket.IO's endpoint, for what it has no calls for.
+//! The way on from the transports to Socket.IO: hands it websockets, and asks of it as a
+//! client would what it has no calls for.
+//!
+//! Knows a service and session ids; which connection belongs to which session is the
+//! registry's to know.
 
 use std::{convert::Infallible, fmt::Display, time::Duration};
 
@@ -17,17 +21,17 @@ use tracing::debug;
 
 use super::takeover::Websocket;
 
-/// Longest wait for a session's first ping, which is there at once.
+/// Longest wait for a session's first ping, which Engine.IO sends at once.
 const FIRST_PING: Duration = Duration::from_millis(100);
 
-/// Socket.IO's endpoint.
-pub struct Endpoint {
+/// Socket.IO's service, as the transports use it.
+pub struct Engine {
     call: Box<dyn Fn(Request) -> BoxFuture<'static, Response> + Send + Sync>,
     serve: Box<dyn Fn(Websocket, http::Request<()>) + Send + Sync>,
 }
 
-impl Endpoint {
-    /// `service`: what [`SocketIo`](socketioxide::SocketIo) builds.
+impl Engine {
+    /// `service`: the one that [`SocketIo`](socketioxide::SocketIo) builds.
     pub fn new<S>(service: S) -> Self
     where
         S: Service<Request, Error = Infallible> + Clone + Send + Sync + 'static,
@@ -48,7 +52,7 @@ impl Endpoint {
             }),
             serve: Box::new(move |websocket, request| {
                 let mut service = service.clone();
-                // It is always ready, and goes on in a task of its own.
+                // The service is always ready. What it returns goes on in a separate task.
                 let serving = service.call((websocket, request));
                 tokio::spawn(async move {
                     if let Err(error) = serving.await {
@@ -59,19 +63,19 @@ impl Endpoint {
         }
     }
 
-    /// Serves a websocket that was asked for by `request`.
+    /// Serves a websocket that `request` asked for.
     pub(super) fn serve(&self, websocket: Websocket, request: http::Request<()>) {
         (self.serve)(websocket, request);
     }
 
-    /// Has a session that was opened by polling begin as with Node's server, which sends
-    /// the first ping after an interval; engineioxide sends one at once. A client that is
-    /// refused while it still answers that may never say that it leaves, and waits for its
-    /// last poll for as long as the session lives (python-engineio 4.15). So that ping is
-    /// taken out and answered here, before the client knows of its session.
+    /// Lets a session that was opened by polling begin as it does with Node's server, which
+    /// sends the first ping after an interval; engineioxide sends one at once. A client
+    /// that is refused while it still answers that ping may never say that it leaves, and
+    /// then waits for its last poll for as long as the session lives (python-engineio
+    /// 4.15). So the ping is taken and answered here, before the client knows its session.
     pub(super) async fn spare_first_ping(&self, opened: Response) -> Response {
         let (parts, body) = opened.into_parts();
-        // It is in memory already.
+        // The body is in memory already.
         let Ok(packet) = to_bytes(body, usize::MAX).await else {
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();
         };
@@ -92,22 +96,22 @@ impl Endpoint {
         }
     }
 
-    /// Why nothing can be posted to a session, as Engine.IO answers it: there is none,
-    /// or it does not poll.
+    /// Engine.IO's refusal to take anything for a session, if it refuses: the session does
+    /// not exist, or does not poll.
     pub(super) async fn refuses(&self, sid: Sid) -> Option<Response> {
         let response = self.post(sid, "").await;
         (!response.status().is_success()).then_some(response)
     }
 
-    /// Posts packets to a session, as its client does.
+    /// Posts packets to a session, as its client would.
     fn post(&self, sid: Sid, packets: &'static str) -> BoxFuture<'static, Response> {
         (self.call)(request(Method::POST, sid, packets))
     }
 }
 
 #[cfg(test)]
-impl Endpoint {
-    /// One that notes what is asked of it, and answers nothing.
+impl Engine {
+    /// An engine for tests: notes what is asked of it, and answers 200.
     pub(super) fn noting(note: impl Fn(Request) + Send + Sync + 'static) -> Self {
         Self {
             call: Box::new(move |request| {

@@ -1,155 +1,59 @@
-//! What one Engine.IO session may send: packets, bytes and other namespaces.
+//! Reads along with what a client sends: how many packets there are, and which of
+//! them ask for another namespace.
 //!
-//! Everything that a client sends is counted before Engine.IO sees it: each
-//! websocket frame as it passes through the stream, each packet of a polling
-//! request's body. Clients send a token, answers to pings and little else, and
-//! nothing that they send may be answered without a bound: socketioxide answers
-//! each CONNECT to a namespace that does not exist, with its name.
+//! A websocket's bytes are followed frame by frame, a polling request's body packet by
+//! packet. What is too much is `budget`'s to say, and what is not a valid frame is the
+//! websocket's to refuse.
 //!
-//! Pure but for the clock; imports nothing of this crate.
+//! Pure; imports nothing of this crate.
 
-use std::{
-    num::NonZeroU32,
-    sync::atomic::{AtomicU32, Ordering},
-};
-
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-
-/// Largest message or polling request from a client, in bytes; announced to clients
-/// that poll. Clients send a token and little else.
-pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
-
-/// Packets a second, or more where more events are allowed.
-const PACKETS_PER_SECOND: u32 = 50;
-
-/// Packets that may come at once, in seconds' worth: a tick that sends hundreds.
-const BURST_SECONDS: u32 = 10;
-
-/// Bytes a second: a full message.
-const BYTES_PER_SECOND: u32 = 64 * 1024;
-
-/// Bytes that may come at once.
-const BURST_BYTES: u32 = 1024 * 1024;
-
-/// CONNECTs to other namespaces than `/`. There are none; a frontend that expects
-/// some asks once for each.
-const OTHER_NAMESPACES: u32 = 10;
-
-/// Longest name of a namespace, in bytes: what an answer repeats.
-const MAX_NAMESPACE_BYTES: u8 = 128;
+/// Longest name of a namespace, in bytes: socketioxide's answer repeats the name.
+pub(super) const MAX_NAMESPACE_BYTES: u8 = 128;
 
 /// What separates the packets of a polling request (Engine.IO protocol v4).
 const SEPARATOR: u8 = 0x1e;
 
-/// How much a session may still send.
-#[derive(Debug)]
-pub(super) struct Budget {
-    packets: DefaultDirectRateLimiter,
-    bytes: DefaultDirectRateLimiter,
-    other_namespaces: AtomicU32,
-}
-
-/// What was too much; the session ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Excess {
-    Packets,
-    Bytes,
-    Namespaces,
-}
-
-impl Excess {
-    /// As a metric's label.
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::Packets => "packets",
-            Self::Bytes => "bytes",
-            Self::Namespaces => "namespaces",
-        }
-    }
-}
-
-impl Budget {
-    /// `events_per_second`: what a socket that was let in may send; 0 for any number.
-    pub(super) fn new(events_per_second: u32) -> Self {
-        let packets = match events_per_second {
-            // Whoever takes any number has a use for it.
-            0 => u32::MAX / BURST_SECONDS,
-            // An event and the frames around it.
-            events => events.saturating_mul(2).max(PACKETS_PER_SECOND),
-        };
-        let quota = |rate: u32, burst: u32| {
-            let positive = |n| NonZeroU32::new(n).expect("the rates are positive");
-            Quota::per_second(positive(rate)).allow_burst(positive(burst))
-        };
-        Self {
-            packets: RateLimiter::direct(quota(packets, packets.saturating_mul(BURST_SECONDS))),
-            bytes: RateLimiter::direct(quota(BYTES_PER_SECOND, BURST_BYTES)),
-            other_namespaces: AtomicU32::new(0),
-        }
-    }
-
-    /// Takes what was sent out of the budget.
-    pub(super) fn take(&self, bytes: usize, sent: Sent) -> Result<(), Excess> {
-        let is_over = |limiter: &DefaultDirectRateLimiter, n: u32| {
-            NonZeroU32::new(n).is_some_and(|n| !matches!(limiter.check_n(n), Ok(Ok(()))))
-        };
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let namespaces = self
-            .other_namespaces
-            .fetch_add(sent.other_namespaces, Ordering::Relaxed)
-            .saturating_add(sent.other_namespaces);
-        if sent.has_long_name || namespaces > OTHER_NAMESPACES {
-            return Err(Excess::Namespaces);
-        }
-        if is_over(&self.packets, sent.packets) {
-            return Err(Excess::Packets);
-        }
-        if is_over(&self.bytes, bytes) {
-            return Err(Excess::Bytes);
-        }
-        Ok(())
-    }
-}
-
-/// What was found in bytes from a client.
+/// What bytes from a client hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Sent {
-    packets: u32,
-    other_namespaces: u32,
-    has_long_name: bool,
+    pub(super) packets: u32,
+    /// CONNECTs to namespaces other than `/`.
+    pub(super) other_namespaces: u32,
+    /// A namespace's name is over [`MAX_NAMESPACE_BYTES`].
+    pub(super) has_long_name: bool,
 }
 
 impl Sent {
-    /// What a polling request's body holds.
+    /// Counts what a polling request's body holds.
     pub(super) fn in_payload(payload: &[u8]) -> Self {
         let mut sent = Self::default();
         for packet in payload.split(|&byte| byte == SEPARATOR) {
             sent.packets = sent.packets.saturating_add(1);
-            let mut beginning = Beginning::default();
+            let mut start = PacketStart::default();
             for &byte in packet {
-                if beginning == Beginning::Over {
+                if start == PacketStart::Over {
                     break;
                 }
-                beginning.read(byte, &mut sent);
+                start.read(byte, &mut sent);
             }
         }
         sent
     }
 }
 
-/// Where in the beginning of a packet we are: `40/name,` asks for a namespace.
+/// How far the start of a packet has been read: `40/name,` asks for a namespace.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Beginning {
+enum PacketStart {
     #[default]
     Message,
     Connect,
     Slash,
     Name(u8),
-    /// Of no interest any more.
+    /// The rest of the packet does not matter.
     Over,
 }
 
-impl Beginning {
+impl PacketStart {
     fn read(&mut self, byte: u8, sent: &mut Sent) {
         *self = match (*self, byte) {
             (Self::Message, b'4') => Self::Connect,
@@ -172,7 +76,7 @@ impl Beginning {
 }
 
 /// Follows the frames that a client sends (RFC 6455, 5.2), however they are cut
-/// into reads. What is no valid frame is the websocket's to refuse.
+/// into reads.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     header: [u8; 14],
@@ -180,15 +84,15 @@ pub(super) struct Frames {
     have: u8,
     /// Bytes of the payload that are still to come.
     payload: u64,
-    /// Bytes of it that came.
+    /// Bytes of the payload that were read.
     read: usize,
     is_control: bool,
-    /// Of the message, which may be spread over frames.
-    beginning: Beginning,
+    /// Of the message, which may be spread over several frames.
+    start: PacketStart,
 }
 
 impl Frames {
-    /// What begins in `bytes`, which follow those of the last call.
+    /// Counts what begins in `bytes`, which follow those of the last call.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> Sent {
         let mut sent = Sent::default();
         while let [first, rest @ ..] = bytes {
@@ -207,7 +111,7 @@ impl Frames {
         sent
     }
 
-    /// Where the mask is, or would be.
+    /// Offset of the mask in the header, or of the payload where there is no mask.
     fn mask_at(&self) -> usize {
         match self.header[1] & 0x7f {
             126 => 4,
@@ -238,10 +142,11 @@ impl Frames {
         let opcode = self.header[0] & 0x0f;
         self.is_control = opcode & 8 != 0;
         match opcode {
-            // Goes on where the last frame of data ended.
+            // Continuations go on where the last frame of data ended; control frames come
+            // between.
             0 | 8.. => {}
-            1 => self.beginning = Beginning::Message,
-            _ => self.beginning = Beginning::Over,
+            1 => self.start = PacketStart::Message,
+            _ => self.start = PacketStart::Over,
         }
     }
 
@@ -250,14 +155,14 @@ impl Frames {
         let (payload, rest) = bytes.split_at(here.min(bytes.len()));
         self.payload -= payload.len() as u64;
         for &byte in payload {
-            if self.is_control || self.beginning == Beginning::Over {
+            if self.is_control || self.start == PacketStart::Over {
                 break;
             }
             let mask = match self.is_masked() {
                 true => self.header[self.mask_at() + self.read % 4],
                 false => 0,
             };
-            self.beginning.read(byte ^ mask, sent);
+            self.start.read(byte ^ mask, sent);
             self.read += 1;
         }
         rest
@@ -338,44 +243,6 @@ mod tests {
         ];
         let sent = Frames::default().read(&bytes.concat());
         assert_eq!((sent.packets, sent.other_namespaces), (5, 2));
-    }
-
-    #[test]
-    fn a_long_name_is_too_much_and_a_long_token_is_not() {
-        let budget = Budget::new(10);
-        let name = |length: u8| format!("40/{},", "x".repeat(usize::from(length) - 1));
-        let take = |packet: &str| budget.take(packet.len(), Sent::in_payload(packet.as_bytes()));
-        assert_eq!(take(&name(MAX_NAMESPACE_BYTES)), Ok(()));
-        assert_eq!(
-            take(&format!("40{{\"token\":\"{}\"}}", "x".repeat(8000))),
-            Ok(())
-        );
-        assert_eq!(
-            take(&name(MAX_NAMESPACE_BYTES + 1)),
-            Err(Excess::Namespaces)
-        );
-    }
-
-    #[test]
-    fn what_a_frontend_may_send_at_once_fits_and_a_flood_does_not() {
-        let allowed = |budget: Budget, bytes: usize, packet: Sent| {
-            (0..100_000)
-                .find_map(|n| budget.take(bytes, packet).err().map(|excess| (n, excess)))
-                .unwrap()
-        };
-        let packet = Sent::in_payload(b"42[\"typing\"]");
-        let (packets, excess) = allowed(Budget::new(10), 20, packet);
-        assert_eq!(excess, Excess::Packets);
-        assert!((500..1000).contains(&packets), "{packets}");
-        let (messages, excess) = allowed(Budget::new(10), 60_000, packet);
-        assert_eq!(excess, Excess::Bytes);
-        assert!((15..40).contains(&messages), "{messages}");
-        let (connects, excess) = allowed(Budget::new(10), 10, Sent::in_payload(b"40/a,"));
-        assert_eq!((connects, excess), (OTHER_NAMESPACES, Excess::Namespaces));
-        assert!((0..40).all(|_| Budget::new(10).take(2_000, packet).is_ok()));
-        // More events than the default need more packets.
-        let (packets, _) = allowed(Budget::new(1_000), 1, packet);
-        assert!(packets >= 20_000, "{packets}");
     }
 
     prop_compose! {

@@ -1,13 +1,13 @@
-//! Room for connections: how many there may be, and which gives way.
+//! How many connections there may be, and which of them gives way to another.
 //!
-//! A connection that carries a socket which was let in stays. All others have
-//! to be few: of one address (an IPv6 /64 is one; trusted proxies have no
-//! limit), and of all, so that descriptors remain for what the process needs
-//! besides. A newcomer beyond that takes the place of the connection that has
-//! waited longest for a request; if none waits, the newcomer of a full gateway
-//! is served health checks only, and that of an address is closed.
+//! A connection that carries a socket which was let in stays. All others must be few:
+//! those of one address (an IPv6 /64 counts as one; trusted proxies have no limit),
+//! and those of all addresses together, so that file descriptors remain for what else
+//! the process needs. A connection beyond these limits takes the place of the one that
+//! has waited longest for a request. Where none waits, an address's newcomer is closed,
+//! and a newcomer to a full gateway is served health checks only.
 //!
-//! Pure: numbers go in, and who gives way comes out.
+//! Pure: the numbers of connections go in, and the one that gives way comes out.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,40 +16,40 @@ use std::{
 
 use crate::{config::TrustedProxies, socketio::limits::network};
 
-/// Descriptors for the log, RabbitMQ and the like; half of them for health checks.
+/// Descriptors kept for the log, RabbitMQ and the like; half of them for health checks.
 const RESERVED_DESCRIPTORS: usize = 64;
 
-/// Who is here.
-pub(super) struct Room {
-    /// Connections of one address that carry no socket.
+/// The connections that are open, and the limits on them.
+pub(super) struct Capacity {
+    /// Limit on one address's connections that carry no socket.
     of_address: usize,
-    /// All connections, of whatever kind.
+    /// Limit on all connections, of whatever kind.
     all: usize,
-    /// How many more are accepted for health checks.
+    /// How many more connections are accepted for health checks.
     reserve: usize,
     proxies: TrustedProxies,
     open: usize,
-    /// Those that do not carry a websocket's socket.
+    /// The connections that do not carry a websocket's socket.
     places: HashMap<u64, Place>,
-    /// Connections that wait for a request, by their turn: whoever waits longest first.
+    /// Connections that wait for a request, by their turn: the longest wait comes first.
     waiting: BTreeMap<u64, u64>,
     turns: u64,
     addresses: HashMap<IpAddr, Address>,
 }
 
 struct Place {
-    /// `None`: without a limit.
+    /// `None`: no limit applies.
     address: Option<IpAddr>,
-    state: State,
+    activity: Activity,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// For a request, since this turn.
+enum Activity {
+    /// Waits for a request, since this turn.
     Waiting(u64),
-    /// A request is being answered.
+    /// Has a request that is being answered.
     Busy,
-    /// The request is one of a socket that was let in.
+    /// Has such a request, of a socket that was let in.
     Carrying,
 }
 
@@ -59,18 +59,18 @@ struct Address {
     waiting: BTreeSet<u64>,
 }
 
-/// What is to be done about a newcomer.
+/// What happens to a newcomer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Welcome,
-    /// In the place of this connection, which must be closed.
+    /// Takes the place of this connection, which must be closed.
     InPlaceOf(u64, Lack),
-    /// For health checks only.
+    /// Is served health checks only.
     ProbesOnly,
     Closed(Lack),
 }
 
-/// What there is not enough of.
+/// Which limit was met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lack {
     OfAddress,
@@ -78,7 +78,7 @@ pub(super) enum Lack {
 }
 
 impl Lack {
-    /// As a metric's label.
+    /// The limit as a metric's label.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::OfAddress => "address",
@@ -87,7 +87,7 @@ impl Lack {
     }
 }
 
-impl Room {
+impl Capacity {
     /// `of_address`: how many connections without a socket an address may have, 0
     /// for any number. `descriptors`: how many the process may have open.
     pub(super) fn new(of_address: u32, proxies: TrustedProxies, descriptors: usize) -> Self {
@@ -135,9 +135,9 @@ impl Room {
         }
         self.open += 1;
         if !matches!(entry, Entry::Closed(_)) {
-            let state = State::Busy;
-            self.places.insert(number, Place { address, state });
-            self.count(address, State::Busy, 1);
+            let activity = Activity::Busy;
+            self.places.insert(number, Place { address, activity });
+            self.count(address, Activity::Busy, 1);
             self.waits(number);
         }
         entry
@@ -145,26 +145,27 @@ impl Room {
 
     /// A request of the connection is being answered.
     pub(super) fn busy(&mut self, number: u64) {
-        self.change(number, State::Busy);
+        self.change(number, Activity::Busy);
     }
 
-    /// The request is one of a socket that was let in.
+    /// That request is one of a socket that was let in.
     pub(super) fn carries(&mut self, number: u64) {
-        self.change(number, State::Carrying);
+        self.change(number, Activity::Carrying);
     }
 
     /// The connection waits for a request.
     pub(super) fn waits(&mut self, number: u64) {
         let turn = self.turns;
         self.turns += 1;
-        self.change(number, State::Waiting(turn));
+        self.change(number, Activity::Waiting(turn));
     }
 
-    /// The connection carries a socket until it ends, or was told to close.
+    /// The connection no longer counts: it carries a socket until it ends, or was told to
+    /// close.
     pub(super) fn remove(&mut self, number: u64) {
-        if let Some(Place { address, state }) = self.places.remove(&number) {
-            self.count(address, state, -1);
-            if let State::Waiting(turn) = state {
+        if let Some(Place { address, activity }) = self.places.remove(&number) {
+            self.count(address, activity, -1);
+            if let Activity::Waiting(turn) = activity {
                 self.waiting.remove(&turn);
             }
         }
@@ -176,30 +177,30 @@ impl Room {
         self.open -= 1;
     }
 
-    fn change(&mut self, number: u64, state: State) {
+    fn change(&mut self, number: u64, activity: Activity) {
         let Some(place) = self.places.get_mut(&number) else {
             return;
         };
         let address = place.address;
-        let before = std::mem::replace(&mut place.state, state);
+        let before = std::mem::replace(&mut place.activity, activity);
         self.count(address, before, -1);
-        self.count(address, state, 1);
-        if let State::Waiting(turn) = before {
+        self.count(address, activity, 1);
+        if let Activity::Waiting(turn) = before {
             self.waiting.remove(&turn);
         }
-        if let State::Waiting(turn) = state {
+        if let Activity::Waiting(turn) = activity {
             self.waiting.insert(turn, number);
         }
     }
 
-    /// Adds a connection to those of its address, or takes it away.
-    fn count(&mut self, address: Option<IpAddr>, state: State, change: isize) {
-        let Some(address) = address.filter(|_| state != State::Carrying) else {
+    /// Adds a connection to those of its address, or takes it away from them.
+    fn count(&mut self, address: Option<IpAddr>, activity: Activity, change: isize) {
+        let Some(address) = address.filter(|_| activity != Activity::Carrying) else {
             return;
         };
         let here = self.addresses.entry(address).or_default();
         here.connections = here.connections.saturating_add_signed(change);
-        if let State::Waiting(turn) = state {
+        if let Activity::Waiting(turn) = activity {
             match change > 0 {
                 true => here.waiting.insert(turn),
                 false => here.waiting.remove(&turn),
@@ -219,8 +220,8 @@ mod tests {
 
     const MANY: usize = 1_000_000;
 
-    fn room(of_address: u32, descriptors: usize) -> Room {
-        Room::new(of_address, "10.0.0.0/8".parse().unwrap(), descriptors)
+    fn capacity(of_address: u32, descriptors: usize) -> Capacity {
+        Capacity::new(of_address, "10.0.0.0/8".parse().unwrap(), descriptors)
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -228,63 +229,69 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_longest_gives_way_to_a_newcomer_of_the_address() {
-        let mut room = room(2, MANY);
+    fn the_connection_that_waits_longest_gives_way_to_a_newcomer_of_the_address() {
+        let mut capacity = capacity(2, MANY);
         for number in [1, 2] {
-            assert_eq!(room.enter(number, ip("1.1.1.1")), Entry::Welcome);
+            assert_eq!(capacity.enter(number, ip("1.1.1.1")), Entry::Welcome);
         }
-        room.busy(1);
-        room.waits(1);
+        capacity.busy(1);
+        capacity.waits(1);
         let in_place_of = |number| Entry::InPlaceOf(number, Lack::OfAddress);
-        assert_eq!(room.enter(3, ip("1.1.1.1")), in_place_of(2));
-        room.leave(2);
-        assert_eq!(room.enter(4, ip("::ffff:1.1.1.1")), in_place_of(1));
+        assert_eq!(capacity.enter(3, ip("1.1.1.1")), in_place_of(2));
+        capacity.leave(2);
+        assert_eq!(capacity.enter(4, ip("::ffff:1.1.1.1")), in_place_of(1));
         for number in [3, 4] {
-            room.busy(number);
+            capacity.busy(number);
         }
-        assert_eq!(room.enter(5, ip("1.1.1.1")), Entry::Closed(Lack::OfAddress));
-        assert_eq!(room.enter(6, ip("1.1.1.2")), Entry::Welcome);
-        // What carries a socket does not count.
-        room.carries(3);
-        assert_eq!(room.enter(7, ip("1.1.1.1")), Entry::Welcome);
-        room.remove(7);
-        assert_eq!(room.enter(8, ip("1.1.1.1")), Entry::Welcome);
+        assert_eq!(
+            capacity.enter(5, ip("1.1.1.1")),
+            Entry::Closed(Lack::OfAddress)
+        );
+        assert_eq!(capacity.enter(6, ip("1.1.1.2")), Entry::Welcome);
+        // A connection that carries a socket does not count.
+        capacity.carries(3);
+        assert_eq!(capacity.enter(7, ip("1.1.1.1")), Entry::Welcome);
+        capacity.remove(7);
+        assert_eq!(capacity.enter(8, ip("1.1.1.1")), Entry::Welcome);
     }
 
     #[test]
     fn proxies_have_no_limit_and_a_subscribers_network_is_one_address() {
-        let mut room = room(1, MANY);
-        assert!((0..100).all(|number| room.enter(number, ip("10.0.0.1")) == Entry::Welcome));
-        assert_eq!(room.enter(100, ip("2001:db8::1")), Entry::Welcome);
-        let second = room.enter(101, ip("2001:db8::2"));
+        let mut capacity = capacity(1, MANY);
+        assert!((0..100).all(|number| capacity.enter(number, ip("10.0.0.1")) == Entry::Welcome));
+        assert_eq!(capacity.enter(100, ip("2001:db8::1")), Entry::Welcome);
+        let second = capacity.enter(101, ip("2001:db8::2"));
         assert_eq!(second, Entry::InPlaceOf(100, Lack::OfAddress));
-        let mut unlimited = super::tests::room(0, MANY);
+        let mut unlimited = super::tests::capacity(0, MANY);
         assert!((0..100).all(|number| unlimited.enter(number, ip("1.1.1.1")) == Entry::Welcome));
     }
 
     #[test]
     fn a_full_gateway_still_serves_health_checks() {
-        let mut room = room(0, 128);
+        let mut capacity = capacity(0, 128);
         for number in 0..64 {
-            assert_eq!(room.enter(number, ip("1.1.1.1")), Entry::Welcome);
+            assert_eq!(capacity.enter(number, ip("1.1.1.1")), Entry::Welcome);
         }
-        let newcomer = room.enter(64, ip("1.1.1.2"));
+        let newcomer = capacity.enter(64, ip("1.1.1.2"));
         assert_eq!(newcomer, Entry::InPlaceOf(0, Lack::OfAll));
-        room.leave(0);
+        capacity.leave(0);
         for number in 1..=64 {
-            room.busy(number);
+            capacity.busy(number);
         }
         for number in 65..97 {
-            assert_eq!(room.enter(number, ip("1.1.1.2")), Entry::ProbesOnly);
-            room.busy(number);
+            assert_eq!(capacity.enter(number, ip("1.1.1.2")), Entry::ProbesOnly);
+            capacity.busy(number);
         }
-        assert_eq!(room.enter(97, ip("1.1.1.2")), Entry::Closed(Lack::OfAll));
-        room.leave(97);
+        assert_eq!(
+            capacity.enter(97, ip("1.1.1.2")),
+            Entry::Closed(Lack::OfAll)
+        );
+        capacity.leave(97);
         for number in 65..97 {
-            room.leave(number);
+            capacity.leave(number);
         }
-        room.leave(5);
-        assert_eq!(room.enter(98, ip("1.1.1.2")), Entry::Welcome);
+        capacity.leave(5);
+        assert_eq!(capacity.enter(98, ip("1.1.1.2")), Entry::Welcome);
     }
 
     proptest! {
@@ -292,37 +299,37 @@ mod tests {
         fn counts_are_those_of_the_connections_that_are_here(
             steps in proptest::collection::vec((0..6_u8, 0..30_u64, 0..3_u8), 0..400),
         ) {
-            let mut room = room(4, 40);
+            let mut capacity = capacity(4, 40);
             let mut here = BTreeSet::new();
             for (step, number, address) in steps {
                 let peer = IpAddr::from([1, 1, 1, address]);
                 match step {
                     0 | 1 => if here.insert(number) {
-                        room.enter(number, peer);
+                        capacity.enter(number, peer);
                     },
-                    2 => room.busy(number),
-                    3 => room.waits(number),
-                    4 => room.carries(number),
+                    2 => capacity.busy(number),
+                    3 => capacity.waits(number),
+                    4 => capacity.carries(number),
                     _ => if here.remove(&number) {
-                        room.leave(number);
+                        capacity.leave(number);
                     },
                 }
-                prop_assert_eq!(room.open, here.len());
-                prop_assert!(room.places.keys().all(|number| here.contains(number)));
-                let waiting = |place: &Place| matches!(place.state, State::Waiting(_));
-                let counted = room.places.values().filter(|place| waiting(place)).count();
-                prop_assert_eq!(room.waiting.len(), counted);
-                for (address, entry) in &room.addresses {
-                    let of_it = || room.places.values().filter(|place| place.address == Some(*address));
-                    let counted = of_it().filter(|place| place.state != State::Carrying).count();
+                prop_assert_eq!(capacity.open, here.len());
+                prop_assert!(capacity.places.keys().all(|number| here.contains(number)));
+                let waiting = |place: &Place| matches!(place.activity, Activity::Waiting(_));
+                let counted = capacity.places.values().filter(|place| waiting(place)).count();
+                prop_assert_eq!(capacity.waiting.len(), counted);
+                for (address, entry) in &capacity.addresses {
+                    let of_it = || capacity.places.values().filter(|place| place.address == Some(*address));
+                    let counted = of_it().filter(|place| place.activity != Activity::Carrying).count();
                     prop_assert_eq!(entry.connections, counted);
                     prop_assert_eq!(entry.waiting.len(), of_it().filter(|place| waiting(place)).count());
                 }
             }
             for number in here {
-                room.leave(number);
+                capacity.leave(number);
             }
-            prop_assert!(room.addresses.is_empty() && room.places.is_empty() && room.open == 0);
+            prop_assert!(capacity.addresses.is_empty() && capacity.places.is_empty() && capacity.open == 0);
         }
     }
 }
