@@ -17,7 +17,7 @@ use tracing::debug;
 
 /// The longest that a settled delivery waits for others to go with. Only the broker's
 /// memory waits for it: at most the prefetch of each consumer.
-const PATIENCE: Duration = Duration::from_millis(25);
+const MAX_ACK_DELAY: Duration = Duration::from_millis(25);
 
 /// The acknowledgements of one channel.
 pub(super) struct Acks {
@@ -61,7 +61,7 @@ impl Acks {
         loop {
             self.begun.notified().await;
             // A batch that was full before counts as well: then it is early, not late.
-            let _ = timeout(PATIENCE, self.full.notified()).await;
+            let _ = timeout(MAX_ACK_DELAY, self.full.notified()).await;
             // Consumers that are ready to run settle first.
             tokio::task::yield_now().await;
             self.flush(channel).await;

@@ -30,8 +30,8 @@ use amqprs::{
 };
 use futures_util::future::join_all;
 use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout},
+    sync::{Mutex, mpsc},
+    time::timeout,
 };
 use tokio_util::{
     sync::CancellationToken,
@@ -40,19 +40,21 @@ use tokio_util::{
 use tracing::{debug, warn};
 
 use super::{
-    MAX_FRAME_BYTES, Shared,
     acks::Acks,
     connection::{
         LinkError, OnConnection, OpenChannel, ServerClose, barrier, open_channel, open_connection,
     },
     consumer,
-    control::Control,
-    topology::consumer_channels,
+    shared::Shared,
 };
 use crate::{
     broker::Delivery,
-    config::{AmqpUrl, RabbitMqConfig},
+    config::{AmqpUrl, RabbitMqConfig, Topology},
 };
+
+/// The largest frame that `RabbitMqService::THREAD_STACK_BYTES` is measured for:
+/// RabbitMQ's default. It tells the client, which cannot ask for a smaller one.
+const MAX_FRAME_BYTES: u32 = 131_072;
 
 /// Limit of one RPC. A broker that needs longer is in no state to deliver.
 const RPC_TIMEOUT: Duration = Duration::from_secs(20);
@@ -66,9 +68,6 @@ pub(super) const ADMIN_CHANNELS: usize = 16;
 /// is made before that, or before as many as `channel_max` leaves.
 const MAX_REOPENED_CHANNELS: usize = 1_000;
 
-/// How often the way to the other instances is tried where RabbitMQ refuses it.
-const CONTROL_RETRY: Duration = Duration::from_secs(120);
-
 /// Limit of handing off what consumers still hold when a link ends. Handlers do
 /// not block; only an acknowledgement into a dead connection could.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -77,9 +76,8 @@ pub(super) struct Channels {
     connection: Connection,
     /// The node that it is a connection to.
     pub(super) node: AmqpUrl,
-    epoch: u64,
     /// Declare, bind, delete. Each is replaced when the server closes it.
-    pub(super) admins: Vec<OpenChannel>,
+    admins: Vec<Mutex<OpenChannel>>,
     /// Consume, cancel, acknowledge. The loss of one is the link's loss.
     pub(super) consumers: Vec<Consumers>,
     prefetch: u16,
@@ -93,11 +91,8 @@ pub(super) struct Channels {
     /// Consumers that have not handed off all they received.
     handing_off: TaskTracker,
     received: Arc<AtomicU64>,
-    /// The way to the other instances.
-    control: Option<Control>,
-    control_tried: Instant,
-    reopened: usize,
-    reopenable: usize,
+    /// Channels that may still be opened in the place of closed ones.
+    reopenable: Mutex<usize>,
 }
 
 /// A channel of consumers.
@@ -105,6 +100,18 @@ pub(super) struct Consumers {
     pub(super) channel: OpenChannel,
     acks: Arc<Acks>,
     acknowledging: AbortOnDropHandle<()>,
+}
+
+/// What the broker says to what it was asked: a refusal is an answer, too.
+pub(super) type Answer<T> = Result<T, ServerClose>;
+
+/// How many channels of consumers a topology uses.
+fn consumer_channels(config: &RabbitMqConfig) -> usize {
+    match config.topology {
+        Topology::PerUser | Topology::Firehose => 1,
+        // RabbitMQ works for each channel in a process of its own.
+        Topology::Shared => config.shared_queues.into(),
+    }
 }
 
 /// How many channels are left on a connection beside those that a link opens at once.
@@ -125,7 +132,7 @@ pub(super) fn spare_channels(
 
 impl Channels {
     /// Connects and opens the channels. Not bounded in time: the caller is.
-    pub(super) async fn open(shared: &Arc<Shared>, epoch: u64) -> Result<Self, LinkError> {
+    pub(super) async fn open(shared: &Shared) -> Result<Self, LinkError> {
         let name = format!("chat3-gateway {}", shared.instance);
         let config = &shared.config;
         let (limit, heartbeat) = (config.connect_timeout, config.heartbeat);
@@ -154,7 +161,6 @@ impl Channels {
         let mut channels = Self {
             connection,
             node,
-            epoch,
             admins: Vec::with_capacity(ADMIN_CHANNELS),
             consumers: Vec::with_capacity(consumers),
             prefetch: config.prefetch(),
@@ -165,69 +171,23 @@ impl Channels {
             cancelled_sender,
             handing_off: TaskTracker::new(),
             received: shared.received.clone(),
-            control: None,
-            control_tried: Instant::now(),
-            reopened: 0,
-            reopenable: reopenable.min(MAX_REOPENED_CHANNELS),
+            reopenable: Mutex::new(reopenable.min(MAX_REOPENED_CHANNELS)),
         };
         for _ in 0..ADMIN_CHANNELS {
-            let admin = channels.open_channel(None).await?;
-            channels.admins.push(admin);
+            let admin = channels.open_channel().await?;
+            channels.admins.push(Mutex::new(admin));
         }
         for _ in 0..consumers {
             let consumers = channels.open_consumers().await?;
             channels.consumers.push(consumers);
         }
-        if !config.control_exchange.is_empty() {
-            channels.open_control(shared).await?;
-        }
         Ok(channels)
-    }
-
-    /// Opens the way to the other instances, if RabbitMQ permits it.
-    async fn open_control(&mut self, shared: &Arc<Shared>) -> Result<(), LinkError> {
-        self.control_tried = Instant::now();
-        let channel = self.open_channel(None).await?;
-        let (instance, epoch) = (&shared.instance, self.epoch);
-        // The reopened one is not to be mistaken for the one that is going.
-        let queue = format!("chat3-gateway.{instance}.{epoch}.control{}", self.reopened);
-        let opened = Control::open(shared, channel, queue).await;
-        let opened = opened.inspect_err(|error| {
-            warn!(%error, "RabbitMQ control exchange not usable: orders do not reach other instances");
-        });
-        self.control = opened.ok();
-        shared.set_control_connected(self.control.is_some());
-        Ok(())
-    }
-
-    /// Opens the way to the other instances anew, if its exchange or queue is gone:
-    /// an instance that hears no order must not be taken for one that does.
-    pub(super) async fn mend_control(&mut self, shared: &Arc<Shared>) -> Result<(), LinkError> {
-        if shared.config.control_exchange.is_empty() {
-            return Ok(());
-        }
-        if let Some(control) = &self.control {
-            let Err(reason) = self.rpc(&control.channel, control.bind_again()).await else {
-                return Ok(());
-            };
-            if self.lost.is_cancelled() {
-                return Err(self.loss());
-            }
-            warn!(%reason, "RabbitMQ control channel lost: orders of the last moments may be missing");
-            self.control = None;
-        } else if self.control_tried.elapsed() < CONTROL_RETRY {
-            return Ok(());
-        }
-        self.spend_channel()?;
-        let open = self.open_control(shared);
-        timeout(RPC_TIMEOUT, open)
-            .await
-            .unwrap_or(Err(LinkError::Timeout(RPC_TIMEOUT)))
     }
 
     async fn open_consumers(&self) -> Result<Consumers, LinkError> {
         let lost_with_channel = Some(self.lost.clone().drop_guard());
-        let channel = self.open_channel(lost_with_channel).await?;
+        let channel =
+            open_channel(&self.connection, lost_with_channel, &self.cancelled_sender).await?;
         // Per consumer; bounds what amqprs buffers without bound.
         barrier(&channel.channel, self.prefetch).await?;
         let acks = Arc::new(Acks::new(self.prefetch));
@@ -242,30 +202,68 @@ impl Channels {
         })
     }
 
-    async fn open_channel(
-        &self,
-        lost: Option<tokio_util::sync::DropGuard>,
-    ) -> Result<OpenChannel, LinkError> {
-        open_channel(&self.connection, lost, &self.cancelled_sender).await
+    /// Opens a channel, the loss of which is not the link's. Not bounded in time: the
+    /// caller is.
+    pub(super) async fn open_channel(&self) -> Result<OpenChannel, LinkError> {
+        open_channel(&self.connection, None, &self.cancelled_sender).await
     }
 
-    /// Replaces an admin channel that the server has closed; an error when the
+    /// Opens a channel in the place of one that the server has closed; an error when the
     /// connection should make way for a new one.
-    pub(super) async fn reopen_admin(&mut self, channel: usize) -> Result<(), LinkError> {
-        self.spend_channel()?;
-        self.admins[channel] = timeout(RPC_TIMEOUT, self.open_channel(None))
+    pub(super) async fn replace_channel(&self) -> Result<OpenChannel, LinkError> {
+        let mut reopenable = self.reopenable.lock().await;
+        *reopenable = reopenable.checked_sub(1).ok_or(LinkError::Worn)?;
+        timeout(RPC_TIMEOUT, self.open_channel())
             .await
-            .unwrap_or(Err(LinkError::Timeout(RPC_TIMEOUT)))?;
-        Ok(())
+            .unwrap_or(Err(LinkError::Timeout(RPC_TIMEOUT)))
     }
 
-    /// Another channel takes the place of one that the server has closed.
-    fn spend_channel(&mut self) -> Result<(), LinkError> {
-        self.reopened += 1;
-        match self.reopened > self.reopenable {
-            true => Err(LinkError::Worn),
-            false => Ok(()),
+    /// Runs one RPC, or one pipelined sequence that ends in an RPC, on an admin channel.
+    /// If the broker refuses, and so closes the channel, another one is opened. An error
+    /// means that the link is lost.
+    pub(super) async fn on_admin<T, F>(
+        &self,
+        admin: usize,
+        call: impl FnOnce(Channel) -> F,
+    ) -> Result<Answer<T>, LinkError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, amqprs::error::Error>> + Send + 'static,
+    {
+        let mut on = self.admins[admin].lock().await;
+        match self.rpc(&on, call(on.channel.clone())).await {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(LinkError::Closed(close)) if !self.lost.is_cancelled() => {
+                *on = self.replace_channel().await?;
+                Ok(Err(close))
+            }
+            Err(error) => Err(error),
         }
+    }
+
+    /// Runs steps on an admin channel, pipelined, and then one barrier, which only an
+    /// accepted sequence passes. What was accepted before a refusal stays.
+    pub(super) async fn pipeline<S, F>(
+        &self,
+        admin: usize,
+        steps: Vec<S>,
+        step: impl Fn(Channel, S) -> F + Send + 'static,
+    ) -> Result<Answer<()>, LinkError>
+    where
+        S: Send + 'static,
+        F: Future<Output = Result<(), amqprs::error::Error>> + Send + 'static,
+    {
+        let prefetch = self.prefetch;
+        let sequence = |channel: Channel| async move {
+            for each in steps {
+                // A frame after the server closed the channel would cost the connection.
+                if channel.is_open() {
+                    step(channel.clone(), each).await?;
+                }
+            }
+            barrier(&channel, prefetch).await
+        };
+        self.on_admin(admin, sequence).await
     }
 
     /// Starts consumers of queues, pipelined: without waiting for each answer, then
@@ -299,31 +297,6 @@ impl Channels {
             barrier(&channel, prefetch).await
         };
         self.rpc(&on.channel, sequence).await
-    }
-
-    /// Runs steps on a channel, pipelined, and then one barrier, which only an
-    /// accepted sequence passes.
-    pub(super) async fn pipeline<S, F>(
-        &self,
-        on: &OpenChannel,
-        steps: Vec<S>,
-        step: impl Fn(Channel, S) -> F + Send + 'static,
-    ) -> Result<(), LinkError>
-    where
-        S: Send + 'static,
-        F: Future<Output = Result<(), amqprs::error::Error>> + Send + 'static,
-    {
-        let (channel, prefetch) = (on.channel.clone(), self.prefetch);
-        let sequence = async move {
-            for each in steps {
-                // A frame after the server closed the channel would cost the connection.
-                if channel.is_open() {
-                    step(channel.clone(), each).await?;
-                }
-            }
-            barrier(&channel, prefetch).await
-        };
-        self.rpc(on, sequence).await
     }
 
     /// Runs one RPC, or one pipelined sequence that ends in an RPC.
@@ -413,7 +386,7 @@ impl Channels {
                 let _ = on.channel.channel.close().await;
             }
             for admin in self.admins {
-                let _ = admin.channel.close().await;
+                let _ = admin.into_inner().channel.close().await;
             }
             self.connection.close().await
         };

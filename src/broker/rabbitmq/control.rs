@@ -4,7 +4,7 @@
 //! Optional, and never in the way of updates: if RabbitMQ refuses it, there is a
 //! warning and no broadcast.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use amqprs::{
     BasicProperties, Deliver,
@@ -16,57 +16,111 @@ use amqprs::{
     error::Error,
 };
 use async_trait::async_trait;
-use tracing::debug;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, warn};
 
 use super::{
-    Shared,
+    channels::Channels,
     connection::{LinkError, OpenChannel, barrier},
+    shared::Shared,
 };
 
 /// Orders on their way to us: small ones, unless somebody sends what is none.
 const PREFETCH: u16 = 10;
 
-/// An open way from the other instances; closed by dropping it.
+/// How often the way is tried where RabbitMQ refuses it.
+const RETRY: Duration = Duration::from_secs(120);
+
+/// Limit of opening it anew.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The way from the other instances on one link; closed by dropping it.
 pub(super) struct Control {
-    exchange: String,
+    shared: Arc<Shared>,
+    epoch: u64,
+    /// `None` while RabbitMQ refuses it.
+    consumed: Option<Consumed>,
+    tried_at: Instant,
+    tries: u64,
+}
+
+struct Consumed {
     queue: String,
-    pub(super) channel: OpenChannel,
+    channel: OpenChannel,
 }
 
 impl Control {
-    /// Declares the exchange and an exclusive queue of that name, and consumes it.
-    /// Not bounded in time: the caller is.
+    /// Opens the way, if it is configured. An error means that the link is lost. Not
+    /// bounded in time: the caller is.
     pub(super) async fn open(
         shared: &Arc<Shared>,
-        channel: OpenChannel,
-        queue: String,
-    ) -> Result<Self, LinkError> {
-        let exchange = &shared.config.control_exchange;
-        declare(&channel.channel, exchange, &queue, shared)
-            .await
-            .map_err(|error| channel.refusal_or(error))?;
-        Ok(Self {
-            exchange: exchange.clone(),
-            queue,
-            channel,
-        })
+        epoch: u64,
+        channels: &Channels,
+    ) -> Result<Option<Self>, LinkError> {
+        if shared.config.control_exchange.is_empty() {
+            return Ok(None);
+        }
+        let mut control = Self {
+            shared: shared.clone(),
+            epoch,
+            consumed: None,
+            tried_at: Instant::now(),
+            tries: 0,
+        };
+        control.consume(channels.open_channel().await?).await;
+        Ok(Some(control))
     }
 
-    /// Makes the binding once more, on [`Self::channel`]: refused if the exchange or
-    /// the queue is gone. Where the exchange was made anew, that is the remedy.
-    pub(super) fn bind_again(&self) -> impl Future<Output = Result<(), Error>> + use<> {
-        let channel = self.channel.channel.clone();
-        let bind = QueueBindArguments::new(&self.queue, &self.exchange, "");
-        async move { channel.queue_bind(bind).await }
+    /// Opens the way anew, if its exchange or queue is gone: an instance that hears no
+    /// order must not be taken for one that does.
+    pub(super) async fn mend(&mut self, channels: &Channels) -> Result<(), LinkError> {
+        if let Some(consumed) = &self.consumed {
+            // Refused if the exchange or the queue is gone. Where the exchange was made
+            // anew, the binding is the remedy.
+            let channel = consumed.channel.channel.clone();
+            let bind =
+                QueueBindArguments::new(&consumed.queue, &self.shared.config.control_exchange, "");
+            let bind = async move { channel.queue_bind(bind).await };
+            let Err(reason) = channels.rpc(&consumed.channel, bind).await else {
+                return Ok(());
+            };
+            if channels.lost.is_cancelled() {
+                return Err(channels.loss());
+            }
+            warn!(%reason, "RabbitMQ control channel lost: orders of the last moments may be missing");
+            self.consumed = None;
+        } else if self.tried_at.elapsed() < RETRY {
+            return Ok(());
+        }
+        let channel = channels.replace_channel().await?;
+        timeout(OPEN_TIMEOUT, self.consume(channel))
+            .await
+            .map_err(|_| LinkError::Timeout(OPEN_TIMEOUT))
+    }
+
+    async fn consume(&mut self, channel: OpenChannel) {
+        self.tried_at = Instant::now();
+        // Not to be mistaken for the queue before, which may not be gone yet.
+        let queue = format!(
+            "chat3-gateway.{}.{}.control{}",
+            self.shared.instance, self.epoch, self.tries
+        );
+        self.tries += 1;
+        self.consumed = match consume(&channel.channel, &queue, &self.shared).await {
+            Ok(()) => Some(Consumed { queue, channel }),
+            Err(error) => {
+                let error = channel.refusal_or(error);
+                warn!(%error, "RabbitMQ control exchange not usable: orders do not reach other instances");
+                None
+            }
+        };
+        self.shared.set_control_connected(self.consumed.is_some());
     }
 }
 
-async fn declare(
-    channel: &Channel,
-    exchange: &str,
-    queue: &str,
-    shared: &Arc<Shared>,
-) -> Result<(), Error> {
+/// Declares the exchange and an exclusive queue of that name, and consumes it.
+async fn consume(channel: &Channel, queue: &str, shared: &Arc<Shared>) -> Result<(), Error> {
+    let exchange = &shared.config.control_exchange;
     let declare =
         ExchangeDeclareArguments::of_type(exchange, amqprs::channel::ExchangeType::Fanout)
             .durable(true)
@@ -103,9 +157,7 @@ impl AsyncConsumer for ControlConsumer {
     ) {
         if properties.app_id() != Some(&self.0.instance) {
             debug!(bytes = content.len(), "RabbitMQ control message received");
-            if let Some(handler) = self.0.on_broadcast.get() {
-                handler(&content);
-            }
+            self.0.broadcast_came(&content);
         }
         // What was sent behind its close would cost the connection.
         if channel.is_open() {

@@ -18,12 +18,12 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    Shared,
     connection::{LinkError, OpenChannel, barrier, open_channel, open_connection},
+    shared::Shared,
 };
 
-/// How long whoever gives an order waits until RabbitMQ has it.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the caller who gives an order waits until RabbitMQ has it.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Limit of the goodbye to a broker that may not be listening.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,8 +32,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const PREFETCH: u16 = 1;
 
 /// The way out for orders. One is published at a time.
-#[derive(Default)]
-pub(super) struct Orders(Mutex<Option<Publishing>>);
+pub(super) struct Orders {
+    shared: Arc<Shared>,
+    publishing: Arc<Mutex<Option<Publishing>>>,
+}
 
 struct Publishing {
     connection: Connection,
@@ -43,25 +45,32 @@ struct Publishing {
 }
 
 impl Orders {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            publishing: Arc::default(),
+        }
+    }
+
     /// Publishes `message`: whether RabbitMQ has it. One that it has not in time may
     /// arrive later; until then, none is sent after it.
-    pub(super) async fn publish(shared: &Arc<Shared>, message: Bytes) -> bool {
+    pub(super) async fn publish(&self, message: Bytes) -> bool {
         // In a task of its own: what it asks amqprs must be waited for to its end.
         let publish = {
-            let shared = shared.clone();
+            let (shared, publishing) = (self.shared.clone(), self.publishing.clone());
             async move {
-                let publishing = timeout(PATIENCE, shared.orders.0.lock()).await;
-                let mut publishing = publishing.map_err(|_| LinkError::Timeout(PATIENCE))?;
+                let publishing = timeout(PUBLISH_TIMEOUT, publishing.lock()).await;
+                let mut publishing = publishing.map_err(|_| LinkError::Timeout(PUBLISH_TIMEOUT))?;
                 publish(&shared, &mut publishing, &message).await
             }
         };
-        let published = match timeout(2 * PATIENCE, tokio::spawn(publish)).await {
+        let published = match timeout(2 * PUBLISH_TIMEOUT, tokio::spawn(publish)).await {
             Ok(Ok(published)) => published,
             Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
-            Err(_) => Err(LinkError::Timeout(2 * PATIENCE)),
+            Err(_) => Err(LinkError::Timeout(2 * PUBLISH_TIMEOUT)),
         };
         if let Err(error) = &published {
-            shared.metrics.orders_not_broadcast.inc();
+            self.shared.metrics.orders_not_broadcast.inc();
             match error {
                 LinkError::Closed(reason) => {
                     warn!(%reason, "RabbitMQ closed the control channel: the order does not reach other instances");
@@ -81,7 +90,7 @@ impl Orders {
 
     /// Closes the connection, if there is one.
     pub(super) async fn close(&self) {
-        let Ok(mut publishing) = timeout(CLOSE_TIMEOUT, self.0.lock()).await else {
+        let Ok(mut publishing) = timeout(CLOSE_TIMEOUT, self.publishing.lock()).await else {
             return;
         };
         let Some(Publishing { connection, .. }) = publishing.take() else {
@@ -112,7 +121,7 @@ async fn publish(
     match way.unanswered.take() {
         Some(unanswered) if !unanswered.is_finished() => {
             way.unanswered = Some(unanswered);
-            return Err(LinkError::Timeout(PATIENCE));
+            return Err(LinkError::Timeout(PUBLISH_TIMEOUT));
         }
         _ => {}
     }
@@ -128,13 +137,13 @@ async fn publish(
             .await?;
         barrier(&channel, PREFETCH).await
     });
-    match timeout(PATIENCE, &mut sent).await {
+    match timeout(PUBLISH_TIMEOUT, &mut sent).await {
         Ok(Ok(Ok(()))) => Ok(()),
         Ok(Ok(Err(error))) => Err(way.channel.refusal_or(error)),
         Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
         Err(_) => {
             way.unanswered = Some(sent);
-            Err(LinkError::Timeout(PATIENCE))
+            Err(LinkError::Timeout(PUBLISH_TIMEOUT))
         }
     }
 }
@@ -144,17 +153,17 @@ async fn open(shared: &Shared) -> Result<Publishing, LinkError> {
     let name = format!("chat3-gateway {} orders", shared.instance);
     let opening = tokio::spawn(async move {
         let heartbeat = config.heartbeat;
-        let opening = open_connection(&config.url, &config.tls, &name, heartbeat, PATIENCE);
+        let opening = open_connection(&config.url, &config.tls, &name, heartbeat, PUBLISH_TIMEOUT);
         let (connection, _) = opening.await?;
         // Nothing is consumed there.
         let (cancelled, _) = mpsc::unbounded_channel();
         let channel = open_channel(&connection, None, &cancelled).await?;
         Ok::<_, LinkError>((connection, channel))
     });
-    let (connection, channel) = match timeout(PATIENCE, opening).await {
+    let (connection, channel) = match timeout(PUBLISH_TIMEOUT, opening).await {
         Ok(Ok(opened)) => opened?,
         Ok(Err(panic)) => return Err(LinkError::Amqp(panic.to_string())),
-        Err(_) => return Err(LinkError::Timeout(PATIENCE)),
+        Err(_) => return Err(LinkError::Timeout(PUBLISH_TIMEOUT)),
     };
     Ok(Publishing {
         connection,

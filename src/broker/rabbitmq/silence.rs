@@ -22,9 +22,9 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Shared,
     connection::LinkError,
-    session::{Scope, Session},
+    shared::Shared,
+    side_connection::{Scope, SideConnection},
 };
 use crate::{broker::survey::Survey, user::User};
 
@@ -137,7 +137,7 @@ impl Silence {
             info!("RabbitMQ binding keys match what is published again");
             shared.metrics.bindings_dead.set(0);
         }
-        if has_come || !*shared.connected.borrow() || !shared.has_subscribers() {
+        if has_come || !*shared.connected.borrow() || !shared.desired.has_active() {
             let warned_of_refusal = self.warned_of_refusal;
             let is_dead = self.is_dead && !has_come;
             *self = Self {
@@ -182,25 +182,25 @@ impl Silence {
 
 /// Listens for at most `time`.
 async fn look(shared: &Shared, time: Duration) -> Result<Found, LinkError> {
-    let mut session = Session::open(&shared.config, "look", &shared.instance).await?;
-    let found = look_over(&mut session, shared, time).await;
-    session.close().await;
+    let mut side = SideConnection::open(&shared.config, "look", &shared.instance).await?;
+    let found = look_over(&mut side, shared, time).await;
+    side.close().await;
     found
 }
 
 async fn look_over(
-    session: &mut Session,
+    side: &mut SideConnection,
     shared: &Shared,
     time: Duration,
 ) -> Result<Found, LinkError> {
-    let queue = format!("{}.{:08x}", session.prefix, rand::random::<u32>());
-    session.declare(&queue, QUEUE_LENGTH).await?;
-    let users = shared.some_subscribers(SAMPLE);
-    let scope = session.bind_widely(&queue, &shared.config, &users).await?;
+    let queue = format!("{}.{:08x}", side.prefix, rand::random::<u32>());
+    side.declare(&queue, QUEUE_LENGTH).await?;
+    let users = shared.desired.some_active(SAMPLE);
+    let scope = side.bind_widely(&queue, &shared.config, &users).await?;
     if let Scope::Nothing(refusal) = scope {
         return Ok(Found::Refused(refusal));
     }
-    let mut listening = session.listen().await?;
+    let mut listening = side.listen().await?;
     listening.to(&queue, 0).await?;
     let mut survey = Survey::of(&shared.config.binding_keys);
     let mut heard = 0;
@@ -210,7 +210,7 @@ async fn look_over(
             break;
         };
         heard += 1;
-        let Some(subscriber) = update.user.and_then(|user| shared.subscriber(&user)) else {
+        let Some(subscriber) = update.user.and_then(|user| subscriber(shared, user)) else {
             continue;
         };
         let missed = survey.missed();
@@ -232,36 +232,15 @@ async fn look_over(
     })
 }
 
-impl Shared {
-    fn has_subscribers(&self) -> bool {
-        let wishes = self.wishes();
-        wishes.users.values().any(|wish| wish.active.is_active())
-    }
-
-    fn some_subscribers(&self, count: usize) -> Vec<User> {
-        let wishes = self.wishes();
-        let active = wishes
-            .users
-            .iter()
-            .filter(|(_, wish)| wish.active.is_active());
-        active.map(|(user, _)| user.clone()).take(count).collect()
-    }
-
-    /// Who is subscribed here of those who may get `user`'s updates: with that tenant, or
-    /// without any.
-    fn subscriber(&self, user: &User) -> Option<User> {
-        let wishes = self.wishes();
-        let is_active = |user: &User| {
-            let wish = wishes.users.get(user);
-            wish.is_some_and(|wish| wish.active.is_active())
-        };
-        if is_active(user) {
-            return Some(user.clone());
-        }
-        let without_tenant = User {
-            id: user.id.clone(),
-            tenant: None,
-        };
-        is_active(&without_tenant).then_some(without_tenant)
-    }
+/// Who is subscribed here of those who may get `user`'s updates: with that tenant, or
+/// without any.
+fn subscriber(shared: &Shared, user: User) -> Option<User> {
+    let without_tenant = User {
+        id: user.id.clone(),
+        tenant: None,
+    };
+    let candidates = [user, without_tenant];
+    candidates
+        .into_iter()
+        .find(|user| shared.desired.is_active(user))
 }

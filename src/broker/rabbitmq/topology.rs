@@ -1,5 +1,5 @@
-//! What users have at the broker: the seam between the reconciliation and the
-//! topologies, of which `RABBITMQ_TOPOLOGY` chooses one.
+//! The actual state: what users have at the broker on one connection. A seam between the
+//! reconciliation and the topologies, of which `RABBITMQ_TOPOLOGY` chooses one.
 //!
 //! Either each user has a queue of their own ([`own_queues`]), or users share
 //! queues ([`common_queues`]): one or a few that are bound for them, or one that is bound
@@ -22,53 +22,52 @@ use tokio::time::Instant;
 
 use self::{common_queues::CommonQueues, own_queues::OwnQueues};
 use super::{
-    Shared, Wish,
     channels::Channels,
     connection::{LinkError, ServerClose},
+    desired::Subscription,
+    shared::Shared,
 };
-use crate::{
-    config::{RabbitMqConfig, Topology as Choice},
-    user::User,
-};
+use crate::{config, user::User};
 
-/// Users whose subscription was refused, together, and what the broker said.
-pub(super) type Refused = (Vec<(User, Wish)>, ServerClose);
+/// Users who were refused, together, and what the broker said.
+pub(super) struct Refusal {
+    pub(super) users: Vec<(User, Subscription)>,
+    pub(super) close: ServerClose,
+}
 
+/// The subscriptions that exist, and how they are made. `C` is what the broker is spoken
+/// to over; in tests of the reconciliation, that is something else.
 #[async_trait]
-pub(super) trait Topology: Send {
+pub(super) trait Topology<C = Channels>: Send {
     /// Makes what users need in common, if it is not there.
-    async fn prepare(&mut self, channels: &mut Channels) -> Result<(), LinkError>;
+    async fn prepare(&mut self, channels: &C) -> Result<(), LinkError>;
 
-    /// Subscribes users who are not, and activates their wishes; returns those whom
-    /// the broker refused, in groups that were tried as one.
+    /// Subscribes users who are not, and activates their subscriptions; returns those
+    /// whom the broker refused, in groups that were tried as one.
     async fn subscribe(
         &mut self,
-        channels: &mut Channels,
-        wishes: Vec<(User, Wish)>,
-    ) -> Result<Vec<Refused>, LinkError>;
+        channels: &C,
+        users: Vec<(User, Subscription)>,
+    ) -> Result<Vec<Refusal>, LinkError>;
 
     /// Ends subscriptions: of each user who has one.
-    async fn unsubscribe(
-        &mut self,
-        channels: &mut Channels,
-        users: Vec<User>,
-    ) -> Result<(), LinkError>;
+    async fn unsubscribe(&mut self, channels: &C, users: Vec<User>) -> Result<(), LinkError>;
 
     /// Removes some of what is of no use any more.
-    async fn tidy(&mut self, channels: &mut Channels) -> Result<(), LinkError>;
+    async fn tidy(&mut self, channels: &C) -> Result<(), LinkError>;
 
     /// When there is something to [`tidy`](Self::tidy).
     fn tidy_at(&self) -> Option<Instant>;
 
-    /// The queue with this name was deleted by somebody else: who has lost their
-    /// subscription with it.
+    /// The queue with this name was deleted by somebody else: returns the users who
+    /// have lost their subscription with it.
     fn forget(&mut self, queue: &str) -> Vec<User>;
 
-    /// The serial of `user`'s wish that is fulfilled.
+    /// The serial of `user`'s subscription, if the user is subscribed.
     fn serial(&self, user: &User) -> Option<u64>;
 
     /// How many users are subscribed.
-    fn users_count(&self) -> usize;
+    fn count(&self) -> usize;
 
     /// A single user was refused that: whether it was one of several binding keys, and
     /// the user can be subscribed without it.
@@ -81,20 +80,11 @@ pub(super) trait Topology: Send {
     fn round(&self) -> usize;
 }
 
-/// How many channels of consumers a topology uses.
-pub(super) fn consumer_channels(config: &RabbitMqConfig) -> usize {
-    match config.topology {
-        Choice::PerUser | Choice::Firehose => 1,
-        // RabbitMQ works for each channel in a process of its own.
-        Choice::Shared => config.shared_queues.into(),
-    }
-}
-
 pub(super) fn new(shared: &Arc<Shared>, epoch: u64) -> Box<dyn Topology> {
     let shared = shared.clone();
     match shared.config.topology {
-        Choice::PerUser => Box::new(OwnQueues::new(shared, epoch)),
-        Choice::Shared => Box::new(CommonQueues::shared(shared, epoch)),
-        Choice::Firehose => Box::new(CommonQueues::firehose(shared, epoch)),
+        config::Topology::PerUser => Box::new(OwnQueues::new(shared, epoch)),
+        config::Topology::Shared => Box::new(CommonQueues::shared(shared, epoch)),
+        config::Topology::Firehose => Box::new(CommonQueues::firehose(shared, epoch)),
     }
 }

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 
 use super::Report;
 use crate::{
-    broker::rabbitmq::{LinkError, NOT_FOUND, Session},
+    broker::rabbitmq::{LinkError, NOT_FOUND, SideConnection},
     broker::survey,
     config::{BindingKeys, RabbitMqConfig, Topology},
     user::{TenantId, User, UserId},
@@ -22,7 +22,7 @@ pub(super) enum Bound {
 /// Binds `queue` as `serve` would, with each template. An error means that the connection
 /// is gone.
 pub(super) async fn examine(
-    session: &mut Session,
+    session: &mut SideConnection,
     config: &RabbitMqConfig,
     queue: &str,
     grant: &str,
@@ -109,7 +109,7 @@ pub(super) async fn examine(
 
 /// A firehose's keys miss users whose ids are several words; those users are bound one by one.
 async fn dots(
-    session: &mut Session,
+    session: &mut SideConnection,
     config: &RabbitMqConfig,
     queue: &str,
     how: &str,
@@ -137,7 +137,7 @@ async fn dots(
 
 /// Binds `queue` for a user whose updates nobody publishes.
 pub(super) async fn to_nobody(
-    session: &mut Session,
+    session: &mut SideConnection,
     config: &RabbitMqConfig,
     permitted: &BindingKeys,
     queue: &str,
@@ -147,7 +147,7 @@ pub(super) async fn to_nobody(
 }
 
 async fn bind(
-    session: &mut Session,
+    session: &mut SideConnection,
     config: &RabbitMqConfig,
     queue: &str,
     keys: &[String],

@@ -2,7 +2,7 @@
 //! on Chat3's exchange and on the control exchange.
 //!
 //! Rights are tried on an exclusive queue of the gateway's own kind, which is gone
-//! afterwards; what a [`Session`] can do, and cannot.
+//! afterwards; what a [`SideConnection`] can do, and cannot.
 
 use amqprs::{
     channel::{BasicConsumeArguments, ExchangeUnbindArguments},
@@ -15,7 +15,7 @@ use super::{
     exchange::{self, Exchange},
 };
 use crate::{
-    broker::rabbitmq::{ACCESS_REFUSED, LinkError, Session, host_name},
+    broker::rabbitmq::{ACCESS_REFUSED, LinkError, SideConnection, instance_id},
     config::{BindingKeys, RabbitMqConfig},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 pub(super) async fn examine(
     config: &RabbitMqConfig,
     report: &mut Report,
-) -> Result<(Session, Rights), &'static str> {
+) -> Result<(SideConnection, Rights), &'static str> {
     let Some(mut session) = log_in(config, report).await else {
         skip_rights(config, "there is no login", report);
         return Err("there is no login");
@@ -66,13 +66,9 @@ pub(super) struct Rights {
 }
 
 /// Connects and logs in as `serve` does.
-async fn log_in(config: &RabbitMqConfig, report: &mut Report) -> Option<Session> {
-    let instance = match config.instance_name.as_str() {
-        "" => host_name(),
-        name => name.to_owned(),
-    };
-    let instance = format!("{instance}-{:08x}", rand::random::<u32>());
-    match Session::open(config, "doctor", &instance).await {
+async fn log_in(config: &RabbitMqConfig, report: &mut Report) -> Option<SideConnection> {
+    let instance = instance_id(config);
+    match SideConnection::open(config, "doctor", &instance).await {
         Ok(session) => {
             report.ok("login", format!("as {}", config.url.first().user));
             report.ok("vhost", config.url.first().vhost.clone());
@@ -133,7 +129,7 @@ fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
 
 /// Tries the gateway's rights one by one. An error means that the connection is gone.
 async fn rights(
-    session: &mut Session,
+    session: &mut SideConnection,
     config: &RabbitMqConfig,
     report: &mut Report,
 ) -> Result<Rights, LinkError> {
@@ -217,7 +213,7 @@ async fn rights(
 }
 
 async fn updates_exchange(
-    session: &mut Session,
+    session: &mut SideConnection,
     config: &RabbitMqConfig,
     bound: &Bound,
     report: &mut Report,
@@ -264,7 +260,7 @@ async fn updates_exchange(
 
 /// The rights on the control exchange, without a message that other instances would see.
 async fn control(
-    session: &mut Session,
+    session: &mut SideConnection,
     config: &RabbitMqConfig,
     queue: Option<&str>,
     report: &mut Report,

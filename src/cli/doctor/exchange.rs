@@ -2,7 +2,7 @@
 
 use amqprs::{FieldValue, channel::ExchangeDeclareArguments};
 
-use crate::broker::rabbitmq::{ACCESS_REFUSED, LinkError, Session};
+use crate::broker::rabbitmq::{ACCESS_REFUSED, LinkError, SideConnection};
 
 /// What an exchange is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(super) enum Exchange {
 /// `alternate-exchange` is no name. What is there is compared with it first,
 /// type before durability before arguments; where nothing is there, nothing is made.
 pub(super) async fn look_at(
-    session: &mut Session,
+    session: &mut SideConnection,
     name: &str,
     kind: &str,
 ) -> Result<Exchange, LinkError> {

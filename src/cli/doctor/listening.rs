@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{broker::Rights, clock::Clock, trial::Trial};
 use crate::{
-    broker::rabbitmq::{LinkError, Scope, Session},
+    broker::rabbitmq::{LinkError, Scope, SideConnection},
     broker::survey::Survey,
     config::RabbitMqConfig,
     user::User,
@@ -53,7 +53,7 @@ impl Ear {
     /// Binds a queue with `#`, or else with all keys that RabbitMQ permits of those that
     /// the gateway and its users could have. `users` are known without listening.
     pub(super) async fn open(
-        session: &mut Session,
+        session: &mut SideConnection,
         config: &RabbitMqConfig,
         users: &[User],
     ) -> Result<Self, LinkError> {
@@ -67,7 +67,7 @@ impl Ear {
     /// must get nothing.
     pub(super) async fn listen<'r>(
         &self,
-        session: &mut Session,
+        session: &mut SideConnection,
         config: &RabbitMqConfig,
         rights: &'r Rights,
         listen: Duration,

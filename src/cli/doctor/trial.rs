@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::listening::{COMPARED, FIRST_TEMPLATE};
 use crate::{
-    broker::rabbitmq::{Heard, LinkError, Listening, Session},
+    broker::rabbitmq::{Heard, LinkError, Listening, SideConnection},
     broker::survey::Template,
     config::{RabbitMqConfig, Topology},
     user::User,
@@ -43,7 +43,7 @@ pub(super) struct Tried {
 impl Trial {
     /// Binds a queue by each template, for each of the users, and one with `everything`.
     pub(super) async fn begin(
-        session: &mut Session,
+        session: &mut SideConnection,
         listening: &mut Listening,
         config: &RabbitMqConfig,
         templates: &[Template],
@@ -134,7 +134,7 @@ fn keys(config: &RabbitMqConfig, template: &Template, users: &HashSet<User>) -> 
 }
 
 async fn bind(
-    session: &mut Session,
+    session: &mut SideConnection,
     config: &RabbitMqConfig,
     queue: &str,
     keys: &[String],

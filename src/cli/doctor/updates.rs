@@ -12,7 +12,7 @@ use super::{
     trial::{Trial, Tried},
 };
 use crate::{
-    broker::rabbitmq::{ACCESS_REFUSED, LinkError, NOT_FOUND, Scope, Session},
+    broker::rabbitmq::{ACCESS_REFUSED, LinkError, NOT_FOUND, Scope, SideConnection},
     broker::survey::{Survey, Template},
     config::{BindingKeys, RabbitMqConfig},
     user::User,
@@ -24,7 +24,7 @@ const MAX_SHAPES: usize = 5;
 /// Listens, and says what that tells about exchange, keys and clock. `known` is a user
 /// whose updates may be listened to even where nobody else's may.
 pub(super) async fn examine(
-    mut session: Session,
+    mut session: SideConnection,
     config: &RabbitMqConfig,
     rights: &Rights,
     known: Option<User>,
@@ -51,7 +51,7 @@ pub(super) async fn examine(
 }
 
 async fn hear<'r>(
-    session: &mut Session,
+    session: &mut SideConnection,
     config: &RabbitMqConfig,
     rights: &'r Rights,
     known: &[User],

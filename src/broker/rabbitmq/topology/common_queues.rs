@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use amqprs::channel::{QueueBindArguments, QueueDeclareArguments, QueueUnbindArguments};
+use amqprs::channel::{Channel, QueueBindArguments, QueueDeclareArguments, QueueUnbindArguments};
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -24,12 +24,13 @@ use tracing::{debug, info};
 
 use super::{
     super::{
-        Shared, Wish,
-        channels::{ADMIN_CHANNELS, Channels},
+        channels::{ADMIN_CHANNELS, Answer, Channels},
         connection::{LinkError, NOT_FOUND, ServerClose},
-        link::REFUSED_RETRY,
+        desired::Subscription,
+        refused::RETRY_PAUSE,
+        shared::Shared,
     },
-    Refused, Topology,
+    Refusal, Topology,
     members::Members,
     permitted::Permitted,
     routes::Routes,
@@ -79,7 +80,7 @@ struct Queue {
 /// A user whose bindings are to be made.
 struct Newcomer {
     user: User,
-    wish: Wish,
+    subscription: Subscription,
     routes: Arc<Routes>,
     binds: Vec<QueueBindArguments>,
 }
@@ -110,31 +111,39 @@ impl CommonQueues {
         }
     }
 
-    /// Declares and consumes a queue that does not exist, and binds it for everybody,
-    /// if it is to be.
+    /// Declares and consumes a queue that does not exist, and, in a firehose, binds it for
+    /// everybody.
     async fn prepare_queue(
         &mut self,
-        channels: &mut Channels,
+        channels: &Channels,
         index: usize,
-    ) -> Result<(), LinkError> {
+    ) -> Result<Answer<()>, LinkError> {
         let queue = match self.queues[index].take() {
             Some(queue) => queue,
-            None => self.declare(channels, index).await?,
+            None => match self.declare(channels, index).await? {
+                Ok(queue) => queue,
+                Err(close) => return Ok(Err(close)),
+            },
         };
         let (name, is_ready) = (queue.name.clone(), queue.is_ready);
         // Kept also if the exchange is missing.
         let queue = self.queues[index].insert(queue);
-        if !is_ready {
-            let keys = self.permitted.keys_for_all();
-            let keys = keys.filter(|_| self.for_all);
-            let binds = keys.map(|key| bind(&self.shared, &name, &key)).collect();
-            bind_all(channels, 0, binds).await?;
-            queue.is_ready = true;
+        if is_ready {
+            return Ok(Ok(()));
         }
-        Ok(())
+        let keys = self.permitted.keys_for_all();
+        let keys = keys.filter(|_| self.for_all);
+        let binds = keys.map(|key| bind(&self.shared, &name, &key)).collect();
+        let bound = bind_all(channels, 0, binds).await?;
+        queue.is_ready = bound.is_ok();
+        Ok(bound)
     }
 
-    async fn declare(&mut self, channels: &mut Channels, index: usize) -> Result<Queue, LinkError> {
+    async fn declare(
+        &mut self,
+        channels: &Channels,
+        index: usize,
+    ) -> Result<Answer<Queue>, LinkError> {
         self.declarations += 1;
         let name = format!(
             "chat3-gateway.{}.{}.common{index}.{}",
@@ -144,10 +153,10 @@ impl CommonQueues {
             .exclusive(true)
             .auto_delete(true)
             .finish();
-        let admin = &channels.admins[0];
-        let channel = admin.channel.clone();
-        let declare = async move { channel.queue_declare(declare).await };
-        channels.rpc(admin, declare).await?;
+        let declare = |channel: Channel| async move { channel.queue_declare(declare).await };
+        if let Err(close) = channels.on_admin(0, declare).await? {
+            return Ok(Err(close));
+        }
         let routes = Arc::new(Routes::new(
             self.shared.config.binding_keys.clone(),
             self.shared.metrics.clone(),
@@ -159,19 +168,19 @@ impl CommonQueues {
         let on = &channels.consumers[index % channels.consumers.len()];
         channels.consume(on, vec![(name.clone(), deliver)]).await?;
         debug!(queue = name, "RabbitMQ queue consumed");
-        Ok(Queue {
+        Ok(Ok(Queue {
             name,
             routes,
             is_ready: false,
-        })
+        }))
     }
 
     /// The users have their bindings.
-    fn activate(&mut self, user: &User, wish: &Wish) {
+    fn activate(&mut self, user: &User, subscription: &Subscription) {
         info!(user_id = %user.id, "User subscribed to updates");
         let gauge = GaugeGuard::new(&self.shared.metrics.subscriptions);
-        self.members.arrive(user, wish.serial, gauge);
-        wish.active.activate();
+        self.members.arrive(user, subscription.serial, gauge);
+        subscription.activation.activate();
     }
 
     /// The user's queue, if it is there.
@@ -194,15 +203,15 @@ impl CommonQueues {
     /// Binds newcomers, in batches, each on an admin channel.
     async fn bind_batches(
         &mut self,
-        channels: &mut Channels,
+        channels: &Channels,
         mut newcomers: Vec<Newcomer>,
-    ) -> Result<Vec<Refused>, LinkError> {
+    ) -> Result<Vec<Refusal>, LinkError> {
         let mut batches = Vec::new();
         while !newcomers.is_empty() {
             let rest = newcomers.split_off(newcomers.len().min(BATCH));
             batches.push(std::mem::replace(&mut newcomers, rest));
         }
-        let mut refused = Vec::new();
+        let mut refusals = Vec::new();
         for batches in batches.chunks_mut(BIND_CHANNELS) {
             let binds = batches.iter_mut().enumerate().map(|(admin, batch)| {
                 let binds = batch
@@ -210,36 +219,35 @@ impl CommonQueues {
                     .flat_map(|new| std::mem::take(&mut new.binds));
                 bind_all(channels, admin, binds.collect())
             });
-            let results = join_all(binds).await;
-            for (admin, (batch, result)) in batches.iter_mut().zip(results).enumerate() {
-                match result {
+            let answers = join_all(binds).await;
+            for (batch, answer) in batches.iter_mut().zip(answers) {
+                match answer? {
                     Ok(()) => {
-                        for Newcomer { user, wish, .. } in batch {
-                            self.permitted.accept(user);
-                            self.activate(user, wish);
+                        for new in batch {
+                            self.permitted.accept(&new.user);
+                            self.activate(&new.user, &new.subscription);
                         }
                     }
                     // What the batch has bound stays, without effect, until the same
                     // users are bound again or the link ends.
-                    Err(LinkError::Closed(close)) if !channels.lost.is_cancelled() => {
-                        channels.reopen_admin(admin).await?;
-                        let batch = batch.drain(..).map(|new| {
+                    Err(close) => {
+                        let users = batch.drain(..).map(|new| {
                             new.routes.remove(&new.user);
-                            (new.user, new.wish)
+                            (new.user, new.subscription)
                         });
-                        refused.push((batch.collect(), close));
+                        let users = users.collect();
+                        refusals.push(Refusal { users, close });
                     }
-                    Err(error) => return Err(error),
                 }
             }
         }
-        Ok(refused)
+        Ok(refusals)
     }
 }
 
 #[async_trait]
 impl Topology for CommonQueues {
-    async fn prepare(&mut self, channels: &mut Channels) -> Result<(), LinkError> {
+    async fn prepare(&mut self, channels: &Channels) -> Result<(), LinkError> {
         if let Some((_, until)) = self.refused
             && Instant::now() < until
         {
@@ -254,29 +262,20 @@ impl Topology for CommonQueues {
                 continue;
             }
             let prepared = loop {
-                match self.prepare_queue(channels, index).await {
-                    Err(LinkError::Closed(close))
-                        if !channels.lost.is_cancelled()
-                            && self.permitted.refuse_for_all(&close) =>
-                    {
-                        channels.reopen_admin(0).await?;
-                    }
+                match self.prepare_queue(channels, index).await? {
+                    Err(close) if self.permitted.refuse_for_all(&close) => {}
                     prepared => break prepared,
                 }
             };
-            match prepared {
-                Err(LinkError::Closed(close)) if !channels.lost.is_cancelled() => {
-                    channels.reopen_admin(0).await?;
-                    if close.missing_queue().is_some() {
-                        self.queues[index] = None;
-                    }
-                    if close.code == NOT_FOUND {
-                        return Err(LinkError::Closed(close));
-                    }
-                    self.refused = Some((close, Instant::now() + REFUSED_RETRY));
-                    return Ok(());
+            if let Err(close) = prepared {
+                if close.missing_queue().is_some() {
+                    self.queues[index] = None;
                 }
-                result => result?,
+                if close.code == NOT_FOUND {
+                    return Err(LinkError::Closed(close));
+                }
+                self.refused = Some((close, Instant::now() + RETRY_PAUSE));
+                return Ok(());
             }
         }
         Ok(())
@@ -284,22 +283,22 @@ impl Topology for CommonQueues {
 
     async fn subscribe(
         &mut self,
-        channels: &mut Channels,
-        wishes: Vec<(User, Wish)>,
-    ) -> Result<Vec<Refused>, LinkError> {
+        channels: &Channels,
+        users: Vec<(User, Subscription)>,
+    ) -> Result<Vec<Refusal>, LinkError> {
         self.prepare(channels).await?;
         let mut newcomers = Vec::new();
         let mut without_queue = Vec::new();
-        for (user, wish) in wishes {
+        for (user, subscription) in users {
             let Some(queue) = self.queue_of(&user.id).filter(|queue| queue.is_ready) else {
-                without_queue.push((user, wish));
+                without_queue.push((user, subscription));
                 continue;
             };
             // Before the bindings: what they bring shall find its way.
             let routes = queue.routes.clone();
-            routes.insert(&user, wish.handler.clone());
+            routes.insert(&user, subscription.handler.clone());
             if self.is_covered(&user) || self.members.contains(&user) {
-                self.activate(&user, &wish);
+                self.activate(&user, &subscription);
                 continue;
             }
             let keys = self.permitted.keys(&user);
@@ -310,21 +309,24 @@ impl Topology for CommonQueues {
             let binds = binds.collect();
             newcomers.push(Newcomer {
                 user,
-                wish,
+                subscription,
                 routes,
                 binds,
             });
         }
-        let mut refused = self.bind_batches(channels, newcomers).await?;
+        let mut refusals = self.bind_batches(channels, newcomers).await?;
         if let Some((close, _)) = &self.refused
             && !without_queue.is_empty()
         {
-            refused.push((without_queue, close.clone()));
+            refusals.push(Refusal {
+                users: without_queue,
+                close: close.clone(),
+            });
         }
-        Ok(refused)
+        Ok(refusals)
     }
 
-    async fn unsubscribe(&mut self, _: &mut Channels, users: Vec<User>) -> Result<(), LinkError> {
+    async fn unsubscribe(&mut self, _: &Channels, users: Vec<User>) -> Result<(), LinkError> {
         let now = Instant::now();
         for user in users {
             if let Some(queue) = self.queue_of(&user.id) {
@@ -342,7 +344,7 @@ impl Topology for CommonQueues {
 
     /// Unbinds some of those who left some time ago, each channel some of them: there
     /// is no unbinding without waiting for the answer.
-    async fn tidy(&mut self, channels: &mut Channels) -> Result<(), LinkError> {
+    async fn tidy(&mut self, channels: &Channels) -> Result<(), LinkError> {
         let now = Instant::now();
         self.unbind_after = now + UNBIND_PAUSE;
         let Some(deadline) = now.checked_sub(LINGER) else {
@@ -362,23 +364,17 @@ impl Topology for CommonQueues {
         debug!(bindings = unbinds.len(), "RabbitMQ unbinding");
         let portion = unbinds.len().div_ceil(ADMIN_CHANNELS).max(1);
         let portions = unbinds.chunks(portion).map(<[_]>::to_vec).enumerate();
-        let results = join_all(portions.map(|(admin, unbinds)| {
-            let unbind = |channel: amqprs::channel::Channel, unbind| async move {
-                channel.queue_unbind(unbind).await
-            };
-            channels.pipeline(&channels.admins[admin], unbinds, unbind)
+        let answers = join_all(portions.map(|(admin, unbinds)| {
+            let unbind =
+                |channel: Channel, unbind| async move { channel.queue_unbind(unbind).await };
+            channels.pipeline(admin, unbinds, unbind)
         }))
         .await;
-        for (admin, result) in results.into_iter().enumerate() {
-            match result {
-                Ok(()) => {}
-                // A permission was withdrawn. These bindings stay until the link ends.
-                Err(LinkError::Closed(close)) if !channels.lost.is_cancelled() => {
-                    debug!(reason = %close, "RabbitMQ refused to unbind");
-                    channels.reopen_admin(admin).await?;
-                    self.unbind_after = now + REFUSED_RETRY;
-                }
-                Err(error) => return Err(error),
+        for answer in answers {
+            // A permission was withdrawn. These bindings stay until the link ends.
+            if let Err(close) = answer? {
+                debug!(reason = %close, "RabbitMQ refused to unbind");
+                self.unbind_after = now + RETRY_PAUSE;
             }
         }
         Ok(())
@@ -408,7 +404,7 @@ impl Topology for CommonQueues {
         self.members.serial(user)
     }
 
-    fn users_count(&self) -> usize {
+    fn count(&self) -> usize {
         self.members.present()
     }
 
@@ -451,10 +447,7 @@ async fn bind_all(
     channels: &Channels,
     admin: usize,
     binds: Vec<QueueBindArguments>,
-) -> Result<(), LinkError> {
-    let bind =
-        |channel: amqprs::channel::Channel, bind| async move { channel.queue_bind(bind).await };
-    channels
-        .pipeline(&channels.admins[admin], binds, bind)
-        .await
+) -> Result<Answer<()>, LinkError> {
+    let bind = |channel: Channel, bind| async move { channel.queue_bind(bind).await };
+    channels.pipeline(admin, binds, bind).await
 }

@@ -39,7 +39,7 @@ impl Members {
         self.find(user).is_some()
     }
 
-    /// The serial of `user`'s wish, if the user is present.
+    /// The serial of `user`'s subscription, if the user is present.
     pub(super) fn serial(&self, user: &User) -> Option<u64> {
         match self.find(user)?.state {
             State::Present { serial, .. } => Some(serial),

@@ -19,12 +19,13 @@ use tracing::{debug, info};
 
 use super::{
     super::{
-        Shared, Wish,
-        channels::{ADMIN_CHANNELS, Channels},
-        connection::{LinkError, OpenChannel, ServerClose},
+        channels::{ADMIN_CHANNELS, Answer, Channels},
+        connection::{LinkError, ServerClose},
         consumer::hand_off,
+        desired::Subscription,
+        shared::Shared,
     },
-    Refused, Topology,
+    Refusal, Topology,
     permitted::Permitted,
 };
 use crate::{broker::Delivery, observability::metrics::GaugeGuard, user::User};
@@ -57,10 +58,10 @@ struct Active {
     _gauge: GaugeGuard,
 }
 
-/// A queue that is to be made for a user, or is being made.
+/// A queue to make for a user.
 struct Queue {
     user: User,
-    wish: Wish,
+    subscription: Subscription,
     name: String,
 }
 
@@ -84,24 +85,33 @@ impl OwnQueues {
         }
     }
 
-    fn name_queues(&mut self, wishes: Vec<(User, Wish)>) -> Vec<Queue> {
-        let name_queue = |(user, wish)| {
+    fn name_queues(&mut self, users: Vec<(User, Subscription)>) -> Vec<Queue> {
+        let name_queue = |(user, subscription)| {
             self.declarations += 1;
             let name = queue_name(&self.shared.instance, self.epoch, &user, self.declarations);
-            Queue { user, wish, name }
+            Queue {
+                user,
+                subscription,
+                name,
+            }
         };
-        wishes.into_iter().map(name_queue).collect()
+        users.into_iter().map(name_queue).collect()
     }
 
     /// The users' queues are consumed.
     fn activate(&mut self, queues: Vec<Queue>) {
-        for Queue { user, wish, name } in queues {
+        for Queue {
+            user,
+            subscription,
+            name,
+        } in queues
+        {
             info!(user_id = %user.id, "User subscribed to updates");
-            wish.active.activate();
+            subscription.activation.activate();
             self.permitted.accept(&user);
             self.users_by_queue.insert(name.clone(), user.clone());
             let active = Active {
-                serial: wish.serial,
+                serial: subscription.serial,
                 queue: name,
                 _gauge: GaugeGuard::new(&self.shared.metrics.subscriptions),
             };
@@ -112,55 +122,59 @@ impl OwnQueues {
     /// Subscribes the users in batches, one on each admin channel.
     async fn subscribe_batches(
         &mut self,
-        channels: &mut Channels,
-        mut wishes: Vec<(User, Wish)>,
-    ) -> Result<Vec<Refused>, LinkError> {
+        channels: &Channels,
+        mut users: Vec<(User, Subscription)>,
+    ) -> Result<Vec<Refusal>, LinkError> {
         let mut batches = Vec::new();
-        while !wishes.is_empty() {
-            let rest = wishes.split_off(wishes.len().min(BATCH));
-            batches.push(self.name_queues(std::mem::replace(&mut wishes, rest)));
+        while !users.is_empty() {
+            let rest = users.split_off(users.len().min(BATCH));
+            batches.push(self.name_queues(std::mem::replace(&mut users, rest)));
         }
-        let results = {
-            let (this, channels) = (&*self, &*channels);
+        let answers = {
+            let this = &*self;
             // The channel of the consumers has one RPC in flight, as every channel.
             let consuming = Mutex::new(());
             let consuming = &consuming;
-            let each = channels.admins.iter().zip(&batches);
+            let each = batches.iter().enumerate();
             join_all(each.map(|(admin, queues)| async move {
-                this.declare(channels, admin, queues).await?;
-                let _turn = consuming.lock().await;
-                Self::consume(channels, queues).await
+                let declared = this.declare(channels, admin, queues).await?;
+                if declared.is_ok() {
+                    let _turn = consuming.lock().await;
+                    Self::consume(channels, queues).await?;
+                }
+                Ok::<_, LinkError>(declared)
             }))
             .await
         };
-        let mut refused = Vec::new();
-        for (on, (batch, result)) in batches.into_iter().zip(results).enumerate() {
-            match result {
+        let mut refusals = Vec::new();
+        for (admin, (batch, answer)) in batches.into_iter().zip(answers).enumerate() {
+            match answer? {
                 Ok(()) => self.activate(batch),
-                Err(LinkError::Closed(close)) if !channels.lost.is_cancelled() => {
-                    channels.reopen_admin(on).await?;
+                Err(close) => {
                     // A single user whose declare is refused has left nothing.
                     if batch.len() > 1 || !close.is_of_declare() {
                         let names = batch.iter().map(|queue| queue.name.clone());
                         self.leftovers.extend(names);
-                        self.clean_up(channels, on).await?;
+                        self.clean_up(channels, admin).await?;
                     }
-                    let wishes = batch.into_iter().map(|queue| (queue.user, queue.wish));
-                    refused.push((wishes.collect(), close));
+                    let users = batch
+                        .into_iter()
+                        .map(|queue| (queue.user, queue.subscription));
+                    let users = users.collect();
+                    refusals.push(Refusal { users, close });
                 }
-                Err(error) => return Err(error),
             }
         }
-        Ok(refused)
+        Ok(refusals)
     }
 
     /// Declares and binds queues.
     async fn declare(
         &self,
         channels: &Channels,
-        admin: &OpenChannel,
+        admin: usize,
         queues: &[Queue],
-    ) -> Result<(), LinkError> {
+    ) -> Result<Answer<()>, LinkError> {
         let config = &self.shared.config;
         let mut steps = Vec::new();
         for Queue { name, .. } in queues {
@@ -192,7 +206,7 @@ impl OwnQueues {
     /// Starts the queues' consumers.
     async fn consume(channels: &Channels, queues: &[Queue]) -> Result<(), LinkError> {
         let with_handler = |queue: &Queue| {
-            let handler = queue.wish.handler.clone();
+            let handler = queue.subscription.handler.clone();
             let deliver = move |delivery: &Delivery| hand_off(&handler, delivery);
             (queue.name.clone(), deliver)
         };
@@ -201,27 +215,16 @@ impl OwnQueues {
     }
 
     /// Deletes queues in batches, one on each admin channel.
-    async fn delete_batches(
-        &self,
-        channels: &mut Channels,
-        names: &[String],
-    ) -> Result<(), LinkError> {
+    async fn delete_batches(&self, channels: &Channels, names: &[String]) -> Result<(), LinkError> {
         let batches = || names.chunks(BATCH);
-        let results = {
-            let channels = &*channels;
-            let each = channels.admins.iter().zip(batches());
-            join_all(each.map(|(admin, names)| Self::delete(channels, admin, names))).await
-        };
-        for (on, (names, result)) in batches().zip(results).enumerate() {
-            match result {
-                Ok(()) => {}
-                // A permission was withdrawn. To end a consumer needs none, and with
-                // it goes its queue: slower, one wait for the broker each.
-                Err(LinkError::Closed(_)) if !channels.lost.is_cancelled() => {
-                    channels.reopen_admin(on).await?;
-                    Self::cancel(channels, names).await?;
-                }
-                Err(error) => return Err(error),
+        let deletes = batches().enumerate();
+        let deletes = deletes.map(|(admin, names)| Self::delete(channels, admin, names));
+        let answers = join_all(deletes).await;
+        for (names, answer) in batches().zip(answers) {
+            // A permission was withdrawn. To end a consumer needs none, and with
+            // it goes its queue: slower, one wait for the broker each.
+            if answer?.is_err() {
+                Self::cancel(channels, names).await?;
             }
         }
         Ok(())
@@ -229,9 +232,9 @@ impl OwnQueues {
 
     async fn delete(
         channels: &Channels,
-        admin: &OpenChannel,
+        admin: usize,
         names: &[String],
-    ) -> Result<(), LinkError> {
+    ) -> Result<Answer<()>, LinkError> {
         let delete = |name: &String| QueueDeleteArguments::new(name).no_wait(true).finish();
         let deletes = names.iter().map(delete).collect();
         let delete =
@@ -253,21 +256,16 @@ impl OwnQueues {
 
     /// Deletes what refused batches have left, as far as that is permitted. One by
     /// one, each awaited: a second refusal must not meet further frames.
-    async fn clean_up(&mut self, channels: &mut Channels, on: usize) -> Result<(), LinkError> {
+    async fn clean_up(&mut self, channels: &Channels, admin: usize) -> Result<(), LinkError> {
         self.clean_up_after = Instant::now() + LEFTOVERS_RETRY;
         while let Some(name) = self.leftovers.last() {
-            let admin = &channels.admins[on];
             let delete = QueueDeleteArguments::new(name);
-            let channel = admin.channel.clone();
-            let delete = async move { channel.queue_delete(delete).await.map(drop) };
-            match channels.rpc(admin, delete).await {
-                Ok(()) => drop(self.leftovers.pop()),
+            let delete = |channel: Channel| async move { channel.queue_delete(delete).await };
+            if channels.on_admin(admin, delete).await?.is_err() {
                 // The permission went meanwhile: tried again later.
-                Err(LinkError::Closed(_)) if !channels.lost.is_cancelled() => {
-                    return channels.reopen_admin(on).await;
-                }
-                Err(error) => return Err(error),
+                break;
             }
+            self.leftovers.pop();
         }
         Ok(())
     }
@@ -275,22 +273,22 @@ impl OwnQueues {
 
 #[async_trait]
 impl Topology for OwnQueues {
-    async fn prepare(&mut self, _: &mut Channels) -> Result<(), LinkError> {
+    async fn prepare(&mut self, _: &Channels) -> Result<(), LinkError> {
         Ok(())
     }
 
     async fn subscribe(
         &mut self,
-        channels: &mut Channels,
-        mut wishes: Vec<(User, Wish)>,
-    ) -> Result<Vec<Refused>, LinkError> {
-        let mut refused = Vec::new();
-        while !wishes.is_empty() {
-            let rest = wishes.split_off(wishes.len().min(self.round()));
-            let round = std::mem::replace(&mut wishes, rest);
-            refused.extend(self.subscribe_batches(channels, round).await?);
+        channels: &Channels,
+        mut users: Vec<(User, Subscription)>,
+    ) -> Result<Vec<Refusal>, LinkError> {
+        let mut refusals = Vec::new();
+        while !users.is_empty() {
+            let rest = users.split_off(users.len().min(self.round()));
+            let round = std::mem::replace(&mut users, rest);
+            refusals.extend(self.subscribe_batches(channels, round).await?);
         }
-        Ok(refused)
+        Ok(refusals)
     }
 
     /// Deletes the users' queues, in batches. Each consumer ends when the server's
@@ -298,7 +296,7 @@ impl Topology for OwnQueues {
     /// does not wait would make amqprs drop what is still on its way.
     async fn unsubscribe(
         &mut self,
-        channels: &mut Channels,
+        channels: &Channels,
         users: Vec<User>,
     ) -> Result<(), LinkError> {
         let mut names = Vec::new();
@@ -318,7 +316,7 @@ impl Topology for OwnQueues {
         Ok(())
     }
 
-    async fn tidy(&mut self, channels: &mut Channels) -> Result<(), LinkError> {
+    async fn tidy(&mut self, channels: &Channels) -> Result<(), LinkError> {
         self.clean_up(channels, 0).await
     }
 
@@ -337,7 +335,7 @@ impl Topology for OwnQueues {
         self.active.get(user).map(|active| active.serial)
     }
 
-    fn users_count(&self) -> usize {
+    fn count(&self) -> usize {
         self.active.len()
     }
 

@@ -52,7 +52,7 @@ const PREFETCH: u16 = 50;
 const WAITING: usize = 200;
 
 /// A connection, and a channel that is opened anew after each refusal.
-pub(crate) struct Session {
+pub(crate) struct SideConnection {
     connection: Connection,
     /// What the names of its queues begin with.
     pub(crate) prefix: String,
@@ -62,7 +62,7 @@ pub(crate) struct Session {
     _cancelled: mpsc::UnboundedReceiver<String>,
 }
 
-impl Session {
+impl SideConnection {
     /// Connects and logs in as the link does. `purpose` is in the names of the connection
     /// and the queues, and so is `instance`.
     pub(crate) async fn open(

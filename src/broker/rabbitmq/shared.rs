@@ -1,0 +1,87 @@
+//! What the service, its supervisor and the parts of a link share.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{desired::Desired, instance::instance_id};
+use crate::{broker::BroadcastHandler, config::RabbitMqConfig, observability::metrics::Metrics};
+
+pub(super) struct Shared {
+    pub(super) config: RabbitMqConfig,
+    pub(super) metrics: Metrics,
+    /// Distinguishes this process's queues from those of any other.
+    pub(super) instance: String,
+    pub(super) desired: Desired,
+    /// Counts the updates that came, on whichever link.
+    pub(super) received: Arc<AtomicU64>,
+    pub(super) connected: watch::Sender<bool>,
+    /// Stage one of the shutdown: consume no more.
+    pub(super) stop_consuming: CancellationToken,
+    /// Whether consumers may still have deliveries to hand off; false after stage one.
+    pub(super) consuming: watch::Sender<bool>,
+    /// Stage two: close the connection.
+    pub(super) close: CancellationToken,
+    /// Whether orders come from the other instances, and so reach them.
+    control_connected: AtomicBool,
+    broadcast_handlers: Mutex<Vec<BroadcastHandler>>,
+}
+
+impl Shared {
+    pub(super) fn new(config: RabbitMqConfig, metrics: Metrics) -> Self {
+        Self {
+            instance: instance_id(&config),
+            config,
+            metrics,
+            desired: Desired::default(),
+            received: Arc::default(),
+            connected: watch::Sender::new(false),
+            stop_consuming: CancellationToken::new(),
+            consuming: watch::Sender::new(true),
+            close: CancellationToken::new(),
+            control_connected: AtomicBool::new(false),
+            broadcast_handlers: Mutex::default(),
+        }
+    }
+
+    pub(super) fn link_up(&self) {
+        self.desired.link_up();
+        self.metrics.broker_connected.set(1);
+        self.connected.send_replace(true);
+    }
+
+    pub(super) fn link_down(&self) {
+        self.connected.send_replace(false);
+        self.set_control_connected(false);
+        self.metrics.broker_connected.set(0);
+        self.desired.link_down();
+    }
+
+    pub(super) fn set_control_connected(&self, connected: bool) {
+        self.control_connected.store(connected, Ordering::Relaxed);
+        self.metrics.control_connected.set(connected.into());
+    }
+
+    pub(super) fn is_control_connected(&self) -> bool {
+        self.control_connected.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn on_broadcast(&self, handler: BroadcastHandler) {
+        let handlers = &self.broadcast_handlers;
+        let mut handlers = handlers.lock().unwrap_or_else(PoisonError::into_inner);
+        handlers.push(handler);
+    }
+
+    /// Hands what another instance broadcast to all handlers.
+    pub(super) fn broadcast_came(&self, message: &[u8]) {
+        let handlers = &self.broadcast_handlers;
+        let handlers = handlers.lock().unwrap_or_else(PoisonError::into_inner);
+        for handler in &*handlers {
+            handler(message);
+        }
+    }
+}
