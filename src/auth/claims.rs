@@ -179,3 +179,92 @@ impl Identity {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn id_claims(tenant_required: bool) -> IdClaims {
+        IdClaims {
+            user_id: vec!["userId".to_owned(), "sub".to_owned()],
+            tenant_id: "tenantId".to_owned(),
+            default_tenant: None,
+            tenant_required,
+        }
+    }
+
+    fn identity(id_claims: &IdClaims, claims: &Value) -> Result<(String, Option<String>), Refusal> {
+        let claims = claims.as_object().unwrap();
+        let user = id_claims.identity(claims)?.user().clone();
+        Ok((
+            user.id.to_string(),
+            user.tenant.map(|tenant| tenant.to_string()),
+        ))
+    }
+
+    #[test]
+    fn the_first_claim_that_is_there_holds_the_user_id() {
+        let ids = id_claims(false);
+        let user = |claims| identity(&ids, &claims).map(|(user, _)| user);
+        assert_eq!(user(json!({"sub": "s", "userId": "u"})), Ok("u".into()));
+        assert_eq!(user(json!({"sub": "s"})), Ok("s".into()));
+        assert_eq!(user(json!({"userId": -7})), Ok("-7".into()));
+        let invalid = Err(Refusal::UserIdInvalid);
+        // A wrong id is not passed over for the next claim.
+        assert_eq!(user(json!({"sub": "s", "userId": null})), invalid);
+        assert_eq!(user(json!({"userId": "a*"})), invalid);
+        assert_eq!(user(json!({"userId": 1.5})), invalid);
+        assert_eq!(user(json!({})), Err(Refusal::UserIdMissing));
+    }
+
+    #[test]
+    fn a_tenant_is_the_tokens_or_else_the_default_and_may_be_required() {
+        let with_default = IdClaims {
+            default_tenant: Some(TenantId::parse("d").unwrap()),
+            ..id_claims(true)
+        };
+        let named = json!({"userId": "u", "tenantId": "t"});
+        let unnamed = json!({"userId": "u"});
+        let wrong = json!({"userId": "u", "tenantId": "#"});
+        let tenant = |ids: &IdClaims, claims| identity(ids, claims).map(|(_, tenant)| tenant);
+        for (ids, of_unnamed) in [
+            (id_claims(false), Ok(None)),
+            (id_claims(true), Err(Refusal::TenantIdMissing)),
+            (with_default, Ok(Some("d".to_owned()))),
+        ] {
+            assert_eq!(tenant(&ids, &named), Ok(Some("t".to_owned())));
+            assert_eq!(tenant(&ids, &unnamed), of_unnamed);
+            // A wrong tenant is not passed over for the default.
+            assert_eq!(tenant(&ids, &wrong), Err(Refusal::TenantIdInvalid));
+        }
+    }
+
+    #[test]
+    fn times_and_the_tokens_id_are_read_or_refused() {
+        let ids = id_claims(false);
+        let read = |field: &str, value: Value| {
+            let mut claims = json!({"userId": "u"});
+            claims[field] = value;
+            ids.identity(claims.as_object().unwrap())
+        };
+        let at = |millis| Some(UNIX_EPOCH + Duration::from_millis(millis));
+        assert_eq!(read("exp", json!(7)).unwrap().expires_at(), at(7_000));
+        assert_eq!(read("iat", json!(1.5)).unwrap().issued_at(), at(1_500));
+        let with_id = read("jti", json!("j")).unwrap();
+        assert_eq!(with_id.token_id(), Some("j"));
+        assert_eq!((with_id.expires_at(), with_id.issued_at()), (None, None));
+        for (field, value) in [
+            ("exp", json!(-1)),
+            ("exp", json!("soon")),
+            ("exp", json!(u64::MAX)),
+            ("iat", json!(1e300)),
+            ("iat", Value::Null),
+            ("jti", json!(7)),
+        ] {
+            let refusal = read(field, value.clone()).unwrap_err();
+            assert_eq!(refusal, Refusal::TokenInvalid, "{field} {value}");
+        }
+    }
+}
