@@ -13,12 +13,14 @@
 
 mod claims;
 mod configured;
+#[cfg(feature = "cli")]
 mod explain;
 mod jwks;
 pub mod keys;
 mod presented;
 mod refusal;
 mod signatures;
+#[cfg(any(test, feature = "cli"))]
 mod signer;
 mod workers;
 
@@ -34,6 +36,10 @@ use jsonwebtoken::{AlgorithmFamily, Header, Validation, decode_header, errors::E
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
+#[cfg(any(test, feature = "cli"))]
+pub use self::signer::Signer;
+#[cfg(feature = "cli")]
+pub use self::signer::make_up_secret;
 use self::{
     claims::IdClaims,
     jwks::{Jwks, Source, contains},
@@ -41,13 +47,8 @@ use self::{
     presented::MAX_TOKEN_BYTES,
     workers::{NotDone, Workers},
 };
-pub use self::{
-    claims::Identity,
-    configured::KeyError,
-    jwks::JwksError,
-    refusal::Refusal,
-    signer::{Signer, make_up_secret},
-};
+pub use self::{claims::Identity, configured::KeyError, jwks::JwksError, refusal::Refusal};
+#[cfg(feature = "cli")]
 pub(crate) use self::{
     configured::{configured_keys, read_key_set},
     explain::Fit,
@@ -99,7 +100,7 @@ impl Verifier {
         tenant_required: bool,
         metrics: &Metrics,
     ) -> Result<Self, KeyError> {
-        let keys = configured_keys(config)?;
+        let keys = configured::configured_keys(config)?;
         let source = Source::new(&config.jwt_jwks, config.jwks_ca_file())?;
         let period = config.jwt_jwks_refresh;
         let start = |source| Jwks::start(source, period, metrics.clone());

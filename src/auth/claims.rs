@@ -70,7 +70,7 @@ impl IdClaims {
         }
     }
 
-    /// The bearer whom verified claims name.
+    /// The bearer that verified claims name.
     pub(super) fn identity(&self, claims: &Map<String, Value>) -> Result<Identity, Refusal> {
         let user_id = self.user_id.iter().find_map(|name| claims.get(name));
         let user_id = id_text(user_id.ok_or(Refusal::UserIdMissing)?);

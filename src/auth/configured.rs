@@ -7,7 +7,7 @@ use tracing::warn;
 use super::{
     MAX_TRIES,
     jwks::{JwksError, Source},
-    keys::{InvalidKey, Key, KeySet, MIN_SECRET_BYTES},
+    keys::{InvalidKey, Key, MIN_SECRET_BYTES},
 };
 use crate::config::{JwtConfig, Secret};
 
@@ -29,7 +29,10 @@ pub enum KeyError {
 }
 
 /// Reads the key set once, if one is configured.
-pub(crate) async fn read_key_set(config: &JwtConfig) -> Result<Option<KeySet>, JwksError> {
+#[cfg(feature = "cli")]
+pub(crate) async fn read_key_set(
+    config: &JwtConfig,
+) -> Result<Option<super::keys::KeySet>, JwksError> {
     match Source::new(&config.jwt_jwks, config.jwks_ca_file())? {
         Some(source) => source.read().await.map(Some),
         None => Ok(None),

@@ -6,10 +6,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Map, json};
 
 use super::{claims::unix_seconds, signatures};
-use crate::{
-    config::{JwtConfig, Secret},
-    user::User,
-};
+use crate::{config::JwtConfig, user::User};
 
 /// Makes tokens that a [`Verifier`](super::Verifier) of the same configuration accepts.
 pub struct Signer {
@@ -59,7 +56,8 @@ impl Signer {
 }
 
 /// A random key of 256 bits, for a development mode that was given no key.
-pub fn make_up_secret() -> Secret {
+#[cfg(feature = "cli")]
+pub fn make_up_secret() -> crate::config::Secret {
     let (high, low): (u128, u128) = rand::random();
-    Secret::new(format!("{high:032x}{low:032x}"))
+    crate::config::Secret::new(format!("{high:032x}{low:032x}"))
 }

@@ -35,10 +35,12 @@ mod supervisor;
 mod topology;
 mod unreadable;
 
+pub(crate) use self::connection::LinkError;
+pub(crate) use self::instance::instance_id;
+pub use self::service::RabbitMqService;
+#[cfg(feature = "cli")]
 pub(crate) use self::{
-    connection::{ACCESS_REFUSED, LinkError, NOT_FOUND, open_channel, open_connection},
-    instance::instance_id,
+    connection::{ACCESS_REFUSED, NOT_FOUND, open_channel, open_connection},
     side_connection::{Heard, Listening, Scope, SideConnection},
-    unreadable::is_of_amqprs,
+    unreadable::{Unreadable, is_of_amqprs},
 };
-pub use self::{service::RabbitMqService, unreadable::Unreadable};

@@ -1,4 +1,4 @@
-//! An order, its written form, and whom it concerns. Pure.
+//! An order, its written form, and which users and tokens it concerns. Pure.
 
 use std::{
     fmt,
@@ -28,6 +28,7 @@ const MAX_TOKEN_ID_BYTES: usize = 1024;
 /// An order in its written form. Times are seconds since 1970, as in tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs)] // docs/ADMIN_API.md says what each is.
 pub struct OrderText {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
@@ -65,6 +66,7 @@ impl OrderText {
 /// Sends sockets away, and may refuse their tokens for a while.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
+    /// Whom the order sends away.
     pub target: Target,
     /// For the client and the log.
     pub reason: Option<String>,

@@ -1,9 +1,9 @@
 //! Which connections are open, which of them carries which socket, and what is known
 //! of each socket and polling session.
 //!
-//! Tells, never acts: whoever asks closes connections and ends sessions. All tables
-//! are behind one lock, so that every answer fits together, and every call returns
-//! before it is held for longer than a few look-ups.
+//! Answers and never acts: closing connections and ending sessions is the caller's part.
+//! All tables are behind one lock, which is held for a few look-ups at a time, so that
+//! what one call answers was true at one moment.
 //!
 //! Invariants: [`Tables::upgraded`] holds open connections only, one for each session;
 //! a connection counts in `capacity` exactly from [`Registry::admit`] to
@@ -27,6 +27,7 @@ use super::{
     polling::Polling,
 };
 
+/// The tables, behind their lock.
 pub(super) struct Registry(Mutex<Tables>);
 
 struct Tables {
@@ -64,7 +65,7 @@ struct Watched {
     session: u64,
     /// The connection that the socket began on, if that was a websocket.
     websocket: Option<u64>,
-    /// Polling requests are answered as those of an unknown session.
+    /// The session's requests are answered as if it were unknown.
     closed: bool,
     /// More updates wait for the socket than it was handed.
     more_waits: bool,
@@ -144,6 +145,7 @@ impl Registry {
         lock(&self.0).capacity.waits(number);
     }
 
+    /// The connection becomes something else.
     pub(super) fn change_role(&self, connection: &Connection, role: Role) {
         lock(&self.0).change_role(connection, role);
     }
@@ -162,14 +164,15 @@ impl Registry {
         lock(&self.0).upgraded.get(&sid).cloned()
     }
 
+    /// Every open connection.
     pub(super) fn all(&self) -> Vec<Connection> {
         let tables = lock(&self.0);
         let open = tables.open.values();
         open.map(|open| open.connection.clone()).collect()
     }
 
-    /// The websockets that carry no socket that was let in, and those of `probing`
-    /// whose session has none.
+    /// The websockets without a socket that was let in, of those that are open and of those
+    /// that are `probing`.
     pub(super) fn unwatched(&self, probing: Vec<(Sid, Connection)>) -> Vec<Connection> {
         let tables = lock(&self.0);
         let begun: HashSet<u64> = tables
@@ -214,6 +217,7 @@ impl Registry {
         tables.sockets.insert(sid, watched);
     }
 
+    /// Forgets a session's socket that has disconnected.
     pub(super) fn forget(&self, sid: Sid, session: u64) {
         let mut tables = lock(&self.0);
         let is_it = |watched: &Watched| watched.session == session;
@@ -266,6 +270,7 @@ impl Registry {
         written + polled
     }
 
+    /// Notes whether more updates wait for the socket than it was handed.
     pub(super) fn more_waits(&self, sid: Sid, waits: bool) {
         if let Some(watched) = lock(&self.0).sockets.get_mut(&sid) {
             watched.more_waits = waits;
@@ -304,7 +309,7 @@ impl Registry {
         }
     }
 
-    /// The poll is answered with so many bytes.
+    /// The poll is answered with this number of bytes.
     pub(super) fn end_poll(&self, sid: Sid, bytes: u64) {
         if let Some(watched) = lock(&self.0).sockets.get_mut(&sid) {
             watched.polling = None;
