@@ -47,7 +47,7 @@ use self::{
     presented::MAX_TOKEN_BYTES,
     workers::{NotDone, Workers},
 };
-pub use self::{claims::Identity, configured::KeyError, jwks::JwksError, refusal::Refusal};
+pub use self::{claims::Identity, configured::KeyError, refusal::Refusal};
 #[cfg(feature = "cli")]
 pub(crate) use self::{
     configured::{configured_keys, read_key_set},

@@ -17,7 +17,7 @@ use std::{
 use indexmap::IndexMap;
 
 use self::order::seconds;
-pub use self::order::{InvalidOrder, MAX_ORDER_BYTES, Order, OrderText, Target, is_user};
+pub use self::order::{MAX_ORDER_BYTES, Order, OrderText, Target, is_user};
 use crate::auth::Identity;
 
 /// Revocations that are remembered at once. Beyond that the oldest are forgotten, since
