@@ -6,13 +6,7 @@
 //!
 //! Imports nothing of this crate.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -24,7 +18,6 @@ use prometheus_client::{
     },
     registry::{Metric, Registry, Unit},
 };
-use tokio::sync::Notify;
 
 /// The media type of [`Metrics::render`], from the OpenMetrics specification.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -56,7 +49,8 @@ pub struct Metrics {
     pub(crate) sockets: Gauge,
     pub(crate) users: Gauge,
     pub(crate) users_away: Gauge,
-    pub(crate) kept: Kept,
+    pub(crate) kept_updates: Gauge,
+    pub(crate) kept_bytes: Gauge,
     memory: Gauge,
     memory_per_socket: Gauge,
     #[doc(hidden)] // For tests/rabbitmq_service.rs.
@@ -105,11 +99,8 @@ impl Metrics {
             sockets: r.metric("sockets", "Sockets that were let in and have not disconnected"),
             users: r.metric("users", "Users with at least one socket"),
             users_away: r.metric("users_away", "Users without a socket who may still recover their connection"),
-            kept: Kept {
-                updates: r.metric("recovery_updates", "Updates kept so that connections can be recovered"),
-                bytes: r.metric_in(Unit::Bytes, "recovery", "Memory of the updates kept so that connections can be recovered"),
-                limit: Arc::default(),
-            },
+            kept_updates: r.metric("recovery_updates", "Updates kept so that connections can be recovered"),
+            kept_bytes: r.metric_in(Unit::Bytes, "recovery", "Memory of the updates kept so that connections can be recovered"),
             memory: r.metric_in(Unit::Bytes, "memory", "Memory of the process (resident)"),
             memory_per_socket: r.metric_in(Unit::Bytes, "memory_per_socket", "Memory of the process beyond that at its start, by socket; 0 without one"),
             subscriptions: r.metric("subscriptions", "Users whose updates are received"),
@@ -263,66 +254,6 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// How many updates are kept, and their bytes.
-#[derive(Debug, Clone, Default)]
-pub struct Kept {
-    updates: Gauge,
-    bytes: Gauge,
-    limit: Arc<Limit>,
-}
-
-#[derive(Debug)]
-struct Limit {
-    bytes: AtomicI64,
-    passed: Notify,
-}
-
-impl Default for Limit {
-    fn default() -> Self {
-        Self {
-            bytes: AtomicI64::new(i64::MAX),
-            passed: Notify::new(),
-        }
-    }
-}
-
-impl Kept {
-    /// From now on, more bytes than these are too many.
-    pub fn limit_to(&self, bytes: usize) {
-        let limit = &self.limit.bytes;
-        limit.store(gauge_value(bytes), Ordering::Relaxed);
-    }
-
-    /// Waits until an update was added to too many bytes. For one task.
-    pub async fn over_limit(&self) {
-        self.limit.passed.notified().await;
-    }
-
-    /// Notes an update of so many bytes.
-    pub fn add(&self, bytes: usize) {
-        self.updates.inc();
-        let before = self.bytes.inc_by(gauge_value(bytes));
-        if before > self.limit.bytes.load(Ordering::Relaxed) {
-            self.limit.passed.notify_one();
-        }
-    }
-
-    /// Notes that an update of so many bytes is no longer kept.
-    pub fn remove(&self, bytes: usize) {
-        self.updates.dec();
-        self.bytes.dec_by(gauge_value(bytes));
-    }
-
-    /// The bytes of all.
-    pub fn bytes(&self) -> usize {
-        usize::try_from(self.bytes.get()).unwrap_or_default()
-    }
-}
-
-fn gauge_value(bytes: usize) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// Adds one to a gauge for as long as it lives.
