@@ -8,25 +8,28 @@
 //! secret, token, body or user id of the traffic is in a finding.
 
 mod bind;
-mod broker;
 mod clock;
 mod exchange;
+mod grants;
 mod host;
 mod jwt;
 mod listening;
+mod login;
 mod network;
 mod report;
+mod rights;
 mod trial;
 mod updates;
 
-use std::{io::Read, process::ExitCode};
+use std::{io::Read, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 
-pub(crate) use self::report::{Report, Section};
+use self::report::{Report, Section};
 use crate::{
     config::{DoctorArgs, RabbitMqConfig, Secret},
     observability::metrics::Metrics,
+    user::User,
 };
 
 /// Examines everything, prints the findings, and says how it went: 0 without
@@ -47,16 +50,12 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     };
     report.begin(Section::RabbitMq);
     if let Some(rabbitmq) = reachable_node(rabbitmq, &mut report).await {
-        match broker::examine(&rabbitmq, &mut report).await {
-            Ok((session, rights)) => {
-                let (listen, report) = (args.listen, &mut report);
-                updates::examine(session, &rabbitmq, &rights, known, listen, report).await;
-            }
-            Err(why) => updates::skip(why, &mut report),
-        }
+        examine_broker(&rabbitmq, known, args.listen, &mut report).await;
     } else {
-        broker::skip(rabbitmq, &mut report);
-        updates::skip("RabbitMQ is not reached", &mut report);
+        let why = "RabbitMQ is not reached";
+        report.unknown("login", format!("not tried: {why}"));
+        rights::skip(rabbitmq, why, &mut report);
+        updates::skip(why, &mut report);
     }
     report.begin(Section::Jwt);
     let verifier = jwt::examine(&args.serve.jwt, tenant_required, &metrics, &mut report).await;
@@ -67,6 +66,26 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     report.begin(Section::Host);
     host::examine(&args.serve, &mut report).await;
     Ok(report.finish(args.strict))
+}
+
+/// Examines what lies behind the login.
+async fn examine_broker(
+    config: &RabbitMqConfig,
+    known: Option<User>,
+    listen: Duration,
+    report: &mut Report,
+) {
+    let Some(side) = login::examine(config, report).await else {
+        let why = "there is no login";
+        rights::skip(config, why, report);
+        return updates::skip(why, report);
+    };
+    match rights::examine(side, config, report).await {
+        Ok((side, rights)) => {
+            updates::examine(side, config, &rights, known, listen, report).await;
+        }
+        Err(why) => updates::skip(why, report),
+    }
 }
 
 /// Examines the way to each node; returns the settings with the first one alone that a

@@ -41,10 +41,9 @@ use tracing::{debug, warn};
 
 use super::{
     acks::Acks,
-    connection::{
-        LinkError, OnConnection, OpenChannel, ServerClose, barrier, open_channel, open_connection,
-    },
+    connection::{OnConnection, OpenChannel, barrier, open_channel, open_connection},
     consumer,
+    link_error::{LinkError, ServerClose},
     shared::Shared,
 };
 use crate::{

@@ -31,161 +31,17 @@ use tokio_rustls::TlsConnector;
 use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber, warn};
 
-use super::unreadable::Unreadable;
+use super::{
+    link_error::{LinkError, ServerClose, login_error},
+    unreadable::Unreadable,
+};
 use crate::{
     config::{AmqpUrl, AmqpUrls, RabbitMqTls},
-    tls::{self, TlsError},
+    tls,
 };
 
 /// Long enough for another task of this process to hand a frame to the writer.
 const CLOSE_OK_DELAY: Duration = Duration::from_millis(100);
-
-// Reply codes of AMQP 0-9-1.
-pub(crate) const ACCESS_REFUSED: u16 = 403;
-pub(crate) const NOT_FOUND: u16 = 404;
-const NOT_ALLOWED: u16 = 530;
-/// Also what RabbitMQ 4.3 answers to kinds of queues that it no longer has.
-const INTERNAL_ERROR: u16 = 541;
-
-/// Class and method of `queue.declare` in AMQP 0-9-1.
-const QUEUE_DECLARE: (u16, u16) = (50, 10);
-
-/// What the server said when it closed a connection or channel.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{code} {text}")]
-pub(crate) struct ServerClose {
-    pub(crate) code: u16,
-    pub(crate) text: String,
-    /// Class and method of what was refused, where it was that.
-    refused: (u16, u16),
-}
-
-impl ServerClose {
-    /// RabbitMQ's longer texts have line breaks; ours are lines in a log.
-    pub(super) fn new(code: u16, text: &str, refused: (u16, u16)) -> Self {
-        let words: Vec<_> = text.split_whitespace().collect();
-        let text = words.join(" ");
-        Self {
-            code,
-            text,
-            refused,
-        }
-    }
-
-    /// Whether it was the declaration of a queue that was refused.
-    pub(super) fn is_of_declare(&self) -> bool {
-        self.refused == QUEUE_DECLARE
-    }
-
-    /// The queue of which it said that it does not exist: RabbitMQ tells only in the text.
-    pub(super) fn missing_queue(&self) -> Option<&str> {
-        let (_, rest) = self.text.split_once("no queue '")?;
-        let (queue, _) = rest.split_once('\'')?;
-        (self.code == NOT_FOUND).then_some(queue)
-    }
-
-    /// Whether topic permissions have refused that binding key: RabbitMQ tells only in
-    /// the text, of which 255 bytes arrive.
-    pub(super) fn refuses_key(&self, key: &str) -> bool {
-        let Some((_, about)) = self.text.split_once("access to topic '") else {
-            return false;
-        };
-        let is_key = match about.strip_prefix(key) {
-            Some(rest) => rest.starts_with('\''),
-            None => key.starts_with(about.trim_end_matches('.')),
-        };
-        self.code == ACCESS_REFUSED && is_key
-    }
-
-    /// What the operator can do about it, where it is not a passing fault.
-    fn advice(&self) -> Option<&'static str> {
-        match self.code {
-            ACCESS_REFUSED => Some(
-                "grant the user configure, write and read on chat3-gateway.* and read on the exchange \
-                 and, with topic permissions, on its binding keys (docs/SECURITY.md)",
-            ),
-            NOT_ALLOWED => Some("check the vhost in RABBITMQ_URL and the user's access to it"),
-            INTERNAL_ERROR => Some(
-                "RabbitMQ's own log says what it does not support, and which deprecated_features.permit.* setting would allow it",
-            ),
-            _ => None,
-        }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
-    #[error("no answer within {0:?}")]
-    Timeout(Duration),
-    /// Its queue was this connection's, and the message has gone with it.
-    #[error("a message cannot be read by the AMQP library and is lost: {0}")]
-    Unreadable(&'static str),
-    #[error(
-        "RabbitMQ allows {allowed} channels on a connection, and {needed} are needed: raise its channel_max"
-    )]
-    TooFewChannels { allowed: u16, needed: usize },
-    #[error(
-        "what answers is no RabbitMQ that the AMQP library understands; check host and port in RABBITMQ_URL"
-    )]
-    Foreign,
-    #[error("{0}")]
-    Amqp(String),
-    #[error("closed by RabbitMQ: {0}{advice}", advice = advised(.0))]
-    Closed(ServerClose),
-    #[error("closed by RabbitMQ during login; check user and password in RABBITMQ_URL ({0})")]
-    Login(String),
-    /// The alert of a broker that misses a client certificate can get lost.
-    #[error(
-        "closed by RabbitMQ during login; check user and password in RABBITMQ_URL, and, if RabbitMQ \
-         asks for a client certificate, RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE ({0})"
-    )]
-    LoginOverTls(String),
-    #[error("TLS: {0}; {advice}", advice = advised_tls(.0))]
-    Tls(String),
-    #[error("TLS: {0}")]
-    Certificates(#[from] TlsError),
-    /// It is not the broker's: a new connection works at once.
-    #[error("renewed after many refusals, each of which costs a channel")]
-    Worn,
-}
-
-fn advised(close: &ServerClose) -> String {
-    close
-        .advice()
-        .map_or_else(String::new, |advice| format!("; {advice}"))
-}
-
-/// What the operator can do about a TLS connection that one side refused.
-fn advised_tls(refusal: &str) -> &'static str {
-    // An alert is what the broker said; anything else is our own verdict.
-    match refusal.contains("alert") {
-        true => "check RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE",
-        false => "check RABBITMQ_CA_FILE and the host in RABBITMQ_URL",
-    }
-}
-
-impl LinkError {
-    /// Whether only a change of configuration, here or at the broker, can help.
-    pub(super) fn is_configuration(&self) -> bool {
-        match self {
-            Self::Closed(close) => close.advice().is_some(),
-            Self::Login(_)
-            | Self::LoginOverTls(_)
-            | Self::Tls(_)
-            | Self::Certificates(_)
-            | Self::TooFewChannels { .. } => true,
-            Self::Timeout(_) | Self::Unreadable(_) | Self::Foreign | Self::Amqp(_) | Self::Worn => {
-                false
-            }
-        }
-    }
-}
-
-impl From<Error> for LinkError {
-    fn from(error: Error) -> Self {
-        Self::Amqp(error.to_string())
-    }
-}
 
 /// Connects to one of the nodes and logs in; returns the node's address as well.
 ///
@@ -248,50 +104,6 @@ async fn open_node(
         Ok(opened) => opened.map_err(|error| login_error(error, url.tls)),
         Err(_) => Err(LinkError::Foreign),
     }
-}
-
-/// amqprs tells of a refusal during the handshake only in the text of its error.
-fn login_error(error: Error, is_tls: bool) -> LinkError {
-    let text = error.to_string();
-    match error {
-        // rustls's words, for its own verdict and for the broker's.
-        Error::NetworkError(_)
-            if text.contains("peer certificate") || text.contains("fatal alert") =>
-        {
-            LinkError::Tls(text)
-        }
-        // A refused login is a connection closed without a word, as RabbitMQ does
-        // for clients that do not announce `authentication_failure_close`.
-        Error::NetworkError(_)
-            if ["reset by peer", "shutdown", "Broken pipe"]
-                .iter()
-                .any(|end| text.contains(end)) =>
-        {
-            match is_tls {
-                true => LinkError::LoginOverTls(text),
-                false => LinkError::Login(text),
-            }
-        }
-        Error::ConnectionOpenError(_) => match refusal(&text) {
-            Some(close) => LinkError::Closed(close),
-            None => LinkError::Amqp(text),
-        },
-        _ => LinkError::Amqp(text),
-    }
-}
-
-/// The reply code and text inside a rendered `connection.close`.
-fn refusal(text: &str) -> Option<ServerClose> {
-    for (code, name) in [
-        (NOT_ALLOWED, "NOT_ALLOWED"),
-        (ACCESS_REFUSED, "ACCESS_REFUSED"),
-    ] {
-        if let Some(start) = text.find(name) {
-            let text = text[start..].split('"').next().unwrap_or(name);
-            return Some(ServerClose::new(code, text, (0, 0)));
-        }
-    }
-    None
 }
 
 /// `lost` is dropped with the channel, for whatever reason that goes.

@@ -21,7 +21,8 @@ use tracing::{debug, warn};
 
 use super::{
     channels::Channels,
-    connection::{LinkError, OpenChannel, barrier},
+    connection::{OpenChannel, barrier},
+    link_error::LinkError,
     shared::Shared,
 };
 

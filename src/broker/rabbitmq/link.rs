@@ -18,9 +18,9 @@ use tracing::info;
 
 use super::{
     channels::Channels,
-    connection::{LinkError, NOT_FOUND},
     control::Control,
     exchange_probe::{self, ExchangeProbe, Question},
+    link_error::{LinkError, NOT_FOUND},
     reconciler::{Reconciler, Round},
     shared::Shared,
     topology,

@@ -18,7 +18,8 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    connection::{LinkError, OpenChannel, barrier, open_channel, open_connection},
+    connection::{OpenChannel, barrier, open_channel, open_connection},
+    link_error::LinkError,
     shared::Shared,
 };
 

@@ -27,7 +27,8 @@ use tokio::{
 
 use super::{
     channels::spare_channels,
-    connection::{LinkError, OpenChannel, barrier, open_channel, open_connection},
+    connection::{OpenChannel, barrier, open_channel, open_connection},
+    link_error::LinkError,
 };
 use crate::{
     broker::survey::{self, Generation},
@@ -136,6 +137,19 @@ impl SideConnection {
         let bind = QueueBindArguments::new(queue, exchange, key);
         self.ask(|channel| async move { channel.queue_bind(bind).await })
             .await
+    }
+
+    /// Binds `queue` with each of the keys, up to the first that is refused.
+    pub(crate) async fn bind_all(
+        &mut self,
+        queue: &str,
+        exchange: &str,
+        keys: &[String],
+    ) -> Result<(), LinkError> {
+        for key in keys {
+            self.bind(queue, exchange, key).await?;
+        }
+        Ok(())
     }
 
     /// Binds `queue` to the updates' exchange with `#`, or else, where topic permissions

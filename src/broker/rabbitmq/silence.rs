@@ -22,7 +22,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    connection::LinkError,
+    link_error::LinkError,
     shared::Shared,
     side_connection::{Scope, SideConnection},
 };

@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use self::{common_queues::CommonQueues, own_queues::OwnQueues};
 use super::{
     channels::Channels,
-    connection::{LinkError, ServerClose},
     desired::Subscription,
+    link_error::{LinkError, ServerClose},
     shared::Shared,
 };
 use crate::{config, user::User};

@@ -3,7 +3,7 @@
 
 use clap::ValueEnum;
 
-use super::Report;
+use super::{grants::topic_permissions, report::Report};
 use crate::{
     broker::rabbitmq::{LinkError, NOT_FOUND, SideConnection},
     broker::survey,
@@ -22,7 +22,7 @@ pub(super) enum Bound {
 /// Binds `queue` as `serve` would, with each template. An error means that the connection
 /// is gone.
 pub(super) async fn examine(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     queue: &str,
     grant: &str,
@@ -33,7 +33,10 @@ pub(super) async fn examine(
     let mut refusal = None;
     for text in config.binding_keys.templates() {
         let template = survey::one(text);
-        let close = match bind(session, config, queue, &keys(config, &template)).await {
+        let close = match side
+            .bind_all(queue, &config.exchange, &keys(config, &template))
+            .await
+        {
             Ok(()) => {
                 permitted.push(text);
                 continue;
@@ -98,7 +101,7 @@ pub(super) async fn examine(
             permitted.join(",").parse()
         }
         (false, None) => {
-            dots(session, config, queue, &how(&permitted), report).await?;
+            dots(side, config, queue, &how(&permitted), report).await?;
             Ok(config.binding_keys.clone())
         }
     };
@@ -109,7 +112,7 @@ pub(super) async fn examine(
 
 /// A firehose's keys miss users whose ids are several words; those users are bound one by one.
 async fn dots(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     queue: &str,
     how: &str,
@@ -120,7 +123,7 @@ async fn dots(
         Topology::PerUser | Topology::Shared => Ok(()),
         Topology::Firehose => {
             let keys: Vec<_> = config.binding_keys.render(&nobody(".x")).collect();
-            bind(session, config, queue, &keys).await
+            side.bind_all(queue, &config.exchange, &keys).await
         }
     };
     match dotted {
@@ -137,25 +140,13 @@ async fn dots(
 
 /// Binds `queue` for a user whose updates nobody publishes.
 pub(super) async fn to_nobody(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     permitted: &BindingKeys,
     queue: &str,
 ) -> Result<(), LinkError> {
     let keys: Vec<_> = permitted.render(&nobody("")).collect();
-    bind(session, config, queue, &keys).await
-}
-
-async fn bind(
-    session: &mut SideConnection,
-    config: &RabbitMqConfig,
-    queue: &str,
-    keys: &[String],
-) -> Result<(), LinkError> {
-    for key in keys {
-        session.bind(queue, &config.exchange, key).await?;
-    }
-    Ok(())
+    side.bind_all(queue, &config.exchange, &keys).await
 }
 
 /// The keys that the topology binds with a template.
@@ -173,36 +164,6 @@ fn nobody(ending: &str) -> User {
         id: UserId::parse(&id).expect("hexadecimal digits are an id"),
         tenant: TenantId::parse("doctor").ok(),
     }
-}
-
-/// The command that permits the keys of all templates, and no more.
-pub(super) fn topic_permissions(config: &RabbitMqConfig) -> String {
-    let (any_id, any_word) = ("[^*#]+", "([^*#]+|\\*)");
-    let user_id = match config.topology {
-        Topology::PerUser | Topology::Shared => any_id,
-        Topology::Firehose => any_word,
-    };
-    let word = |word: &str| match word {
-        "{userId}" => user_id.to_owned(),
-        "{tenantId|*}" => any_word.to_owned(),
-        "*" => "\\*".to_owned(),
-        word => match config.topology {
-            Topology::Firehose if word.contains("{tenantId}") => any_word.to_owned(),
-            _ => word.replace("{tenantId}", any_id),
-        },
-    };
-    let pattern = |template: &str| {
-        let words: Vec<_> = template.split('.').map(word).collect();
-        words.join("\\.")
-    };
-    let patterns: Vec<_> = config.binding_keys.templates().map(pattern).collect();
-    format!(
-        "rabbitmqctl set_topic_permissions -p {} {} {} '^$' '^({})$'",
-        config.url.first().vhost,
-        config.url.first().user,
-        config.exchange,
-        patterns.join("|")
-    )
 }
 
 /// As `RABBITMQ_TOPOLOGY` says it.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Report;
+use super::report::Report;
 
 /// Clock differences that tokens tolerate, with the default `JWT_LEEWAY`.
 const TOLERATED: Duration = Duration::from_secs(5);

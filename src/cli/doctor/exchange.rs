@@ -21,7 +21,7 @@ pub(super) enum Exchange {
 /// `alternate-exchange` is no name. What is there is compared with it first,
 /// type before durability before arguments; where nothing is there, nothing is made.
 pub(super) async fn look_at(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     name: &str,
     kind: &str,
 ) -> Result<Exchange, LinkError> {
@@ -31,7 +31,7 @@ pub(super) async fn look_at(
     let impossible = "alternate-exchange".try_into().expect("a short name");
     arguments.insert(impossible, FieldValue::t(true));
     declare.arguments(arguments);
-    let asked = session.ask(|channel| async move { channel.exchange_declare(declare).await });
+    let asked = side.ask(|channel| async move { channel.exchange_declare(declare).await });
     match asked.await {
         Ok(()) => Ok(Exchange::Unclear("the broker is not RabbitMQ".to_owned())),
         Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED => Ok(Exchange::NotPermitted),

@@ -12,7 +12,7 @@ use rustix::{
 };
 use tokio::{net::TcpListener, time::timeout};
 
-use super::{Report, report::counted};
+use super::report::{Report, counted};
 use crate::config::{CorsOrigins, HttpConfig, MIN_ADMIN_TOKEN_BYTES, NodeEnv, Secret, ServeArgs};
 
 /// Files that are not sockets of clients: logs, RabbitMQ, listeners, timers.

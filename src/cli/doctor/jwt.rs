@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::Report;
+use super::report::Report;
 use crate::{
     auth::{
         Fit, Refusal, Verifier, configured_keys,

@@ -4,7 +4,11 @@ use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{broker::Rights, clock::Clock, trial::Trial};
+use super::{
+    clock::Clock,
+    rights::Rights,
+    trial::{FIRST_NUMBER, Trial},
+};
 use crate::{
     broker::rabbitmq::{LinkError, Scope, SideConnection},
     broker::survey::Survey,
@@ -29,8 +33,7 @@ const SETTLED: Duration = Duration::from_secs(3);
 // The numbers of the queues.
 const EVERYTHING: usize = 0;
 const NOBODYS: usize = 1;
-pub(super) const COMPARED: usize = 2;
-pub(super) const FIRST_TEMPLATE: usize = 3;
+const _: () = assert!(NOBODYS < FIRST_NUMBER);
 
 /// What was heard.
 pub(super) struct Heard<'r> {
@@ -53,13 +56,13 @@ impl Ear {
     /// Binds a queue with `#`, or else with all keys that RabbitMQ permits of those that
     /// the gateway and its users could have. `users` are known without listening.
     pub(super) async fn open(
-        session: &mut SideConnection,
+        side: &mut SideConnection,
         config: &RabbitMqConfig,
         users: &[User],
     ) -> Result<Self, LinkError> {
-        let queue = format!("{}.listen", session.prefix);
-        session.declare(&queue, MAX_WAITING).await?;
-        let scope = session.bind_widely(&queue, config, users).await?;
+        let queue = format!("{}.listen", side.prefix);
+        side.declare(&queue, MAX_WAITING).await?;
+        let scope = side.bind_widely(&queue, config, users).await?;
         Ok(Self { queue, scope })
     }
 
@@ -67,7 +70,7 @@ impl Ear {
     /// must get nothing.
     pub(super) async fn listen<'r>(
         &self,
-        session: &mut SideConnection,
+        side: &mut SideConnection,
         config: &RabbitMqConfig,
         rights: &'r Rights,
         listen: Duration,
@@ -84,7 +87,7 @@ impl Ear {
             Scope::Some(keys) => keys.clone(),
             Scope::Nothing(_) => Vec::new(),
         };
-        let mut listening = session.listen().await?;
+        let mut listening = side.listen().await?;
         if let Some(probe) = &rights.probe {
             listening.to(probe, NOBODYS).await?;
         } else if everything.is_empty() {
@@ -104,14 +107,8 @@ impl Ear {
                 }
                 let templates = heard.survey.templates();
                 let users = std::mem::take(&mut users);
-                let trial = Trial::begin(
-                    session,
-                    &mut listening,
-                    config,
-                    templates,
-                    users,
-                    &everything,
-                );
+                let trial =
+                    Trial::begin(side, &mut listening, config, templates, users, &everything);
                 heard.trial = Some(trial.await?);
                 continue;
             };

@@ -9,13 +9,17 @@ use std::collections::HashSet;
 
 use tokio::time::Instant;
 
-use super::listening::{COMPARED, FIRST_TEMPLATE};
 use crate::{
     broker::rabbitmq::{Heard, LinkError, Listening, SideConnection},
     broker::survey::Template,
     config::{RabbitMqConfig, Topology},
     user::User,
 };
+
+/// The numbers of the queues of a [`Trial`] begin here.
+pub(super) const FIRST_NUMBER: usize = 2;
+const COMPARED: usize = FIRST_NUMBER;
+const FIRST_TEMPLATE: usize = FIRST_NUMBER + 1;
 
 /// Updates that are compared at most. Fewer than a queue keeps, so that none is lost.
 const ENOUGH: usize = 500;
@@ -43,7 +47,7 @@ pub(super) struct Tried {
 impl Trial {
     /// Binds a queue by each template, for each of the users, and one with `everything`.
     pub(super) async fn begin(
-        session: &mut SideConnection,
+        side: &mut SideConnection,
         listening: &mut Listening,
         config: &RabbitMqConfig,
         templates: &[Template],
@@ -52,10 +56,10 @@ impl Trial {
     ) -> Result<Self, LinkError> {
         let mut tried = Vec::new();
         for (index, template) in templates.iter().take(MAX_TEMPLATES).enumerate() {
-            let queue = format!("{}.template{index}", session.prefix);
-            session.declare(&queue, QUEUE_LENGTH).await?;
+            let queue = format!("{}.template{index}", side.prefix);
+            side.declare(&queue, QUEUE_LENGTH).await?;
             let keys = keys(config, template, &users);
-            let refused = match bind(session, config, &queue, &keys).await {
+            let refused = match side.bind_all(&queue, &config.exchange, &keys).await {
                 Ok(()) => false,
                 Err(LinkError::Closed(_)) => true,
                 Err(error) => return Err(error),
@@ -66,9 +70,9 @@ impl Trial {
                 ..Tried::default()
             });
         }
-        let queue = format!("{}.compare", session.prefix);
-        session.declare(&queue, QUEUE_LENGTH).await?;
-        bind(session, config, &queue, everything).await?;
+        let queue = format!("{}.compare", side.prefix);
+        side.declare(&queue, QUEUE_LENGTH).await?;
+        side.bind_all(&queue, &config.exchange, everything).await?;
         listening.to(&queue, COMPARED).await?;
         Ok(Self {
             users,
@@ -131,16 +135,4 @@ fn keys(config: &RabbitMqConfig, template: &Template, users: &HashSet<User>) -> 
         true => keys.render_for_all().chain(own).collect(),
         false => own.collect(),
     }
-}
-
-async fn bind(
-    session: &mut SideConnection,
-    config: &RabbitMqConfig,
-    queue: &str,
-    keys: &[String],
-) -> Result<(), LinkError> {
-    for key in keys {
-        session.bind(queue, &config.exchange, key).await?;
-    }
-    Ok(())
 }

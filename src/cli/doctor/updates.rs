@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use super::{
-    Report, Section,
-    broker::Rights,
     exchange::Exchange,
+    grants::topic_permissions,
     listening::{Ear, Heard},
-    report::counted,
+    report::{Report, Section, counted},
+    rights::Rights,
     trial::{Trial, Tried},
 };
 use crate::{
@@ -24,7 +24,7 @@ const MAX_SHAPES: usize = 5;
 /// Listens, and says what that tells about exchange, keys and clock. `known` is a user
 /// whose updates may be listened to even where nobody else's may.
 pub(super) async fn examine(
-    mut session: SideConnection,
+    mut side: SideConnection,
     config: &RabbitMqConfig,
     rights: &Rights,
     known: Option<User>,
@@ -32,7 +32,7 @@ pub(super) async fn examine(
     report: &mut Report,
 ) {
     let known: Vec<User> = known.into_iter().collect();
-    match hear(&mut session, config, rights, &known, listen, report).await {
+    match hear(&mut side, config, rights, &known, listen, report).await {
         Ok((scope, heard)) => {
             told_exchange(config, rights, &heard, report);
             report.begin(Section::Updates);
@@ -47,18 +47,18 @@ pub(super) async fn examine(
             skip("listening failed", report);
         }
     }
-    session.close().await;
+    side.close().await;
 }
 
 async fn hear<'r>(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     rights: &'r Rights,
     known: &[User],
     listen: Duration,
     report: &Report,
 ) -> Result<(Scope, Heard<'r>), LinkError> {
-    let ear = Ear::open(session, config, known).await?;
+    let ear = Ear::open(side, config, known).await?;
     let with = match &ear.scope {
         Scope::Everything => Some("#".to_owned()),
         Scope::Some(keys) => Some(keys.join(",")),
@@ -71,7 +71,7 @@ async fn hear<'r>(
             humantime::format_duration(listen)
         ));
     }
-    let heard = ear.listen(session, config, rights, listen);
+    let heard = ear.listen(side, config, rights, listen);
     let heard = heard.await?;
     Ok((ear.scope, heard))
 }
@@ -296,7 +296,7 @@ fn of_template(
         Some(tried) if tried.refused && template.gets > 0 => report.problem(
             "templates",
             format!("{finding}, but RabbitMQ refuses to bind so"),
-            super::bind::topic_permissions(config),
+            topic_permissions(config),
         ),
         Some(Tried { came, expected, .. }) if came < expected => report.problem(
             "templates",

@@ -25,8 +25,8 @@ use tracing::{debug, info};
 use super::{
     super::{
         channels::{ADMIN_CHANNELS, Answer, Channels},
-        connection::{LinkError, NOT_FOUND, ServerClose},
         desired::Subscription,
+        link_error::{LinkError, NOT_FOUND, ServerClose},
         refused::RETRY_PAUSE,
         shared::Shared,
     },

@@ -20,9 +20,9 @@ use tracing::{debug, info};
 use super::{
     super::{
         channels::{ADMIN_CHANNELS, Answer, Channels},
-        connection::{LinkError, ServerClose},
         consumer::hand_off,
         desired::Subscription,
+        link_error::{LinkError, ServerClose},
         shared::Shared,
     },
     Refusal, Topology,

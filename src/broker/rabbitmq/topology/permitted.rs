@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use tracing::{debug, warn};
 
-use super::super::{connection::ServerClose, shared::Shared};
+use super::super::{link_error::ServerClose, shared::Shared};
 use crate::{config::BindingKeys, observability::metrics::Metrics, user::User};
 
 /// So many users are refused a template, and nobody is permitted it, before it is not
