@@ -96,9 +96,10 @@ test-topologies: rabbitmq openssl src/cli/dev/node_modules tests/node_modules ##
 		(cd tests && node --test e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs e2e/faults.test.mjs e2e/lifecycle.test.mjs \
 			e2e/recovery.test.mjs e2e/shutdown.test.mjs e2e/rabbitmq_security.test.mjs) || failed=1;)
 
-docs: | npm ## Write the lists of docs/CONFIGURATION.md from the code, and docs/DATA.md from the fixtures
+docs: tests/node_modules ## Write the lists of docs/CONFIGURATION.md from the code, and docs/DATA.md from the fixtures
 	UPDATE_DOCS=1 cargo test --locked --quiet --test configuration_docs
 	UPDATE_DOCS=1 node --test tests/e2e/data_docs.test.mjs
+	UPDATE_DOCS=1 node --test --test-name-pattern='help texts' tests/e2e/drift.test.mjs
 
 SOAK_MINUTES ?= 10
 SOAK_CONNECTS ?= 100000

@@ -15,9 +15,8 @@ use std::{
 };
 
 use chat3_gateway::{
-    RabbitMqService,
+    Metrics, RabbitMqService,
     config::{BindingKeys, RabbitMqConfig, Topology},
-    observability::metrics::Metrics,
     user::{TenantId, User, UserId},
 };
 use common::{Broker, Publisher, until_within};

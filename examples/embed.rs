@@ -8,10 +8,8 @@ use std::{env, sync::Arc};
 
 use axum::{Router, routing::get};
 use chat3_gateway::{
-    RabbitMqService, Server,
-    auth::Verifier,
-    config::{HttpConfig, JwtConfig, RabbitMqConfig, Secret},
-    observability::metrics::Metrics,
+    Config, RabbitMqService, Server,
+    config::Secret,
     user::{User, UserId},
 };
 
@@ -25,39 +23,34 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn serve() -> anyhow::Result<()> {
-    let metrics = Metrics::new();
-    let mut rabbitmq = RabbitMqConfig::default();
+    let mut config = Config {
+        host: "127.0.0.1".to_owned(),
+        ..Config::default()
+    };
+    config.jwt.jwt_secret = Some(Secret::new(env::var("JWT_SECRET")?));
     if let Ok(url) = env::var("RABBITMQ_URL") {
-        rabbitmq.url = url.parse()?;
+        config.rabbitmq.url = url.parse()?;
     }
-    let rabbitmq = Arc::new(RabbitMqService::connect(rabbitmq, metrics.clone()));
+    if let Ok(port) = env::var("PORT") {
+        config.http.port = port.parse()?;
+    }
+    let routes = Router::new().route("/hello", get(|| async { "hello from the backend" }));
+    let server = Server::builder(config).routes(routes).bind().await?;
 
     // Without any browser: the updates of one user, here in the backend.
     let bot = User {
         id: UserId::parse("usr_bot")?,
         tenant: None,
     };
-    rabbitmq.subscribe_user(
+    server.broker().subscribe_user(
         &bot,
-        Arc::new(|delivery| println!("update for the bot: {} bytes", delivery.body.len())),
+        Arc::new(|update| println!("update for the bot: {} bytes", update.body.len())),
     );
 
-    let jwt = JwtConfig {
-        jwt_secret: Some(Secret::new(env::var("JWT_SECRET")?)),
-        ..JwtConfig::default()
-    };
-    let verifier = Verifier::new(&jwt, false, &metrics)?;
-    let http = HttpConfig {
-        port: env::var("PORT").map_or(Ok(3001), |port| port.parse())?,
-        ..HttpConfig::default()
-    };
-    let own = Router::new().route("/hello", get(|| async { "hello from the backend" }));
-    let server = Server::bind("127.0.0.1", &http, verifier, rabbitmq, metrics, own).await?;
-    println!("listening on http://{}", server.local_addr()?);
+    println!("listening on http://{}", server.local_addr());
+    // An error means that there is no way to be told: then stop at once.
     server
-        .run(async {
-            // An error means that there is no way to be told: stop at once.
-            let _ = tokio::signal::ctrl_c().await;
-        })
-        .await
+        .run(async { _ = tokio::signal::ctrl_c().await })
+        .await;
+    Ok(())
 }

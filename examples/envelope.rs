@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use chat3_gateway::update::{Envelope, Update};
+use chat3_gateway::internal::update::{Envelope, Update};
 use serde_json::Value;
 
 /// As in the command: what is measured is mostly its work.

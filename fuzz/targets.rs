@@ -7,15 +7,14 @@
 use std::{sync::LazyLock, time::SystemTime};
 
 use chat3_gateway::{
-    auth::{
-        Verifier,
-        keys::{Key, KeySet},
-    },
+    Metrics,
     config::{JwtConfig, Secret},
-    observability::metrics::Metrics,
-    sessions::{Offset, Request},
-    socketio::revocation::{Order, OrderText},
-    update::{Envelope, Update},
+    internal::{
+        auth::{Key, KeySet, Verifier},
+        revocation::{Order, OrderText},
+        sessions::{Offset, Request},
+        update::{Envelope, Update},
+    },
     user::{TenantId, User, UserId},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, encode};

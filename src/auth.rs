@@ -1,18 +1,20 @@
-//! Who a token says its bearer is: JWT verification on connect, and signing for
-//! the `token` command and the development mode.
+//! Who a token says its bearer is: JWT verification on connect.
 //!
 //! [`keys`] owns which key is for which algorithm, `jwks` the key set
-//! that is read again and again, `signatures` how a signature is verified, and
-//! `workers` where.
+//! that is read again and again, `signatures` how a signature is verified, `workers`
+//! where, and `signer` how the command's tokens are signed.
 //!
 //! Invariant: an [`Identity`] comes out of [`Verifier`] and nowhere else. What a
 //! client may read about a refusal is [`Refusal`]'s `Display`, a type of its own,
 //! so that no library's error text can leak to a browser.
 
+#[cfg(feature = "cli")]
 mod explain;
 mod jwks;
 pub mod keys;
 mod signatures;
+#[cfg(any(test, feature = "cli"))]
+mod signer;
 mod workers;
 
 use std::{
@@ -24,19 +26,21 @@ use std::{
 };
 
 use http::{header, request::Parts};
-use jsonwebtoken::{
-    Algorithm, AlgorithmFamily, EncodingKey, Header, Validation, decode_header, encode,
-    errors::ErrorKind,
-};
-use serde_json::{Map, Value, json};
+use jsonwebtoken::{AlgorithmFamily, Header, Validation, decode_header, errors::ErrorKind};
+use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tracing::warn;
 
+#[cfg(feature = "cli")]
 pub(crate) use self::explain::Fit;
 pub use self::jwks::JwksError;
+#[cfg(any(test, feature = "cli"))]
+pub use self::signer::Signer;
+#[cfg(feature = "cli")]
+pub use self::signer::make_up_secret;
 use self::{
     jwks::{Jwks, Source, contains},
-    keys::{InvalidKey, Key, KeySet, MIN_SECRET_BYTES},
+    keys::{InvalidKey, Key, MIN_SECRET_BYTES},
     workers::{NotDone, Workers},
 };
 use crate::{
@@ -443,7 +447,8 @@ impl Failure {
 }
 
 /// Reads the key set once, if one is configured.
-pub(crate) async fn read_key_set(config: &JwtConfig) -> Result<Option<KeySet>, JwksError> {
+#[cfg(feature = "cli")]
+pub(crate) async fn read_key_set(config: &JwtConfig) -> Result<Option<keys::KeySet>, JwksError> {
     match Source::new(&config.jwt_jwks, config.jwks_ca_file())? {
         Some(source) => source.read().await.map(Some),
         None => Ok(None),
@@ -573,64 +578,6 @@ fn time(claims: &Map<String, Value>, name: &str) -> Result<Option<SystemTime>, R
     };
     let time = since_epoch.and_then(|since_epoch| UNIX_EPOCH.checked_add(since_epoch));
     time.map(Some).ok_or(Refusal::TokenInvalid)
-}
-
-/// Makes tokens that a [`Verifier`] of the same configuration accepts.
-pub struct Signer {
-    key: EncodingKey,
-    config: JwtConfig,
-}
-
-impl Signer {
-    /// Signs with `secret`, into the claims that `config` names.
-    pub fn new(secret: &str, config: &JwtConfig) -> Self {
-        signatures::install();
-        Self {
-            key: EncodingKey::from_secret(secret.as_bytes()),
-            config: config.clone(),
-        }
-    }
-
-    /// An HS256 token for `user` that expires after `lifetime`, and its expiry.
-    pub fn sign(
-        &self,
-        user: &User,
-        lifetime: Duration,
-    ) -> Result<(String, SystemTime), jsonwebtoken::errors::Error> {
-        let now = SystemTime::now();
-        let expires_at = now + lifetime;
-        let user_id_claim = self.config.user_id_claim();
-        let mut claims = Map::new();
-        claims.insert(
-            user_id_claim.unwrap_or("userId").to_owned(),
-            json!(user.id.as_str()),
-        );
-        if let Some(tenant) = &user.tenant {
-            let claim = self.config.jwt_tenant_id_claim.clone();
-            claims.insert(claim, json!(tenant.as_str()));
-        }
-        if let Some(issuer) = self.config.issuer() {
-            claims.insert("iss".to_owned(), json!(issuer));
-        }
-        if let Some(audience) = self.config.audience() {
-            claims.insert("aud".to_owned(), json!(audience));
-        }
-        claims.insert("iat".to_owned(), json!(unix_seconds(now)));
-        claims.insert("exp".to_owned(), json!(unix_seconds(expires_at)));
-        let token = encode(&Header::new(Algorithm::HS256), &claims, &self.key)?;
-        Ok((token, expires_at))
-    }
-}
-
-fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
-}
-
-/// A random key of 256 bits, for a development mode that was given none.
-pub fn make_up_secret() -> Secret {
-    let (high, low): (u128, u128) = rand::random();
-    Secret::new(format!("{high:032x}{low:032x}"))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::user::User;
+use crate::{observability::metrics::Metrics, user::User};
 
 /// One update as it came from the exchange.
 #[derive(Debug, Clone)]
@@ -97,6 +97,14 @@ impl Activation {
 /// A source of updates.
 #[async_trait]
 pub trait Broker: Send + Sync {
+    /// Whether binding keys need a tenant, so that tokens without one are refused.
+    fn needs_tenant(&self) -> bool;
+
+    /// What the broker counts into, if it counts at all.
+    fn metrics(&self) -> Option<Metrics> {
+        None
+    }
+
     /// Whether `user` can be subscribed at all: the ids fit into binding keys.
     fn has_room_for(&self, user: &User) -> bool;
 

@@ -1,6 +1,130 @@
-//! The commands beside `serve`, and what only they need.
+//! The commands, and what only they need.
+//!
+//! Owns what each command does; the process that runs it (signals, exit codes, systemd)
+//! is `main`'s. A command prints its results, and returns its mistakes to `main`.
 
-pub mod dev;
-pub mod doctor;
-pub mod health;
-pub mod publisher;
+mod command_line;
+pub(crate) mod dev;
+pub(crate) mod doctor;
+mod health;
+pub(crate) mod publisher;
+pub mod telemetry;
+
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+
+pub use self::{
+    command_line::{Cli, Command},
+    doctor::examine,
+    health::check as check_health,
+};
+use self::{
+    command_line::{DevArgs, PublishArgs, TokenArgs},
+    publisher::Published,
+};
+use crate::{
+    auth::{Signer, make_up_secret},
+    broker::embedded::EmbeddedExchange,
+    config::{Config, Secret},
+    server::Server,
+    user::{TenantId, User, UserId},
+};
+
+/// The server of `serve`, bound.
+///
+/// # Errors
+/// When a setting is wrong, or an address cannot be bound.
+pub async fn serve(config: Config) -> anyhow::Result<Server> {
+    Ok(Server::builder(config).bind().await?)
+}
+
+/// The server of `dev`, bound, once the terminal was told how to try it.
+///
+/// # Errors
+/// When a setting is wrong, or an address cannot be bound.
+pub async fn develop(mut args: DevArgs) -> anyhow::Result<Server> {
+    let configured = args.jwt.jwt_secret.take();
+    let configured = configured.filter(|secret| secret.expose().is_some());
+    let secret = configured.unwrap_or_else(make_up_secret);
+    args.jwt.jwt_secret = Some(secret.clone());
+    let secret = secret.expose().context("a made-up key is not empty")?;
+    let signer = Signer::new(secret, &args.jwt);
+    let user = User {
+        id: UserId::parse("usr_alice")?,
+        tenant: Some(TenantId::parse(dev::DEFAULT_TENANT)?),
+    };
+    let (token, _) = signer.sign(&user, dev::TOKEN_LIFETIME)?;
+    let exchange = Arc::new(EmbeddedExchange::new(args.binding_keys));
+    let routes = dev::router(exchange.clone(), signer, &args.host);
+    let config = Config {
+        host: args.host,
+        http: args.http,
+        jwt: args.jwt,
+        ..Config::default()
+    };
+    let server = Server::builder(config).broker(exchange).routes(routes);
+    let server = server.bind().await?;
+    let url = format!("http://localhost:{}", server.local_addr().port());
+    println!("\n  chat3-gateway in development mode, without a broker\n");
+    println!("  Page    {url}/");
+    println!("  Token   {token}");
+    println!("          (usr_alice, valid for 12 hours)\n");
+    println!("  Connect io('{url}', {{ auth: (give) => give({{ token }}) }})");
+    println!("  Publish curl {url}/dev/updates -H 'content-type: application/json' \\");
+    println!("            -d '{{\"userId\":\"usr_alice\",\"eventType\":\"message.create\"}}'\n");
+    if !server.local_addr().ip().is_loopback() {
+        println!(
+            "  ⚠️  Listening beyond this machine: whoever reaches it can sign in as anybody.\n"
+        );
+    }
+    Ok(server)
+}
+
+/// The token of `token`.
+///
+/// # Errors
+/// When there is no secret to sign with.
+pub fn token(args: &TokenArgs) -> anyhow::Result<String> {
+    let secret = args.jwt.jwt_secret.as_ref().and_then(Secret::expose);
+    let secret = secret.context("no secret to sign with: set JWT_SECRET")?;
+    let user = User {
+        id: args.user.clone(),
+        tenant: args.tenant.clone(),
+    };
+    let signer = Signer::new(secret, &args.jwt);
+    let (token, _) = signer.sign(&user, args.expires.into())?;
+    Ok(token)
+}
+
+/// Publishes, and fails where no queue was reached: nobody can have received it.
+///
+/// # Errors
+/// When RabbitMQ cannot be reached or refuses.
+pub async fn publish(args: &PublishArgs) -> anyhow::Result<ExitCode> {
+    let published = publisher::publish(args).await?;
+    let Published {
+        count,
+        unrouted,
+        routing_key,
+    } = published;
+    let routed = count - unrouted;
+    println!(
+        "published {count} {} for {} with key {routing_key}: {routed} reached a queue",
+        args.event, args.user
+    );
+    if unrouted == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "chat3-gateway: no queue is bound for {unrouted} of {count}, key {routing_key}: is the user \
+connected ({}, of tenant {}), and do the gateway's RABBITMQ_BINDING_KEYS match that key? \
+`chat3-gateway doctor` tells. On a new broker, where this command has just made the exchange, a \
+gateway finds it within seconds: publish again",
+        args.user, args.tenant
+    );
+    Ok(match routed {
+        0 => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
+}

@@ -30,24 +30,49 @@
 //! [`Server::bind`] takes a backend's own routes; [`RabbitMqService`] also works alone.
 //! `examples/embed.rs` does both.
 
-pub mod auth;
 pub mod broker;
 pub mod config;
-pub mod observability;
-pub mod server;
 pub mod user;
 
-// Open to this package's own command, tests and fuzz targets; no promise to others.
-#[doc(hidden)]
-pub mod cli;
-#[doc(hidden)]
-pub mod sessions;
-#[doc(hidden)]
-pub mod socketio;
-#[doc(hidden)]
-pub mod update;
-
+mod auth;
+#[cfg(feature = "cli")]
+mod cli;
+mod observability;
+mod server;
+mod sessions;
+mod socketio;
 mod tls;
+mod update;
 
+pub use auth::KeyError;
 pub use broker::rabbitmq::RabbitMqService;
-pub use server::Server;
+pub use config::Config;
+pub use observability::metrics::Metrics;
+pub use server::{BindError, Server, ServerBuilder};
+
+/// Open to this package's own command, tests, examples and fuzz targets; no promise to
+/// anybody else.
+#[doc(hidden)]
+pub mod internal {
+    pub mod auth {
+        pub use crate::auth::{
+            Verifier,
+            keys::{Key, KeySet},
+        };
+    }
+    pub mod sessions {
+        pub use crate::sessions::{Offset, Request};
+    }
+    pub mod revocation {
+        pub use crate::socketio::revocation::{Order, OrderText};
+    }
+    pub mod update {
+        pub use crate::update::{Envelope, Update};
+    }
+    #[cfg(feature = "cli")]
+    pub mod cli {
+        pub use crate::cli::{
+            Cli, Command, check_health, develop, examine, publish, serve, telemetry, token,
+        };
+    }
+}

@@ -1,33 +1,25 @@
-//! The `chat3-gateway` command.
+//! The process of the `chat3-gateway` command: its memory, threads, `.env` file, signals,
+//! exit codes, and what systemd is told. What each command does is in `cli`.
 
-use std::{process::ExitCode, sync::Arc, thread, time::Duration};
+use std::{process::ExitCode, thread, time::Duration};
 
 use anyhow::Context;
-use axum::Router;
 use chat3_gateway::{
-    RabbitMqService,
-    auth::{Signer, Verifier, make_up_secret},
-    broker::embedded::EmbeddedExchange,
-    cli::dev,
-    cli::doctor,
-    cli::health,
-    cli::publisher::{self, Published},
-    config::{Cli, Command, DevArgs, HealthArgs, PublishArgs, Secret, ServeArgs, TokenArgs},
-    observability::metrics::Metrics,
-    observability::telemetry,
-    server::Server,
-    user::{TenantId, User, UserId},
+    RabbitMqService, Server,
+    internal::cli::{self, Cli, Command, telemetry},
 };
 use futures_util::FutureExt;
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
+use sd_notify::NotifyState;
 use tikv_jemalloc_ctl::background_thread;
 use tikv_jemallocator::Jemalloc;
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
 };
+use tracing::warn;
 
 /// Returns memory to the system after a burst, where glibc's keeps it, and costs
 /// less time. See "Memory" in docs/SCALING.md for what was measured.
@@ -135,120 +127,39 @@ fn runtime(cli: &Cli) -> std::io::Result<Runtime> {
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command.unwrap_or(Command::Serve(Box::new(cli.serve))) {
-        Command::Serve(args) => serve(*args).await?,
-        Command::Dev(args) => develop(*args).await?,
-        Command::Token(args) => print_token(&args)?,
-        Command::Publish(args) => return publish(&args).await,
-        Command::Health(args) => check_health(&args).await?,
-        Command::Doctor(args) => return doctor::examine(&args).await,
+        Command::Serve(args) => {
+            let terminated = termination()?;
+            let _logs = telemetry::init(&args.log);
+            run_server(cli::serve(args.config).await?, terminated).await;
+        }
+        Command::Dev(args) => {
+            let terminated = termination()?;
+            let _logs = telemetry::init(&args.log);
+            run_server(cli::develop(*args).await?, terminated).await;
+        }
+        Command::Token(args) => println!("{}", cli::token(&args)?),
+        Command::Publish(args) => return cli::publish(&args).await,
+        Command::Health(args) => println!("{}", cli::check_health(&args).await?),
+        Command::Doctor(args) => return cli::examine(&args).await,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    let terminated = termination()?;
-    let _logs = telemetry::init(&args.log);
-    let metrics = Metrics::new();
-    anyhow::ensure!(
-        args.rabbitmq.control_exchange != args.rabbitmq.exchange,
-        "RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_EXCHANGE: orders need an exchange of their own"
-    );
-    let tenant_required = args.rabbitmq.binding_keys.need_tenant();
-    let verifier = Verifier::new(&args.jwt, tenant_required, &metrics)?;
-    let rabbitmq = Arc::new(RabbitMqService::connect(args.rabbitmq, metrics.clone()));
-    let server = Server::bind(
-        &args.host,
-        &args.http,
-        verifier,
-        rabbitmq,
-        metrics,
-        Router::new(),
-    );
-    let server = server.await?;
-    server.run(terminated).await
-}
-
-async fn develop(mut args: DevArgs) -> anyhow::Result<()> {
-    let terminated = termination()?;
-    let _logs = telemetry::init(&args.log);
-    let configured = args.jwt.jwt_secret.take();
-    let configured = configured.filter(|secret| secret.expose().is_some());
-    let secret = configured.unwrap_or_else(make_up_secret);
-    args.jwt.jwt_secret = Some(secret.clone());
-    let metrics = Metrics::new();
-    let verifier = Verifier::new(&args.jwt, args.binding_keys.need_tenant(), &metrics)?;
-    let secret = secret.expose().context("a made-up key is not empty")?;
-    let signer = Signer::new(secret, &args.jwt);
-    let user = User {
-        id: UserId::parse("usr_alice")?,
-        tenant: Some(TenantId::parse(dev::DEFAULT_TENANT)?),
+/// Serves until a signal, and tells systemd, where it is there and asked to be told
+/// (`Type=notify`).
+async fn run_server(server: Server, terminated: impl Future<Output = ()>) {
+    notify_systemd(NotifyState::Ready);
+    let stopping = async {
+        terminated.await;
+        notify_systemd(NotifyState::Stopping);
     };
-    let (token, _) = signer.sign(&user, dev::TOKEN_LIFETIME)?;
-    let exchange = Arc::new(EmbeddedExchange::new(args.binding_keys));
-    let routes = dev::router(exchange.clone(), signer, &args.host);
-    let server = Server::bind(&args.host, &args.http, verifier, exchange, metrics, routes);
-    let server = server.await?;
-    let url = format!("http://localhost:{}", server.local_addr()?.port());
-    println!("\n  chat3-gateway in development mode, without a broker\n");
-    println!("  Page    {url}/");
-    println!("  Token   {token}");
-    println!("          (usr_alice, valid for 12 hours)\n");
-    println!("  Connect io('{url}', {{ auth: (give) => give({{ token }}) }})");
-    println!("  Publish curl {url}/dev/updates -H 'content-type: application/json' \\");
-    println!("            -d '{{\"userId\":\"usr_alice\",\"eventType\":\"message.create\"}}'\n");
-    if !server.local_addr()?.ip().is_loopback() {
-        println!(
-            "  ⚠️  Listening beyond this machine: whoever reaches it can sign in as anybody.\n"
-        );
+    server.run(stopping).await;
+}
+
+fn notify_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "systemd not notified");
     }
-    server.run(terminated).await
-}
-
-fn print_token(args: &TokenArgs) -> anyhow::Result<()> {
-    let secret = args.jwt.jwt_secret.as_ref().and_then(Secret::expose);
-    let secret = secret.context("no secret to sign with: set JWT_SECRET")?;
-    let user = User {
-        id: args.user.clone(),
-        tenant: args.tenant.clone(),
-    };
-    let signer = Signer::new(secret, &args.jwt);
-    let (token, _) = signer.sign(&user, args.expires.into())?;
-    println!("{token}");
-    Ok(())
-}
-
-/// Fails where nothing was reached: nobody can have received it.
-async fn publish(args: &PublishArgs) -> anyhow::Result<ExitCode> {
-    let published = publisher::publish(args).await?;
-    let Published {
-        count,
-        unrouted,
-        routing_key,
-    } = published;
-    let routed = count - unrouted;
-    println!(
-        "published {count} {} for {} with key {routing_key}: {routed} reached a queue",
-        args.event, args.user
-    );
-    if unrouted == 0 {
-        return Ok(ExitCode::SUCCESS);
-    }
-    eprintln!(
-        "chat3-gateway: no queue is bound for {unrouted} of {count}, key {routing_key}: is the user \
-connected ({}, of tenant {}), and do the gateway's RABBITMQ_BINDING_KEYS match that key? \
-`chat3-gateway doctor` tells. On a new broker, where this command has just made the exchange, a \
-gateway finds it within seconds: publish again",
-        args.user, args.tenant
-    );
-    Ok(match routed {
-        0 => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
-    })
-}
-
-async fn check_health(args: &HealthArgs) -> anyhow::Result<()> {
-    println!("{}", health::check(args).await?);
-    Ok(())
 }
 
 /// Tools like `timeout` signal a process twice in one breath: that is one wish.

@@ -1,6 +1,4 @@
-//! What the gateway tells operators: metrics, log lines, spans.
+//! What the gateway tells operators while it serves: metrics and sampled log lines.
 
 pub mod metrics;
 pub(crate) mod sampled;
-#[doc(hidden)]
-pub mod telemetry;

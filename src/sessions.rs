@@ -41,7 +41,7 @@ use self::{
 };
 pub use self::{
     log::Offset,
-    recovery::{Admitted, Pid, Request},
+    recovery::{Admitted, Request},
 };
 use crate::{
     broker::{Broker, Delivery, Subscribed},

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use chat3_gateway::config::Cli;
+use chat3_gateway::internal::cli::Cli;
 use clap::{Arg, Command, CommandFactory};
 
 const OPEN: &str = "<!-- generated: ";

@@ -9,10 +9,9 @@ use std::{
 };
 
 use chat3_gateway::{
-    RabbitMqService,
+    Metrics, RabbitMqService,
     broker::{Broker as _, Delivery, Handler},
     config::{RabbitMqConfig, Topology},
-    observability::metrics::Metrics,
     user::{TenantId, User, UserId},
 };
 use clap::ValueEnum;

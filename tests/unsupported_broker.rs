@@ -11,9 +11,8 @@ use std::{
 };
 
 use chat3_gateway::{
-    RabbitMqService,
+    Metrics, RabbitMqService,
     config::RabbitMqConfig,
-    observability::metrics::Metrics,
     user::{User, UserId},
 };
 use tokio::{

@@ -78,6 +78,10 @@ impl EmbeddedExchange {
 
 #[async_trait]
 impl Broker for EmbeddedExchange {
+    fn needs_tenant(&self) -> bool {
+        self.binding_keys.need_tenant()
+    }
+
     fn has_room_for(&self, user: &User) -> bool {
         self.binding_keys.fit(user)
     }

@@ -36,11 +36,12 @@ mod supervisor;
 mod topology;
 mod unreadable;
 
+pub use self::service::RabbitMqService;
+#[cfg(feature = "cli")]
 pub(crate) use self::{
     connection::{open_channel, open_connection},
     instance::instance_id,
     link_error::{ACCESS_REFUSED, LinkError, NOT_FOUND},
     side_connection::{Heard, Listening, Scope, SideConnection},
-    unreadable::is_of_amqprs,
+    unreadable::{Unreadable, is_of_amqprs},
 };
-pub use self::{service::RabbitMqService, unreadable::Unreadable};

@@ -5,6 +5,9 @@
 //! Pure. An update is its routing key and the user in its body, both together: see
 //! [`Generation::of`].
 
+// More of it than serving takes is for the command `doctor`.
+#![cfg_attr(not(feature = "cli"), allow(dead_code))]
+
 mod generation;
 
 use std::{

@@ -21,8 +21,10 @@ use serde_json::{Map, Value, json};
 use crate::{
     auth::Signer,
     broker::embedded::EmbeddedExchange,
-    cli::publisher::original::{self, DOCUMENTED_TYPES, OTHER_TYPES},
-    config::Generation,
+    cli::publisher::{
+        Generation,
+        original::{self, DOCUMENTED_TYPES, OTHER_TYPES},
+    },
     server::admin::error,
     user::{TenantId, User, UserId},
 };

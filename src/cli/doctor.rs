@@ -27,7 +27,8 @@ use anyhow::Context;
 
 use self::report::{Report, Section};
 use crate::{
-    config::{DoctorArgs, RabbitMqConfig, Secret},
+    cli::command_line::DoctorArgs,
+    config::{RabbitMqConfig, Secret},
     observability::metrics::Metrics,
     user::User,
 };
@@ -40,12 +41,12 @@ use crate::{
 pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let token = token(args)?;
     let mut report = Report::new(args.json);
-    let rabbitmq = &args.serve.rabbitmq;
+    let rabbitmq = &args.serve.config.rabbitmq;
     let metrics = Metrics::new();
     let tenant_required = rabbitmq.binding_keys.need_tenant();
     // Before the tokens' own section: it also tells whose updates to listen to.
     let known = match &token {
-        Some(token) => jwt::user(&args.serve.jwt, tenant_required, token, &metrics).await,
+        Some(token) => jwt::user(&args.serve.config.jwt, tenant_required, token, &metrics).await,
         None => None,
     };
     report.begin(Section::RabbitMq);
@@ -58,10 +59,22 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         updates::skip(why, &mut report);
     }
     report.begin(Section::Jwt);
-    let verifier = jwt::examine(&args.serve.jwt, tenant_required, &metrics, &mut report).await;
+    let verifier = jwt::examine(
+        &args.serve.config.jwt,
+        tenant_required,
+        &metrics,
+        &mut report,
+    )
+    .await;
     if let Some(token) = token {
         report.begin(Section::Token);
-        jwt::examine_token(verifier.as_ref(), &token, &args.serve.jwt, &mut report).await;
+        jwt::examine_token(
+            verifier.as_ref(),
+            &token,
+            &args.serve.config.jwt,
+            &mut report,
+        )
+        .await;
     }
     report.begin(Section::Host);
     host::examine(&args.serve, &mut report).await;

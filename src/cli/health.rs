@@ -2,7 +2,7 @@
 //! without a shell and an HTTP client have nothing else to run.
 //!
 //! Asks over the network as any client would, so that a process that hangs is
-//! not healthy. Imports nothing of this crate but [`crate::config`].
+//! not healthy. Imports nothing of this crate but its arguments.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -16,7 +16,7 @@ use hyper_util::{
 };
 use tokio::time::timeout;
 
-use crate::config::HealthArgs;
+use super::command_line::HealthArgs;
 
 /// Below the five seconds that supervisors usually give a check.
 const PATIENCE: Duration = Duration::from_secs(3);

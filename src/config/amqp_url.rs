@@ -6,6 +6,9 @@ use std::{fmt, str::FromStr};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
+/// A broker on this machine, with the login of Chat3's own setup.
+pub(crate) const DEFAULT: &str = "amqp://rmuser:rmpassword@localhost:5672/";
+
 /// A broker's address and login. Neither `Debug` nor `Display` shows the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AmqpUrl {

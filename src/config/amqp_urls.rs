@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{AmqpUrl, InvalidAmqpUrl};
+use super::{AmqpUrl, InvalidAmqpUrl, amqp_url};
 
 /// The addresses of a cluster's nodes, or of the only broker.
 #[derive(Clone, PartialEq, Eq)]
@@ -46,6 +46,12 @@ impl AmqpUrls {
     /// The first node. Its scheme, login and vhost are those of all nodes.
     pub fn first(&self) -> &AmqpUrl {
         self.0.first().expect("there is at least one node")
+    }
+}
+
+impl Default for AmqpUrls {
+    fn default() -> Self {
+        amqp_url::DEFAULT.parse().expect("the default URL is valid")
     }
 }
 

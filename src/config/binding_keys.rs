@@ -13,7 +13,7 @@ const TENANT_ID_OR_ANY: &str = "{tenantId|*}";
 const MAX_KEY_BYTES: usize = 255;
 
 /// The keys of every generation of Chat3.
-pub(super) const DEFAULT: &str =
+const DEFAULT: &str =
     "user.{userId}.*,user.*.{userId}.*,update.*.*.{userId}.*,update.*.{tenantId|*}.*.{userId}.*";
 
 /// One or more binding key templates, e.g. `user.{userId}.*`.

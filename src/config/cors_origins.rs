@@ -5,6 +5,9 @@ use std::str::FromStr;
 use http::HeaderValue;
 use url::Url;
 
+/// Pages of all sites.
+pub(super) const DEFAULT: &str = "*";
+
 /// The origins (RFC 6454) that browsers may connect from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CorsOrigins {
@@ -69,6 +72,12 @@ impl Site {
 
 fn is_origin(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text)
+}
+
+impl Default for CorsOrigins {
+    fn default() -> Self {
+        DEFAULT.parse().expect("the default is valid")
+    }
 }
 
 impl FromStr for Site {

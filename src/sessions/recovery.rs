@@ -124,6 +124,7 @@ pub enum Request {
     /// A session that can be recovered later.
     New,
     /// To go on after `offset`, or from the session's beginning.
+    #[allow(missing_docs)] // The line above names both.
     Resume { pid: Pid, offset: Option<Offset> },
     /// To resume, but `pid` or `offset` are none of this service's making.
     Unreadable,

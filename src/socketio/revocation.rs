@@ -41,6 +41,7 @@ const MAX_TOKEN_ID_BYTES: usize = 1024;
 /// An order as it is written. Times are seconds since 1970, as in tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(missing_docs)] // docs/OPERATIONS.md says what each is.
 pub struct OrderText {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
@@ -78,6 +79,7 @@ impl OrderText {
 /// Sends sockets away, and may refuse their tokens for a while.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
+    /// Whose sockets.
     pub target: Target,
     /// For the client and the log.
     pub reason: Option<String>,

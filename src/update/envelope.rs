@@ -14,14 +14,14 @@ mod sections;
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{MAX_BODY_BYTES, SpecialisedEvent, Update};
 
 /// The shape in which updates are sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Envelope {
     /// As published.
     #[default]

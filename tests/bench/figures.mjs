@@ -52,7 +52,7 @@ export class Figures {
     return [
       ...faults.map(([name, count]) => `**${name.replace('_', ' ')} ${count}**`),
       ...(failures.length ? [`**failed in ${failures.length} of ${turns}**: ${failures[0].split('\n')[0].slice(0, 160)}`] : []),
-    ].join(', ') || 'all, once, in order';
+    ].join(', ') || 'all';
   }
 
   isClean(scenario, server) {

@@ -27,7 +27,7 @@ const figures = new Figures(turns);
 const times = turns.map(({ at }) => at).sort();
 const minute = (time) => time.slice(0, 16).replace('T', ' ');
 const text = [
-  `Measured from ${minute(times[0])} to ${minute(times.at(-1))} UTC with \`${isWriting ? 'make bench' : 'make bench-quick'}\` on ${host.cores} cores of ${host.cpu}, ` +
+  `Measured from ${minute(times[0])} to ${minute(times.at(-1))} UTC with \`${isWriting ? 'make bench' : 'make bench-quick'}\` on ${host.cores} cores\nof ${host.cpu}, ` +
   `${host.memoryGiB} GiB, Linux ${host.kernel}, with RabbitMQ ${host.rabbitmq}, Node ${host.node}, rustc ${host.rustc}. ` +
   `Load average at the start: ${host.load}.`,
   '### Goals',

@@ -9,10 +9,10 @@ const mebibytes = (value) => `${(value / 1024).toFixed(0)} MiB`;
 const kibibytes = (value) => `${value.toFixed(value < 10 ? 1 : 0)} KiB`;
 
 const WORK = [
-  ['server CPU per update at 1,000/s', 'rate:1000', 'server_cpu_us_per_update', micros],
+  ['CPU per update at 1,000/s', 'rate:1000', 'server_cpu_us_per_update', micros],
   ['at saturation', 'saturate', 'server_cpu_us_per_update', micros],
-  ['broker’s at saturation', 'saturate', 'broker_cpu_us_per_update', micros],
-  ['updates/s at saturation', 'saturate', 'per_second', perSecond],
+  ['broker’s', 'saturate', 'broker_cpu_us_per_update', micros],
+  ['updates/s', 'saturate', 'per_second', perSecond],
   ['p50 at 1,000/s', 'rate:1000', 'latency_us.p50', millis],
   ['p99', 'rate:1000', 'latency_us.p99', millis],
   ['p99.9', 'rate:1000', 'latency_us.p999', millis],
@@ -62,13 +62,22 @@ export function tables(figures, id, { title }) {
   return [`### ${title}`, first, ...state.map((columns) => table(figures, id, servers, columns))].join('\n\n');
 }
 
-/** The goals' table. */
+/** The goals' table: a row is a goal, a column one of the gateway's topologies. What is missed is bold. */
 export function goalsTable(judged) {
-  const rows = judged.map(({ what, value, unit, goal, isMet }) => {
+  const columns = ['per-user', 'shared', 'firehose', 'shared, no recovery'];
+  const rows = new Map();
+  for (const { what, value, unit, goal, isMet } of judged) {
+    const [, column] = what.match(/gateway (shared, no recovery|[\w-]+)/);
+    const name = what.replace(/,? gateway (shared, no recovery|[\w-]+)/, '').replace(/ceiling [\w-]+/, 'ceiling');
     const measured = value === null ? 'not measured' : `${Number.isInteger(value) ? value : value.toFixed(value < 10 ? 2 : 1)}${unit}`;
-    return [what, measured, goal, value === null ? '' : isMet ? 'reached' : '**missed**'];
-  });
-  return markdown([['', 'measured', 'goal', ''], ...rows]);
+    const row = rows.get(name) ?? { goals: new Set() };
+    row.goals.add(goal);
+    row[column] = value === null || isMet ? measured : `**${measured}**`;
+    rows.set(name, row);
+  }
+  const met = judged.filter(({ isMet }) => isMet).length;
+  const lines = [...rows].map(([name, row]) => [name, [...row.goals].join('; '), ...columns.map((column) => row[column] ?? '')]);
+  return `${met} of ${judged.length} are reached; those missed are bold.\n\n${markdown([['', 'goal', ...columns], ...lines])}`;
 }
 
 function table(figures, id, servers, columns, more = []) {

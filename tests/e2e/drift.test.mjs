@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { existsSync, readFileSync, readdirSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -79,11 +79,13 @@ const isOneOf = (cited, names) => names.some((name) => meet(cited, name));
 // A citation is a file and names: `broker`: "killing the broker…", "…"; `auth::keys`: `keys_that_…`.
 const CITATION = /`([\w:]+)`: ((?:(?:"[^"]+"|`\w+…?`)(?:, )?)+)/g;
 
-/** The files that a citation may mean by `name`: tests/e2e/NAME.test.mjs, tests/NAME.rs or a module of src, by the end of its path. */
+/**
+ * The files that a citation may mean by `name`: tests/e2e/NAME.test.mjs, tests/NAME.rs, or a module of src by the end of its path, with the modules in it.
+ */
 function meant(name) {
-  const path = name.replaceAll('::', '/');
-  const ends = [`tests/e2e/${name}.test.mjs`, `tests/${name}.test.mjs`, `tests/${name}.rs`];
-  return [...tests.keys()].filter((file) => ends.includes(file) || (file.startsWith('src/') && (file.endsWith(`/${path}.rs`) || file.endsWith(`/${path}/tests.rs`))));
+  const path = `/${name.replaceAll('::', '/')}`;
+  const suites = [`tests/e2e/${name}.test.mjs`, `tests/${name}.test.mjs`, `tests/${name}.rs`];
+  return [...tests.keys()].filter((file) => suites.includes(file) || (file.startsWith('src/') && (file.endsWith(`${path}.rs`) || file.includes(`${path}/`))));
 }
 
 for (const [page, least] of [['docs/SECURITY.md', 80], ['docs/RELIABILITY.md', 80]]) {
@@ -125,15 +127,16 @@ test('paths that the pages name are there', () => {
 
 test('whatever docs/ARCHITECTURE.md names in the source is there', () => {
   const all = modules(join(root, 'src'));
-  const source = [...all.values()].map(({ text }) => text).join('\n');
-  const words = new Set(source.match(/\w+/g));
+  // Single words may be of the tests or settings as well.
+  const texts = [...[...all.values()].map(({ text }) => text), ...[...tests.keys(), '.env.example', 'Cargo.toml'].map(read)].join('\n');
+  const words = new Set([...texts.match(/\w+/g), ...[...tests.keys()].map((file) => file.split('/').at(-1).split('.')[0])]);
   const paths = [...all.keys()];
   const missing = [];
   for (const name of quoted('docs/ARCHITECTURE.md')) {
     if (!/^[A-Za-z_]\w*(::\w+)*$/.test(name)) continue;
     const segments = name.split('::');
     if (segments.length === 1) {
-      if (!words.has(name) && !tests.has(`tests/${name}`)) missing.push(name);
+      if (!words.has(name)) missing.push(name);
       continue;
     }
     const isModule = paths.some((path) => `::${path}`.endsWith(`::${name}`));
@@ -147,6 +150,25 @@ test('whatever docs/ARCHITECTURE.md names in the source is there', () => {
     if (!places.some(([, { text }]) => has.test(text))) missing.push(name);
   }
   assert.deepEqual(missing, []);
+});
+
+// ---- Metrics -------------------------------------------------------------------------------
+
+test('docs/METRICS.md repeats the help texts of the code', () => {
+  const [file] = files.filter((name) => /^src\/.*\.rs$/.test(name) && read(name).includes('with_prefix("chat3_gateway")'));
+  const help = new Map([...read(file).matchAll(/"([a-z_]+)",\s*"([A-Z0-9](?:\\\n\s*|[^"])*)"/g)].map(([, name, text]) => [name, text.replaceAll(/\\\n\s*/g, '')]));
+  assert.ok(help.size > 30);
+  const entry = /^- `(\w+)(\{\w+\})?`: \*([^*]*)\*/gm;
+  const told = new Set();
+  const updated = read('docs/METRICS.md').replaceAll(entry, (_, sample, labels = '') => {
+    const name = [sample, sample.replace(/_(total|bytes|seconds)$/, '')].find((each) => help.has(each));
+    assert.ok(name, `${sample} is a metric`);
+    told.add(name);
+    return `- \`${sample}${labels}\`: *${help.get(name)}*`;
+  });
+  assert.deepEqual([...help.keys()].filter((name) => !told.has(name)), [], 'metrics that the page lacks');
+  if (process.env.UPDATE_DOCS) writeFileSync(join(root, 'docs/METRICS.md'), updated);
+  else assert.ok(read('docs/METRICS.md') === updated, 'docs/METRICS.md has other help texts than the code: make docs');
 });
 
 // ---- Pages ---------------------------------------------------------------------------------

@@ -49,11 +49,9 @@ before(async () => {
   names = [...text.matchAll(/^# TYPE (\w+) (\w+)$/gm)].map(([, name, kind]) => (kind === 'counter' ? `${name}_total` : name));
 });
 
-/** The names in the first column of a page's first table. */
+/** The names at which a page's entries begin. */
 function documented(page) {
-  const [table] = file('docs', page).match(/(^\|.*\n)+/m);
-  const cells = table.split('\n').slice(2).map((row) => row.split('|')[1] ?? '');
-  return cells.flatMap((cell) => [...cell.matchAll(/`(\w+)/g)].map(([, name]) => PREFIX + name));
+  return [...file('docs', page).matchAll(/^- `(\w+)/gm)].map(([, name]) => PREFIX + name);
 }
 
 test('docs/METRICS.md has every metric, and no other', () => {

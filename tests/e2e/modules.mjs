@@ -69,7 +69,7 @@ export function modules(src) {
   const walk = (folder, path) => {
     for (const entry of readdirSync(folder, { withFileTypes: true })) {
       const inner = [...path, entry.name.replace(/\.rs$/, '')];
-      if (entry.isDirectory() && entry.name !== 'node_modules') walk(join(folder, entry.name), inner);
+      if (entry.isDirectory() && !['node_modules', 'tests'].includes(entry.name)) walk(join(folder, entry.name), inner);
       else if (entry.name.endsWith('.rs') && !['build.rs', 'main.rs', 'lib.rs', 'tests.rs'].includes(entry.name)) add(join(folder, entry.name), inner.join('::'));
     }
   };

@@ -48,7 +48,7 @@ for (const [what, args, env, pattern] of [
   ['a delay without unit', [], { RABBITMQ_RECONNECT_DELAY: '5' }, /RABBITMQ_RECONNECT_DELAY/],
   ['a binding key for everybody', [], { RABBITMQ_BINDING_KEYS: 'user.*.*' }, /RABBITMQ_BINDING_KEYS.*\{userId\}/],
   ['an unknown placeholder', [], { RABBITMQ_BINDING_KEYS: '{userId}.{tenant}' }, /RABBITMQ_BINDING_KEYS.*unknown placeholder.*\{tenantId\|\*\}/],
-  ['orders over the exchange of the updates', ['serve'], { RABBITMQ_CONTROL_EXCHANGE: 'chat3_updates' }, /RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_EXCHANGE/],
+  ['orders over the exchange of the updates', ['serve'], { RABBITMQ_CONTROL_EXCHANGE: 'chat3_updates' }, /RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_UPDATES_EXCHANGE/],
   ['an origin with a path', [], { CORS_ORIGIN: 'https://a.example/x' }, /CORS_ORIGIN \(--cors-origin\): "https:\/\/a.example\/x" is not an origin/],
   ['an unknown command', ['server'], {}, /server/],
 ]) {

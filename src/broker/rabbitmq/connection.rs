@@ -145,6 +145,7 @@ pub(crate) struct OpenChannel {
     pub(crate) channel: Channel,
     pub(super) close_reason: Arc<OnceLock<ServerClose>>,
     /// Messages that were published as mandatory and that no queue was bound for.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code))] // For `publish`.
     pub(crate) returned: Arc<AtomicU64>,
 }
 

@@ -129,6 +129,14 @@ impl Drop for RabbitMqService {
 
 #[async_trait]
 impl Broker for RabbitMqService {
+    fn needs_tenant(&self) -> bool {
+        self.shared.config.binding_keys.need_tenant()
+    }
+
+    fn metrics(&self) -> Option<Metrics> {
+        Some(self.shared.metrics.clone())
+    }
+
     fn has_room_for(&self, user: &User) -> bool {
         self.shared.config.binding_keys.fit(user)
     }

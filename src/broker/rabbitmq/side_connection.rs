@@ -4,6 +4,9 @@
 //! Invariant: nothing outlives the connection, and nothing that happens to it concerns
 //! the link. Queues are exclusive, short, and gone with it.
 
+// More of it than serving takes is for the command `doctor`.
+#![cfg_attr(not(feature = "cli"), allow(dead_code))]
+
 use std::{
     future::Future,
     time::{Duration, SystemTime},

@@ -1,22 +1,12 @@
 //! Messages that amqprs cannot read: a text that is not UTF-8, a header of a type that
 //! it does not know. It then gives up the connection, and tells why only in its log
-//! (its source, 2.1.5), where [`Unreadable`] listens.
+//! (its source, 2.1.5), where [`Unreadable`] listens: in the command, which owns the
+//! process's subscriber. Elsewhere such a loss has no cause.
 
-use std::{
-    fmt::Debug,
-    sync::{Mutex, PoisonError},
-};
+use std::sync::{Mutex, PoisonError};
 
-use tracing::{
-    Event, Level, Metadata, Subscriber,
-    field::{Field, Visit},
-};
-use tracing_subscriber::{
-    Layer,
-    filter::{LevelFilter, filter_fn},
-    layer::Context,
-    registry::LookupSpan,
-};
+#[cfg(feature = "cli")]
+pub(crate) use self::listening::is_of_amqprs;
 
 /// What amqprs said last, until the connection that it said it of is gone: both are
 /// done by one task, in one breath.
@@ -26,60 +16,80 @@ static CAUSE: Mutex<Option<&'static str>> = Mutex::new(None);
 pub struct Unreadable;
 
 impl Unreadable {
-    /// The layer for a subscriber.
-    pub fn layer<S: Subscriber + for<'s> LookupSpan<'s>>() -> impl Layer<S> {
-        let errors =
-            filter_fn(|metadata| is_of_amqprs(metadata) && *metadata.level() == Level::ERROR);
-        Self.with_filter(errors.with_max_level_hint(LevelFilter::ERROR))
-    }
-
     /// Why the connection that just ended could not be read any further, if that is why.
     pub(super) fn take_cause() -> Option<&'static str> {
         CAUSE.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// Its lines are never written: at the level `trace` they hold logins and bodies.
-pub(crate) fn is_of_amqprs(metadata: &Metadata<'_>) -> bool {
-    metadata.target().starts_with("amqprs")
-}
+#[cfg(feature = "cli")]
+mod listening {
+    use std::{fmt::Debug, sync::PoisonError};
 
-impl<S: Subscriber> Layer<S> for Unreadable {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        event.record(&mut Message);
-    }
-}
+    use tracing::{
+        Event, Level, Metadata, Subscriber,
+        field::{Field, Visit},
+    };
+    use tracing_subscriber::{
+        Layer,
+        filter::{LevelFilter, filter_fn},
+        layer::Context,
+        registry::LookupSpan,
+    };
 
-struct Message;
+    use super::{CAUSE, Unreadable};
 
-impl Visit for Message {
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if field.name() == "message"
-            && let Some(cause) = cause(&format!("{value:?}"))
-        {
-            *CAUSE.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
+    impl Unreadable {
+        /// The layer for a subscriber.
+        pub fn layer<S: Subscriber + for<'s> LookupSpan<'s>>() -> impl Layer<S> {
+            let errors =
+                filter_fn(|metadata| is_of_amqprs(metadata) && *metadata.level() == Level::ERROR);
+            Self.with_filter(errors.with_max_level_hint(LevelFilter::ERROR))
         }
     }
-}
 
-/// What it says of a frame that it could not read. Its own words may quote the message.
-fn cause(line: &str) -> Option<&'static str> {
-    let (_, error) = line.split_once("failure of reading frame, cause: ")?;
-    if !error.starts_with("framing error") && !error.starts_with("serde error") {
-        return None;
+    /// Its lines are never written: at the level `trace` they hold logins and bodies.
+    pub(crate) fn is_of_amqprs(metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("amqprs")
     }
-    Some(if error.contains("content = ") {
-        "a key, property or header in it is not UTF-8"
-    } else if error.contains("unknown variant") {
-        "a header in it is of an unknown type"
-    } else {
-        "it is malformed"
-    })
+
+    impl<S: Subscriber> Layer<S> for Unreadable {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            event.record(&mut Message);
+        }
+    }
+
+    struct Message;
+
+    impl Visit for Message {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            if field.name() == "message"
+                && let Some(cause) = cause(&format!("{value:?}"))
+            {
+                *CAUSE.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
+            }
+        }
+    }
+
+    /// What it says of a frame that it could not read. Its own words may quote the message.
+    pub(super) fn cause(line: &str) -> Option<&'static str> {
+        let (_, error) = line.split_once("failure of reading frame, cause: ")?;
+        if !error.starts_with("framing error") && !error.starts_with("serde error") {
+            return None;
+        }
+        Some(if error.contains("content = ") {
+            "a key, property or header in it is not UTF-8"
+        } else if error.contains("unknown variant") {
+            "a header in it is of an unknown type"
+        } else {
+            "it is malformed"
+        })
+    }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cli"))]
 mod tests {
-    use super::*;
+    use super::listening::cause;
 
     #[test]
     fn what_cannot_be_read_is_told_from_what_did_not_come() {

@@ -11,6 +11,9 @@ fn main() {
     println!("cargo::rerun-if-changed=src/cli/dev/build.rs");
     println!("cargo::rerun-if-changed=src/cli/dev/package-lock.json");
     println!("cargo::rerun-if-changed=src/cli/dev");
+    if env::var_os("CARGO_FEATURE_CLI").is_none() {
+        return;
+    }
     let script = fs::read(bundle).unwrap_or_default();
     let target = env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
     fs::write(Path::new(&target).join("socket.io.js"), script).expect("OUT_DIR is writable");

@@ -13,7 +13,10 @@ use rustix::{
 use tokio::{net::TcpListener, time::timeout};
 
 use super::report::{Report, counted};
-use crate::config::{CorsOrigins, HttpConfig, MIN_ADMIN_TOKEN_BYTES, NodeEnv, Secret, ServeArgs};
+use crate::{
+    cli::command_line::{NodeEnv, ServeArgs},
+    config::{CorsOrigins, HttpConfig, MIN_ADMIN_TOKEN_BYTES, Secret},
+};
 
 /// Files that are not sockets of clients: logs, RabbitMQ, listeners, timers.
 const OTHER_FILES: u64 = 64;
@@ -24,10 +27,10 @@ const FEWEST_FILES: u64 = 1024;
 const STEP: Duration = Duration::from_secs(3);
 
 pub(super) async fn examine(args: &ServeArgs, report: &mut Report) {
-    files(&args.http, report);
-    port(&args.host, &args.http, report).await;
-    admin_token(&args.http, report);
-    match (&args.http.cors_origin, args.log.node_env) {
+    files(&args.config.http, report);
+    port(&args.config.host, &args.config.http, report).await;
+    admin_token(&args.config.http, report);
+    match (&args.config.http.cors_origin, args.log.node_env) {
         (CorsOrigins::Any, NodeEnv::Production) => report.warning(
             "cors_origin",
             "*: pages of every site may connect, with a token",

@@ -12,16 +12,18 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use serde::Deserialize;
-
-use super::{
-    AmqpUrls, BindingKeys, DEFAULT_EXCHANGE, DEFAULT_URL, HttpConfig, JwtConfig, LISTENER,
-    LogConfig, OptionalAddress, RABBITMQ, RabbitMqConfig, RabbitMqTls, Secret,
-    binding_keys::DEFAULT as DEFAULT_BINDING_KEYS,
-    values::{parse_json, parse_listening, parse_optional_address, parse_rate, parse_short_name},
+use super::publisher::Generation;
+use crate::{
+    config::{
+        AmqpUrls, BindingKeys, Config, HttpConfig, JwtConfig, OptionalAddress, RabbitMqConfig,
+        RabbitMqTls, Secret, amqp_url,
+        headings::{LISTENER, RABBITMQ},
+        parse::{parse_delay, parse_optional_address, parse_short_name},
+    },
+    user::{TenantId, UserId},
 };
-use crate::user::{TenantId, UserId};
 
+const LOGS: &str = "Logs";
 const DOCTOR: &str = "Examination";
 
 /// Delivers Chat3 updates from RabbitMQ to browsers over Socket.IO.
@@ -157,20 +159,45 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
-    pub rabbitmq: RabbitMqConfig,
-    /// Address to listen on
-    #[arg(long, env, value_name = "HOST", default_value = "0.0.0.0", help_heading = LISTENER)]
-    pub host: String,
+    pub config: Config,
     /// Threads that serve; one costs the least per update and is enough for most,
     /// see docs/SCALING.md
     #[arg(long, env, value_name = "NUMBER", default_value = "1", help_heading = LISTENER)]
     pub worker_threads: NonZeroUsize,
     #[command(flatten)]
-    pub http: HttpConfig,
-    #[command(flatten)]
-    pub jwt: JwtConfig,
-    #[command(flatten)]
     pub log: LogConfig,
+}
+
+/// What is logged, and to where.
+#[derive(Debug, Clone, Args)]
+pub struct LogConfig {
+    /// development logs details of every update; `RUST_LOG` overrides
+    #[arg(long, env, value_name = "ENV", default_value = "production", help_heading = LOGS)]
+    pub node_env: NodeEnv,
+    /// File that receives the logs as well as stdout; empty for stdout only
+    #[arg(long, env, value_name = "PATH", default_value = "logs/server.log",
+        value_parser = |path: &str| Ok::<_, String>(PathBuf::from(path)), help_heading = LOGS)]
+    pub log_file: PathBuf,
+    /// Format of the log lines
+    #[arg(long, env, value_name = "FORMAT", default_value = "text", help_heading = LOGS)]
+    pub log_format: LogFormat,
+}
+
+/// How much is logged.
+#[allow(missing_docs)] // Its parts have their names from the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NodeEnv {
+    Production,
+    Development,
+    Test,
+}
+
+/// The form of log lines.
+#[allow(missing_docs)] // Its parts have their names from the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
 }
 
 /// The settings of `dev`.
@@ -182,7 +209,7 @@ pub struct DevArgs {
     pub host: String,
     /// Binding key templates of the in-process exchange
     #[arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS", value_name = "TEMPLATES",
-        default_value = DEFAULT_BINDING_KEYS, help_heading = RABBITMQ)]
+        default_value_t, help_heading = RABBITMQ)]
     pub binding_keys: BindingKeys,
     #[command(flatten)]
     pub http: HttpConfig,
@@ -241,23 +268,6 @@ pub struct PublishArgs {
     pub rabbitmq: PublishRabbitMqArgs,
 }
 
-/// Chat3's keys and bodies, as they have changed over its life.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
-pub enum Generation {
-    /// Since 0.0.86: update.{dialog|user}.{tenantId}.{userType}.{userId}.{segment}
-    #[default]
-    #[value(alias = "0.0.86")]
-    #[serde(rename = "current", alias = "0.0.86")]
-    Current,
-    /// Since 0.0.77: update.{dialog|user}.{userType}.{userId}.{segment}
-    #[value(name = "0.0.77")]
-    #[serde(rename = "0.0.77")]
-    V0_0_77,
-    /// As first documented: user.{userId}.{slug}
-    #[serde(rename = "original")]
-    Original,
-}
-
 /// Which gateway `health` asks, by that gateway's own settings.
 #[derive(Debug, Clone, Args)]
 pub struct HealthArgs {
@@ -265,10 +275,10 @@ pub struct HealthArgs {
     #[arg(long)]
     pub ready: bool,
     /// Address that the gateway listens on; all of them stand for loopback
-    #[arg(long, env, value_name = "HOST", default_value = "0.0.0.0", help_heading = LISTENER)]
+    #[arg(long, env, value_name = "HOST", default_value_t = Config::default().host, help_heading = LISTENER)]
     pub host: String,
     /// Port that the gateway listens on
-    #[arg(long, env, value_name = "PORT", default_value_t = 3001, help_heading = LISTENER)]
+    #[arg(long, env, value_name = "PORT", default_value_t = HttpConfig::default().port, help_heading = LISTENER)]
     pub port: u16,
     /// Address and port of its listener for operators, asked in place of the other
     #[arg(long, env, value_name = "ADDRESS:PORT", value_parser = parse_optional_address,
@@ -310,13 +320,102 @@ pub struct PublishRabbitMqArgs {
     /// Broker address: amqp:// or amqps://, percent-encoded login and vhost; the nodes of a
     /// cluster as a comma-separated list of whole addresses
     #[arg(long = "rabbitmq-url", env = "RABBITMQ_URL", value_name = "URL",
-        default_value = DEFAULT_URL, hide_env_values = true, help_heading = RABBITMQ)]
+        default_value = amqp_url::DEFAULT, hide_env_values = true, help_heading = RABBITMQ)]
     pub url: AmqpUrls,
     /// Topic exchange to publish to; declared as Chat3 declares it
     #[arg(long = "rabbitmq-updates-exchange", env = "RABBITMQ_UPDATES_EXCHANGE",
-        value_name = "NAME", default_value = DEFAULT_EXCHANGE, value_parser = parse_short_name,
+        value_name = "NAME", default_value_t = RabbitMqConfig::default().exchange, value_parser = parse_short_name,
         help_heading = RABBITMQ)]
     pub exchange: String,
     #[command(flatten)]
     pub tls: RabbitMqTls,
+}
+
+/// Long enough for a quiet exchange, short enough for somebody who waits.
+fn parse_listening(text: &str) -> Result<Duration, String> {
+    let listening = parse_delay(text)?;
+    match listening > Duration::from_secs(600) {
+        true => Err("must be at most 10min".to_owned()),
+        false => Ok(listening),
+    }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
+        _ => Err("must be a number over 0 and at most 1000000".to_owned()),
+    }
+}
+
+fn parse_json(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))
+}
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_documented_variable_is_a_flag() {
+        let help = Cli::command().render_long_help().to_string();
+        for variable in [
+            "RABBITMQ_URL",
+            "RABBITMQ_UPDATES_EXCHANGE",
+            "RABBITMQ_BINDING_KEYS",
+            "RABBITMQ_RECONNECT_DELAY",
+            "RABBITMQ_CA_FILE",
+            "RABBITMQ_CLIENT_CERT_FILE",
+            "RABBITMQ_CLIENT_KEY_FILE",
+            "HOST",
+            "PORT",
+            "JWT_SECRET",
+            "JWT_PUBLIC_KEY",
+            "JWT_PUBLIC_KEY_FILE",
+            "JWT_JWKS",
+            "JWT_JWKS_REFRESH",
+            "JWT_JWKS_CA_FILE",
+            "JWT_REQUIRE_EXP",
+            "JWT_LEEWAY",
+            "JWT_ALLOW_QUERY",
+            "JWT_ISSUER",
+            "JWT_AUDIENCE",
+            "JWT_USER_ID_CLAIM",
+            "JWT_TENANT_ID_CLAIM",
+            "JWT_DEFAULT_TENANT_ID",
+            "CORS_ORIGIN",
+            "NODE_ENV",
+            "LOG_FILE",
+            "LOG_FORMAT",
+            "ADMIN_TOKEN",
+            "ADMIN_ADDR",
+            "TRUSTED_PROXIES",
+            "MAX_SOCKETS",
+            "MAX_SOCKETS_PER_USER",
+            "MAX_CONNECTS_PER_SECOND",
+            "MAX_EVENTS_PER_SECOND",
+            "JWT_EXPIRY_NOTICE",
+            "RABBITMQ_CONTROL_EXCHANGE",
+            "CHAT3_ENVELOPE",
+            "RECOVERY_WINDOW",
+            "RECOVERY_MAX_UPDATES",
+            "RECOVERY_MAX_BYTES",
+            "RECOVERY_TOTAL_BYTES",
+        ] {
+            assert!(help.contains(&format!("[env: {variable}")), "{variable}");
+            let flag = format!("--{}", variable.to_lowercase().replace('_', "-"));
+            assert!(help.contains(&flag), "{flag}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_for_embedders_are_those_of_the_command_line() {
+        let parsed = Cli::parse_from(["chat3-gateway"]).serve.config;
+        assert_eq!(format!("{parsed:?}"), format!("{:?}", Config::default()));
+    }
 }

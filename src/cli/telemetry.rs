@@ -20,7 +20,7 @@ use tracing_subscriber::{
 
 use crate::{
     broker::rabbitmq::{Unreadable, is_of_amqprs},
-    config::{LogConfig, LogFormat, NodeEnv},
+    cli::command_line::{LogConfig, LogFormat, NodeEnv},
 };
 
 /// Keeps the writer threads alive; dropping it flushes what they still hold.

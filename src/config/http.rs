@@ -1,0 +1,169 @@
+//! The settings of the listener: who may connect, how many, and what they are sent.
+
+use std::time::Duration;
+
+use super::{CorsOrigins, Envelope, OptionalAddress, Secret, TrustedProxies};
+#[cfg(feature = "cli")]
+use super::{
+    cors_origins,
+    headings::{JWT, LIMITS, LISTENER, RECOVERY, UPDATES},
+    parse::{parse_delay, parse_optional_address, parse_window, text},
+};
+
+/// The listener and what is served on it.
+#[allow(missing_docs)] // Its parts have their names from the settings.
+#[derive(Debug, Clone)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+pub struct HttpConfig {
+    /// Port to listen on; 0 picks a free one
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "PORT",
+        default_value_t = Self::default().port, help_heading = LISTENER))]
+    pub port: u16,
+    /// Comma-separated origins that browsers may connect from, also as
+    /// https://*.example.com; * for all
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "ORIGINS",
+        default_value = cors_origins::DEFAULT, help_heading = LISTENER))]
+    pub cors_origin: CorsOrigins,
+    /// Bearer token of the admin API under /api; without it /api answers 404
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "TOKEN", hide_env_values = true,
+        help_heading = LISTENER))]
+    pub admin_token: Option<Secret>,
+    /// How long a client may take none of the data sent to it, before its
+    /// connection is closed
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "DURATION",
+        default_value = text(Self::default().socket_write_timeout), value_parser = parse_delay,
+        help_heading = LISTENER))]
+    pub socket_write_timeout: Duration,
+    /// Time over which a shutdown closes its clients' connections, so that they
+    /// do not reconnect in one wave
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "DURATION",
+        default_value = text(Self::default().shutdown_spread), value_parser = parse_delay,
+        help_heading = LISTENER))]
+    pub shutdown_spread: Duration,
+    /// Longest time a shutdown may take
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "DURATION",
+        default_value = text(Self::default().shutdown_timeout), value_parser = parse_delay,
+        help_heading = LISTENER))]
+    pub shutdown_timeout: Duration,
+    /// Address and port of a listener of its own for /metrics and /api, which are
+    /// then nowhere else
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "ADDRESS:PORT",
+        value_parser = parse_optional_address, default_value = "", hide_default_value = true,
+        help_heading = LISTENER))]
+    pub admin_addr: OptionalAddress,
+    /// Addresses and networks of proxies whose X-Forwarded-For is believed
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "NETWORKS", default_value = "",
+        hide_default_value = true, help_heading = LIMITS))]
+    pub trusted_proxies: TrustedProxies,
+    /// Sockets in all; further handshakes get 503. 0 for no limit
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
+        default_value_t = Self::default().max_sockets, help_heading = LIMITS))]
+    pub max_sockets: u32,
+    /// Sockets per user; 0 for no limit
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
+        default_value_t = Self::default().max_sockets_per_user, help_heading = LIMITS))]
+    pub max_sockets_per_user: u32,
+    /// Handshakes per second from one address, and five times as many at once;
+    /// further ones get 429. 0 for no limit
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
+        default_value_t = Self::default().max_connects_per_second, help_heading = LIMITS))]
+    pub max_connects_per_second: u32,
+    /// Connections of one address that carry no socket; beyond that, the one that waits
+    /// longest for a request is closed. 0 for no limit
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
+        default_value_t = Self::default().max_connections_per_address, help_heading = LIMITS))]
+    pub max_connections_per_address: u32,
+    /// Refused sockets per second from one address, and five times as many at once;
+    /// then its connections are closed and its handshakes get 429. 0 for no limit
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
+        default_value_t = Self::default().max_refusals_per_second, help_heading = LIMITS))]
+    pub max_refusals_per_second: u32,
+    /// Events per second from one socket, and five times as many at once; then its
+    /// transport is closed. 0 for no limit
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
+        default_value_t = Self::default().max_events_per_second, help_heading = LIMITS))]
+    pub max_events_per_second: u32,
+    /// How long before its token expires a client is sent auth:expiring
+    #[cfg_attr(feature = "cli", arg(long = "jwt-expiry-notice", env = "JWT_EXPIRY_NOTICE",
+        value_name = "DURATION", default_value = text(Self::default().expiry_notice),
+        value_parser = parse_delay, help_heading = JWT))]
+    pub expiry_notice: Duration,
+    /// Shape in which updates are sent: auto as published; sections as antirek/chatapp
+    /// and pages like it read them; original as first documented
+    #[cfg_attr(feature = "cli", arg(long = "chat3-envelope", env = "CHAT3_ENVELOPE",
+        value_name = "SHAPE", value_enum, default_value_t = Self::default().envelope,
+        help_heading = UPDATES))]
+    pub envelope: Envelope,
+    /// Drop updates that repeat one of the user's last 256, as Chat3 before 0.0.87
+    /// may publish them: same tenantId, eventId, updateType and entityId
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "BOOL",
+        default_value_t = Self::default().drop_repeated_updates, action = clap::ArgAction::Set,
+        value_parser = clap::builder::BoolishValueParser::new(), help_heading = UPDATES))]
+    pub drop_repeated_updates: bool,
+    #[cfg_attr(feature = "cli", command(flatten))]
+    pub recovery: RecoveryConfig,
+}
+
+impl Default for HttpConfig {
+    /// The documented defaults, without a look at the environment.
+    fn default() -> Self {
+        Self {
+            port: 3001,
+            cors_origin: CorsOrigins::default(),
+            admin_token: None,
+            socket_write_timeout: Duration::from_secs(30),
+            shutdown_spread: Duration::from_secs(2),
+            shutdown_timeout: Duration::from_secs(10),
+            admin_addr: None,
+            trusted_proxies: TrustedProxies::default(),
+            max_sockets: 100_000,
+            max_sockets_per_user: 100,
+            max_connects_per_second: 1_000,
+            max_connections_per_address: 1_000,
+            max_refusals_per_second: 50,
+            max_events_per_second: 10,
+            expiry_notice: Duration::from_secs(30),
+            recovery: RecoveryConfig::default(),
+            envelope: Envelope::default(),
+            drop_repeated_updates: false,
+        }
+    }
+}
+
+/// How far back a lost connection can be recovered.
+#[derive(Debug, Clone)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+pub struct RecoveryConfig {
+    /// How long after its loss a connection can be recovered with all updates
+    /// that it missed; 0 turns recovery off
+    #[cfg_attr(feature = "cli", arg(long = "recovery-window", env = "RECOVERY_WINDOW",
+        value_name = "DURATION", default_value = text(Self::default().window),
+        value_parser = parse_window, help_heading = RECOVERY))]
+    pub window: Duration,
+    /// Updates kept per user
+    #[cfg_attr(feature = "cli", arg(long = "recovery-max-updates", env = "RECOVERY_MAX_UPDATES",
+        value_name = "N", default_value_t = Self::default().max_updates, help_heading = RECOVERY))]
+    pub max_updates: usize,
+    /// Bytes of updates kept per user
+    #[cfg_attr(feature = "cli", arg(long = "recovery-max-bytes", env = "RECOVERY_MAX_BYTES",
+        value_name = "BYTES", default_value_t = Self::default().max_bytes,
+        help_heading = RECOVERY))]
+    pub max_bytes: usize,
+    /// Bytes of updates kept for all users together
+    #[cfg_attr(feature = "cli", arg(long = "recovery-total-bytes", env = "RECOVERY_TOTAL_BYTES",
+        value_name = "BYTES", default_value_t = Self::default().total_bytes,
+        help_heading = RECOVERY))]
+    pub total_bytes: usize,
+}
+
+impl Default for RecoveryConfig {
+    /// The documented defaults.
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(2 * 60),
+            max_updates: 1_000,
+            max_bytes: 1 << 20,
+            total_bytes: 256 << 20,
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The settings of the RabbitMQ side.
+
+use std::{path::Path, time::Duration};
+
+use super::{AmqpUrls, BindingKeys, OptionalPath};
+#[cfg(feature = "cli")]
+use super::{
+    amqp_url,
+    headings::RABBITMQ,
+    parse::{
+        parse_delay, parse_heartbeat, parse_instance_name, parse_optional_short_name,
+        parse_short_name, parse_window, text,
+    },
+};
+
+/// How to reach RabbitMQ and what to bind there.
+#[allow(missing_docs)] // Its parts have their names from the settings.
+#[derive(Debug, Clone)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+pub struct RabbitMqConfig {
+    /// Broker address: amqp:// or amqps://, percent-encoded login and vhost; the nodes of a
+    /// cluster as a comma-separated list of whole addresses
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-url", env = "RABBITMQ_URL",
+        value_name = "URL", default_value = amqp_url::DEFAULT, hide_env_values = true,
+        help_heading = RABBITMQ))]
+    pub url: AmqpUrls,
+    /// Topic exchange that Chat3 publishes updates to (never declared here)
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-updates-exchange",
+        env = "RABBITMQ_UPDATES_EXCHANGE", value_name = "NAME",
+        default_value_t = Self::default().exchange, value_parser = parse_short_name,
+        help_heading = RABBITMQ))]
+    pub exchange: String,
+    /// Comma-separated binding key templates with {userId}, {tenantId} and {tenantId|*}; by
+    /// default, those of every Chat3 there is
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS",
+        value_name = "TEMPLATES", default_value_t = Self::default().binding_keys,
+        help_heading = RABBITMQ))]
+    pub binding_keys: BindingKeys,
+    /// How users share queues: one each, one or a few for all, or one that gets all updates
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-topology", env = "RABBITMQ_TOPOLOGY",
+        value_name = "TOPOLOGY", value_enum, default_value_t = Self::default().topology,
+        help_heading = RABBITMQ))]
+    pub topology: Topology,
+    /// Queues of an instance in the shared topology
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-shared-queues",
+        env = "RABBITMQ_SHARED_QUEUES", value_name = "N",
+        default_value_t = Self::default().shared_queues,
+        value_parser = clap::value_parser!(u16).range(1..=64), help_heading = RABBITMQ))]
+    pub shared_queues: u16,
+    /// Wait before the first reconnect; grows by a quarter each time, with jitter, up to 30s
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-reconnect-delay",
+        env = "RABBITMQ_RECONNECT_DELAY", value_name = "DURATION",
+        default_value = text(Self::default().reconnect_delay), value_parser = parse_delay,
+        help_heading = RABBITMQ))]
+    pub reconnect_delay: Duration,
+    /// Updates per queue that the broker sends ahead of their acknowledgement; 100 with
+    /// per-user, 1000 where users share queues
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-prefetch", env = "RABBITMQ_PREFETCH",
+        value_name = "N", value_parser = clap::value_parser!(u16).range(1..),
+        help_heading = RABBITMQ))]
+    pub prefetch: Option<u16>,
+    /// Heartbeat interval; a broker that is silent for two of them is lost
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-heartbeat", env = "RABBITMQ_HEARTBEAT",
+        value_name = "DURATION", default_value = text(Self::default().heartbeat),
+        value_parser = parse_heartbeat, help_heading = RABBITMQ))]
+    pub heartbeat: Duration,
+    /// Longest time that connecting to the broker may take, TLS and login included;
+    /// several nodes share it
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-connect-timeout",
+        env = "RABBITMQ_CONNECT_TIMEOUT", value_name = "DURATION",
+        default_value = text(Self::default().connect_timeout), value_parser = parse_delay,
+        help_heading = RABBITMQ))]
+    pub connect_timeout: Duration,
+    /// Fanout exchange over which instances pass on who is disconnected or revoked;
+    /// declared by the gateway; empty for none
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-control-exchange",
+        env = "RABBITMQ_CONTROL_EXCHANGE", value_name = "NAME", default_value = "",
+        hide_default_value = true, value_parser = parse_optional_short_name,
+        help_heading = RABBITMQ))]
+    pub control_exchange: String,
+    /// How long users may be online without an update, before the gateway looks whether
+    /// their updates are published with keys that it does not bind; 0 for never
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-silence-check",
+        env = "RABBITMQ_SILENCE_CHECK", value_name = "DURATION",
+        default_value = text(Self::default().silence_check), value_parser = parse_window,
+        help_heading = RABBITMQ))]
+    pub silence_check: Duration,
+    /// Instance name in queue and connection names; the host's name when absent
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "NAME", default_value = "",
+        hide_default_value = true, value_parser = parse_instance_name, help_heading = RABBITMQ))]
+    pub instance_name: String,
+    #[cfg_attr(feature = "cli", command(flatten))]
+    pub tls: RabbitMqTls,
+}
+
+/// How users share an instance's queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Topology {
+    /// A queue for each user.
+    PerUser,
+    /// One queue or a few, each bound for its users.
+    Shared,
+    /// One queue that gets the updates of all users, online or not.
+    Firehose,
+}
+
+/// The certificates of `amqps://` connections, read at each connect.
+#[derive(Debug, Clone, Default)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+pub struct RabbitMqTls {
+    /// CA certificates (PEM) of the broker; public ones when absent
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-ca-file", env = "RABBITMQ_CA_FILE",
+        value_name = "PATH", help_heading = RABBITMQ))]
+    ca_file: Option<OptionalPath>,
+    /// Client certificate (PEM) for a broker that asks for one
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-client-cert-file",
+        env = "RABBITMQ_CLIENT_CERT_FILE", value_name = "PATH", requires = "client_key_file",
+        help_heading = RABBITMQ))]
+    client_cert_file: Option<OptionalPath>,
+    /// Private key (PEM) of the client certificate
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-client-key-file",
+        env = "RABBITMQ_CLIENT_KEY_FILE", value_name = "PATH", requires = "client_cert_file",
+        help_heading = RABBITMQ))]
+    client_key_file: Option<OptionalPath>,
+}
+
+impl RabbitMqTls {
+    /// The file of the broker's CA.
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_ref()?.path()
+    }
+
+    /// The files of the client certificate and its key.
+    pub fn client(&self) -> Option<(&Path, &Path)> {
+        let certificate = self.client_cert_file.as_ref().and_then(OptionalPath::path);
+        let key = self.client_key_file.as_ref().and_then(OptionalPath::path);
+        // One without the other is an error when it is read, not a connection without.
+        let empty = Path::new("");
+        (certificate.is_some() || key.is_some())
+            .then(|| (certificate.unwrap_or(empty), key.unwrap_or(empty)))
+    }
+}
+
+impl Default for RabbitMqConfig {
+    /// The documented defaults, without a look at the environment.
+    fn default() -> Self {
+        Self {
+            url: AmqpUrls::default(),
+            exchange: "chat3_updates".to_owned(),
+            binding_keys: BindingKeys::default(),
+            topology: Topology::PerUser,
+            shared_queues: 1,
+            reconnect_delay: Duration::from_secs(5),
+            prefetch: None,
+            heartbeat: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
+            control_exchange: String::new(),
+            silence_check: Duration::from_secs(5 * 60),
+            instance_name: String::new(),
+            tls: RabbitMqTls::default(),
+        }
+    }
+}
+
+impl RabbitMqConfig {
+    /// Updates per queue that the broker sends ahead of their acknowledgement.
+    pub fn prefetch(&self) -> u16 {
+        self.prefetch.unwrap_or(match self.topology {
+            Topology::PerUser => 100,
+            // Of many users: a smaller window has the broker wait for acknowledgements.
+            Topology::Shared | Topology::Firehose => 1_000,
+        })
+    }
+}

@@ -1,0 +1,196 @@
+//! Puts the parts of a server together, from one [`Config`].
+//!
+//! Invariant: nothing is started, and RabbitMQ is not connected to, before the settings
+//! are known to be good and the addresses are bound.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use axum::Router;
+use tokio::net::{TcpListener, ToSocketAddrs};
+
+use super::{AdminListener, Server, admin, orders, origins};
+use crate::{
+    auth::{KeyError, Verifier},
+    broker::{Broker, rabbitmq::RabbitMqService},
+    config::Config,
+    sessions::Hub,
+    socketio::{
+        endpoint::{self, Gateway},
+        transport::Transports,
+    },
+};
+
+/// Why a server could not be bound: what an operator has to mend. Settings are named by
+/// their environment variables.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// An address cannot be listened on.
+    #[error(
+        "cannot listen on {address}: {error}{}",
+        advice(error, setting, address)
+    )]
+    Listen {
+        /// The address, with its port.
+        address: String,
+        /// The setting that says the port.
+        setting: &'static str,
+        /// What the operating system says.
+        error: io::Error,
+    },
+    /// Tokens cannot be verified.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// Orders and updates would come over one exchange.
+    #[error(
+        "RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_UPDATES_EXCHANGE: orders need an exchange of their own"
+    )]
+    ControlExchange,
+}
+
+fn advice(error: &io::Error, setting: &str, address: &str) -> String {
+    let port = address.rsplit(':').next().unwrap_or_default();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!("; set {setting} to another port than {port}"),
+        _ => String::new(),
+    }
+}
+
+/// What a [`Server`] is made from.
+#[must_use = "nothing is bound before `bind`"]
+pub struct ServerBuilder {
+    config: Config,
+    broker: Option<Arc<dyn Broker>>,
+    routes: Router,
+}
+
+impl ServerBuilder {
+    pub(super) fn new(config: Config) -> Self {
+        Self {
+            config,
+            broker: None,
+            routes: Router::new(),
+        }
+    }
+
+    /// Takes updates from `broker`, in place of the RabbitMQ of [`Config::rabbitmq`]. The
+    /// server counts into the metrics of that broker, if it has any.
+    pub fn broker(mut self, broker: Arc<dyn Broker>) -> Self {
+        self.broker = Some(broker);
+        self
+    }
+
+    /// Serves routes of your own on the same port. Neither the gateway's CORS nor its
+    /// check of origins applies to them; bring your own layers. They must not use
+    /// `/socket.io`, `/health`, `/livez`, `/ready`, `/readyz`, `/metrics` or `/api`, and
+    /// the gateway answers unknown paths.
+    pub fn routes(mut self, routes: Router) -> Self {
+        self.routes = self.routes.merge(routes);
+        self
+    }
+
+    /// Binds the configured addresses, and begins to connect to RabbitMQ. Must be called
+    /// inside a Tokio runtime, whose threads have a stack of
+    /// [`RabbitMqService::THREAD_STACK_BYTES`] where there is a RabbitMQ.
+    ///
+    /// # Errors
+    /// When a setting is wrong, or an address cannot be bound. Nothing was started then.
+    pub async fn bind(self) -> Result<Server, BindError> {
+        let Config {
+            rabbitmq,
+            host,
+            http,
+            jwt,
+        } = self.config;
+        let (metrics, needs_tenant) = match &self.broker {
+            Some(broker) => (broker.metrics(), broker.needs_tenant()),
+            None if rabbitmq.control_exchange == rabbitmq.exchange => {
+                return Err(BindError::ControlExchange);
+            }
+            None => (None, rabbitmq.binding_keys.need_tenant()),
+        };
+        let metrics = metrics.unwrap_or_default();
+        let verifier = Verifier::new(&jwt, needs_tenant, &metrics)?;
+        let address = format!("{host}:{}", http.port);
+        let (listener, local_addr) = listen((&*host, http.port), address, "PORT").await?;
+        let admin = match http.admin_addr {
+            Some(address) => Some(listen(address, address.to_string(), "ADMIN_ADDR").await?),
+            None => None,
+        };
+        let broker = self
+            .broker
+            .unwrap_or_else(|| Arc::new(RabbitMqService::connect(rabbitmq, metrics.clone())));
+        let (engine, service, io) = endpoint::socket_io();
+        let transports = Transports::new(&http, metrics.clone(), engine);
+        let hub = Hub::new(
+            broker.clone(),
+            transports.clone(),
+            metrics.clone(),
+            http.recovery.clone(),
+            http.envelope,
+            http.drop_repeated_updates,
+        );
+        let gateway = Gateway::new(
+            verifier,
+            hub.clone(),
+            transports.clone(),
+            io.clone(),
+            metrics.clone(),
+            http.clone(),
+        );
+        let socket_io = gateway.clone().serve(service);
+        orders::carry_out(&gateway, &*broker);
+        let socket_io = origins::limit(socket_io, &http.cors_origin, metrics.clone());
+        let (probes, operators) = admin::routers(
+            gateway,
+            hub.clone(),
+            transports.clone(),
+            metrics.clone(),
+            &http,
+        );
+        let router = probes.clone().merge(socket_io).merge(self.routes);
+        let (router, admin) = match admin {
+            Some((listener, local_addr)) => {
+                let admin = AdminListener {
+                    listener,
+                    local_addr,
+                    router: probes.merge(operators).fallback(admin::not_found),
+                };
+                (router, Some(admin))
+            }
+            None => (router.merge(operators), None),
+        };
+        Ok(Server {
+            listener,
+            local_addr,
+            router: router.fallback(admin::not_found),
+            admin,
+            io,
+            broker,
+            metrics,
+            hub,
+            transports,
+            shutdown_spread: http.shutdown_spread,
+            shutdown_timeout: http.shutdown_timeout,
+        })
+    }
+}
+
+/// A listener on `address`, which `setting` sets, and where it listens.
+async fn listen(
+    to: impl ToSocketAddrs,
+    address: String,
+    setting: &'static str,
+) -> Result<(TcpListener, SocketAddr), BindError> {
+    let listener = match TcpListener::bind(to).await {
+        Ok(listener) => listener
+            .local_addr()
+            .map(|local_addr| (listener, local_addr)),
+        Err(error) => Err(error),
+    };
+    listener.map_err(|error| BindError::Listen {
+        address,
+        setting,
+        error,
+    })
+}
