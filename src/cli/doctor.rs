@@ -1,11 +1,11 @@
-//! The examination: what an operator would otherwise find out when users complain.
+//! `chat3-gateway doctor`: finds what an operator would otherwise learn from complaints.
 //!
-//! Each check makes findings (`report`): how it is, and what to do about it. Checks reuse
-//! what `serve` uses, so that both come to the same result.
+//! Each check adds findings to a report: the state of a thing, and what to do about it.
+//! Checks reuse the code of `serve`, so that both come to the same result.
 //!
-//! Invariants: nothing is published, declared or deleted that is Chat3's, and
-//! nothing of its own is left at RabbitMQ; every step is bounded in time; no
-//! secret, token, body or user id of the traffic is in a finding.
+//! Invariants: the doctor publishes, declares and deletes nothing of Chat3's, and leaves
+//! nothing behind at RabbitMQ; every step is bounded in time; no finding contains a
+//! secret, a token, a body or a user id from the traffic.
 
 mod bind;
 mod clock;
@@ -33,8 +33,7 @@ use crate::{
     user::User,
 };
 
-/// Examines everything, prints the findings, and says how it went: 0 without
-/// problems, 1 with.
+/// Examines everything and prints the findings. The exit code is 1 if there are problems.
 ///
 /// # Errors
 /// When the token to examine cannot be read.
@@ -44,7 +43,7 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let rabbitmq = &args.serve.config.rabbitmq;
     let metrics = Metrics::new();
     let tenant_required = rabbitmq.binding_keys.need_tenant();
-    // Before the tokens' own section: it also tells whose updates to listen to.
+    // Before the section about the token: its user's updates can be listened to.
     let known = match &token {
         Some(token) => jwt::user(&args.serve.config.jwt, tenant_required, token, &metrics).await,
         None => None,
@@ -124,10 +123,10 @@ async fn reachable_node(config: &RabbitMqConfig, report: &mut Report) -> Option<
     reachable
 }
 
-/// More than the longest token that is looked at, with room for line ends.
+/// More than the longest token that is examined, with room for line ends.
 const MAX_TOKEN_INPUT: u64 = 64 * 1024;
 
-/// The token to examine, from wherever it is.
+/// Reads the token to examine from the argument, stdin or a file.
 fn token(args: &DoctorArgs) -> anyhow::Result<Option<String>> {
     let mut text = String::new();
     match (

@@ -1,9 +1,8 @@
-//! What amqprs and RabbitMQ do at the edge of a connection: opening, refusing,
-//! closing, and how that is told.
+//! Opening connections and channels, and learning of their end.
 //!
-//! amqprs reports no loss reliably; what is reliable is that its reader and
+//! amqprs reports no loss reliably. What is reliable is that its reader and
 //! dispatchers drop the callbacks that they own. So each callback holds a guard,
-//! and keeps what the server said when it closed.
+//! and records what the server said when it closed.
 
 use std::{
     sync::{
@@ -40,7 +39,7 @@ use crate::{
     tls,
 };
 
-/// Long enough for another task of this process to hand a frame to the writer.
+/// Long enough for another task to hand a frame to the writer.
 const CLOSE_OK_DELAY: Duration = Duration::from_millis(100);
 
 /// Connects to one of the nodes and logs in; returns the node's address as well.
@@ -96,8 +95,8 @@ async fn open_node(
         let adaptor = TlsAdaptor::new(connector, url.host.clone());
         arguments.tls_adaptor(adaptor);
     }
-    // amqprs traces what it sends: here, the password. It panics at what no RabbitMQ says,
-    // in whichever task asks.
+    // amqprs traces what it sends, which here includes the password. It panics, in the
+    // task that asks, at input that no RabbitMQ sends.
     let open = async move { Connection::open(&arguments).await };
     let open = tokio::spawn(open.with_subscriber(NoSubscriber::default()));
     match AbortOnDropHandle::new(open).await {
@@ -106,7 +105,7 @@ async fn open_node(
     }
 }
 
-/// `lost` is dropped with the channel, for whatever reason that goes.
+/// Opens a channel. `lost` is dropped with it, however the channel ends.
 pub(crate) async fn open_channel(
     connection: &Connection,
     lost: Option<DropGuard>,
@@ -130,11 +129,11 @@ pub(crate) async fn open_channel(
     })
 }
 
-/// Returns when the server has accepted everything sent on `channel` so far. A
-/// refusal would have closed the channel, and the answer would never come.
+/// Returns when the server has accepted everything sent on `channel` so far. After a
+/// refusal, which closes the channel, the answer never comes.
 pub(crate) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Error> {
-    // Setting the prefetch again is the cheapest RPC without effect. It is per
-    // consumer: RabbitMQ 4.3 denies the global form.
+    // Setting the same prefetch again is the cheapest RPC without effect. The prefetch is
+    // per consumer: RabbitMQ 4.3 denies the global form.
     channel
         .basic_qos(BasicQosArguments::new(0, prefetch, false))
         .await
@@ -144,14 +143,14 @@ pub(crate) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Erro
 pub(crate) struct OpenChannel {
     pub(crate) channel: Channel,
     pub(super) close_reason: Arc<OnceLock<ServerClose>>,
-    /// Messages that were published as mandatory and that no queue was bound for.
+    /// Counts messages that were published as mandatory and reached no queue.
     #[cfg_attr(not(feature = "cli"), allow(dead_code))] // For `publish`.
     pub(crate) returned: Arc<AtomicU64>,
 }
 
 impl OpenChannel {
     /// Waits for one RPC on this channel, or for a sequence that ends in one, for
-    /// at most `limit`. It runs in a task of its own, which nothing drops: amqprs
+    /// at most `limit`. The call runs in a separate task, which nothing drops: amqprs
     /// gives the answer to a dropped call to the next one.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
@@ -165,8 +164,8 @@ impl OpenChannel {
         }
     }
 
-    /// What the server said when it closed the channel, if it did; else `error`,
-    /// which only tells that a call did not succeed.
+    /// What the server said when it closed the channel, if it did; otherwise `error`,
+    /// which says only that a call did not succeed.
     pub(super) fn refusal_or(&self, error: Error) -> LinkError {
         match self.close_reason.get() {
             Some(close) => LinkError::Closed(close.clone()),
@@ -175,7 +174,7 @@ impl OpenChannel {
     }
 }
 
-/// Owned by amqprs's reader: dropped when the connection is gone for whatever reason.
+/// Owned by amqprs's reader, and dropped when the connection is gone for any reason.
 pub(super) struct OnConnection {
     pub(super) close_reason: Arc<OnceLock<ServerClose>>,
     pub(super) unreadable: Arc<OnceLock<&'static str>>,
@@ -201,7 +200,7 @@ impl ConnectionCallback for OnConnection {
         Ok(())
     }
 
-    // Neither comes: RabbitMQ tells only clients that announce the capability
+    // RabbitMQ sends neither: only to clients that announce the capability
     // `connection.blocked`, which amqprs does not.
     async fn blocked(&mut self, _: &Connection, _: String) {}
 
@@ -210,7 +209,7 @@ impl ConnectionCallback for OnConnection {
     async fn secret_updated(&mut self, _: &Connection) {}
 }
 
-/// Owned by a channel's dispatcher: dropped when the channel is gone.
+/// Owned by the dispatcher of a channel, and dropped when the channel is gone.
 struct OnChannel {
     close_reason: Arc<OnceLock<ServerClose>>,
     cancelled: mpsc::UnboundedSender<String>,
@@ -226,19 +225,19 @@ impl ChannelCallback for OnChannel {
             close.reply_text(),
             (close.class_id(), close.method_id()),
         ));
-        // amqprs answers `close-ok` when this returns, and a frame behind that costs
-        // the connection (504). Frames that were on their way to the writer get
-        // there meanwhile; RPCs that begin now fail when the dispatcher has ended.
+        // amqprs answers `close-ok` when this returns, and a frame after that ends the
+        // connection (504). Frames that are on their way to the writer get there
+        // meanwhile; RPCs that begin now fail when the dispatcher has ended.
         sleep(CLOSE_OK_DELAY).await;
         match channel.is_connection_open() {
             true => Ok(()),
-            // It would panic on an answer that nobody can take any more.
+            // amqprs would panic on an answer that nothing can take any more.
             false => Err(Error::ChannelCloseError("connection lost".to_owned())),
         }
     }
 
     async fn cancel(&mut self, _: &Channel, cancel: Cancel) -> Result<(), Error> {
-        // An error means that the link is already being taken down.
+        // An error means that the link is already closing.
         let _ = self.cancelled.send(cancel.consumer_tag().clone());
         Ok(())
     }

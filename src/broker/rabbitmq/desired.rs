@@ -2,7 +2,7 @@
 //!
 //! Callers record what they want, the link takes what has changed and brings the
 //! broker's actual state in line. So connects and disconnects that happen while the
-//! broker is away, or in the middle of a resubscription, need no case of their own.
+//! broker is away, or in the middle of a resubscription, need no special case.
 //!
 //! Pure bookkeeping: no I/O and no clock. Invariant: while a link is up, every user is
 //! in the desired state, or taken by the link, or among the pending changes.
@@ -57,7 +57,7 @@ struct Users {
 }
 
 impl Desired {
-    /// Wants `user` subscribed; replaces an earlier subscription of the same user.
+    /// Records that `user` should be subscribed; replaces an earlier subscription.
     pub(super) fn subscribe(&self, user: &User, handler: Handler) -> Subscribed {
         let (activation, subscribed) = Subscribed::new();
         let mut users = self.users();
@@ -74,7 +74,7 @@ impl Desired {
         subscribed
     }
 
-    /// Wants `user` not subscribed.
+    /// Records that `user` should not be subscribed.
     pub(super) fn unsubscribe(&self, user: &User) {
         let mut users = self.users();
         if users.subscriptions.remove(user).is_some() {
@@ -149,7 +149,7 @@ impl Desired {
         self.users().subscriptions.contains_key(user)
     }
 
-    /// `user`'s subscription at the broker was lost.
+    /// Notes that the subscription of `user` at the broker was lost.
     pub(super) fn deactivate(&self, user: &User) {
         if let Some(subscription) = self.users().subscriptions.get(user) {
             subscription.activation.deactivate();

@@ -45,14 +45,15 @@ impl ServerClose {
         self.refused == QUEUE_DECLARE
     }
 
-    /// The queue of which it said that it does not exist: RabbitMQ tells only in the text.
+    /// The queue that does not exist, if that is the reason: RabbitMQ says so only in the
+    /// text.
     pub(super) fn missing_queue(&self) -> Option<&str> {
         let (_, rest) = self.text.split_once("no queue '")?;
         let (queue, _) = rest.split_once('\'')?;
         (self.code == NOT_FOUND).then_some(queue)
     }
 
-    /// Whether topic permissions have refused that binding key: RabbitMQ tells only in
+    /// Whether topic permissions have refused this binding key: RabbitMQ says so only in
     /// the text, of which 255 bytes arrive.
     pub(super) fn refuses_key(&self, key: &str) -> bool {
         let Some((_, about)) = self.text.split_once("access to topic '") else {
@@ -65,7 +66,7 @@ impl ServerClose {
         self.code == ACCESS_REFUSED && is_key
     }
 
-    /// What the operator can do about it, where it is not a passing fault.
+    /// What the operator can do about it, if it is not a passing fault.
     fn advice(&self) -> Option<&'static str> {
         match self.code {
             ACCESS_REFUSED => Some(
@@ -85,7 +86,7 @@ impl ServerClose {
 pub(crate) enum LinkError {
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// Its queue was this connection's, and the message has gone with it.
+    /// The queue was exclusive to this connection, and the message is lost with it.
     #[error("a message cannot be read by the AMQP library and is lost: {0}")]
     Unreadable(&'static str),
     #[error(
@@ -112,7 +113,7 @@ pub(crate) enum LinkError {
     Tls(String),
     #[error("TLS: {0}")]
     Certificates(#[from] TlsError),
-    /// It is not the broker's: a new connection works at once.
+    /// It is not a fault of the broker: a new connection works at once.
     #[error("renewed after many refusals, each of which costs a channel")]
     Worn,
 }
@@ -125,7 +126,7 @@ fn advised(close: &ServerClose) -> String {
 
 /// What the operator can do about a TLS connection that one side refused.
 fn advised_tls(refusal: &str) -> &'static str {
-    // An alert is what the broker said; anything else is our own verdict.
+    // An alert comes from the broker; anything else is the verdict of this side.
     match refusal.contains("alert") {
         true => "check RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE",
         false => "check RABBITMQ_CA_FILE and the host in RABBITMQ_URL",
@@ -155,18 +156,18 @@ impl From<Error> for LinkError {
     }
 }
 
-/// amqprs tells of a refusal during the handshake only in the text of its error.
+/// amqprs reports a refusal during the handshake only in the text of its error.
 pub(super) fn login_error(error: Error, is_tls: bool) -> LinkError {
     let text = error.to_string();
     match error {
-        // rustls's words, for its own verdict and for the broker's.
+        // The texts of rustls, for its verdict and for the broker's.
         Error::NetworkError(_)
             if text.contains("peer certificate") || text.contains("fatal alert") =>
         {
             LinkError::Tls(text)
         }
-        // A refused login is a connection closed without a word, as RabbitMQ does
-        // for clients that do not announce `authentication_failure_close`.
+        // RabbitMQ refuses a login by closing the connection without a reason, for clients
+        // that do not announce `authentication_failure_close`.
         Error::NetworkError(_)
             if ["reset by peer", "shutdown", "Broken pipe"]
                 .iter()

@@ -78,8 +78,7 @@ impl<C: Sync> Reconciler<C> {
         Ok(Round::Applied)
     }
 
-    /// Brings users to the desired state. Applying a change twice, or one that is
-    /// already true, does nothing.
+    /// Brings users to the desired state. A change that is already applied has no effect.
     async fn apply(&mut self, channels: &C, changes: Vec<Change>) -> Result<(), LinkError> {
         let subscribed = self.topology.count();
         let mut missing: HashMap<User, Subscription> = HashMap::new();
@@ -102,8 +101,8 @@ impl<C: Sync> Reconciler<C> {
             .await
     }
 
-    /// Subscribes all at once, or, where the broker refuses something, one by one:
-    /// a user who is refused waits alone.
+    /// Subscribes users together, or, where the broker refuses, one by one: only the users
+    /// who are refused wait.
     #[cfg_attr(feature = "otlp", tracing::instrument(name = "subscribe", skip_all, fields(otel.kind = "client", users = users.len())))]
     async fn subscribe(
         &mut self,
@@ -145,7 +144,7 @@ impl<C: Sync> Reconciler<C> {
         Ok(())
     }
 
-    /// If a bind said that the exchange does not exist: what that means.
+    /// Interprets an error which says that the exchange does not exist.
     fn explain(&mut self, error: LinkError) -> LinkError {
         let LinkError::Closed(
             close @ ServerClose {
@@ -156,7 +155,7 @@ impl<C: Sync> Reconciler<C> {
             return error;
         };
         if self.topology.a_binding().is_some() {
-            // Bindings go with their exchange, unannounced: all queues are deaf.
+            // Bindings are deleted with their exchange, without notice: no queue gets updates.
             return LinkError::Amqp(close.to_string());
         }
         if !std::mem::replace(&mut self.warned_of_missing_exchange, true) {
@@ -168,8 +167,8 @@ impl<C: Sync> Reconciler<C> {
         LinkError::Closed(close)
     }
 
-    /// A queue was deleted. If the topology did not do that, its users are subscribed
-    /// anew.
+    /// Notes that a queue was deleted. Unless the topology did that, its users are
+    /// subscribed again.
     pub(super) fn forget_queue(&mut self, queue: &str) {
         let users = self.topology.forget(queue);
         if !users.is_empty() {
@@ -202,12 +201,12 @@ impl<C: Sync> Reconciler<C> {
         self.refused.take_all()
     }
 
-    /// When there is something to [`tidy`](Self::tidy).
+    /// When to [`tidy`](Self::tidy), if there is anything to remove.
     pub(super) fn tidy_at(&self) -> Option<Instant> {
         self.topology.tidy_at()
     }
 
-    /// Removes some of what is of no use any more.
+    /// Removes some queues or bindings that are no longer needed.
     pub(super) async fn tidy(&mut self, channels: &C) -> Result<(), LinkError> {
         self.topology.tidy(channels).await
     }
@@ -217,7 +216,7 @@ impl<C: Sync> Reconciler<C> {
         self.topology.count()
     }
 
-    /// One of the bindings that exist.
+    /// A binding that exists.
     pub(super) fn a_binding(&self) -> Option<QueueBindArguments> {
         self.topology.a_binding()
     }

@@ -1,5 +1,5 @@
-//! Whether the gateway may bind its queues to Chat3's exchange, with the keys that its
-//! topology takes: topic permissions may allow some and not others.
+//! Checks whether the gateway may bind its queues to Chat3's exchange with the keys of its
+//! topology: topic permissions may permit some keys and refuse others.
 
 use clap::ValueEnum;
 
@@ -12,15 +12,15 @@ use crate::{
 };
 
 pub(super) enum Bound {
-    /// With these of the configured templates.
+    /// Binding is permitted with these of the configured templates.
     With(BindingKeys),
-    /// There is no exchange to bind to; the rights are there, but for those on keys.
+    /// There is no exchange to bind to. The rights are sufficient, except perhaps on keys.
     NoExchange,
     Refused,
 }
 
 /// Binds `queue` as `serve` would, with each template. An error means that the connection
-/// is gone.
+/// is lost.
 pub(super) async fn examine(
     side: &mut SideConnection,
     config: &RabbitMqConfig,
@@ -52,7 +52,7 @@ pub(super) async fn examine(
             report.ok("bind", finding);
             return Ok(Bound::NoExchange);
         }
-        // RabbitMQ asks in this order, and names what it is about.
+        // RabbitMQ checks in this order, and its text names the resource.
         if !close.text.contains("access to topic") {
             let what = match close.text.contains("access to exchange") {
                 true => "no right to read the exchange",
@@ -110,7 +110,8 @@ pub(super) async fn examine(
     ))
 }
 
-/// A firehose's keys miss users whose ids are several words; those users are bound one by one.
+/// The keys of a firehose miss users whose ids have several words; `serve` binds each of
+/// those users. Checks that this is permitted, too.
 async fn dots(
     side: &mut SideConnection,
     config: &RabbitMqConfig,
@@ -138,7 +139,7 @@ async fn dots(
     Ok(())
 }
 
-/// Binds `queue` for a user whose updates nobody publishes.
+/// Binds `queue` for a user who does not exist.
 pub(super) async fn to_nobody(
     side: &mut SideConnection,
     config: &RabbitMqConfig,
@@ -149,7 +150,7 @@ pub(super) async fn to_nobody(
     side.bind_all(queue, &config.exchange, &keys).await
 }
 
-/// The keys that the topology binds with a template.
+/// The keys that the topology binds for a template.
 fn keys(config: &RabbitMqConfig, template: &BindingKeys) -> Vec<String> {
     match config.topology {
         Topology::PerUser | Topology::Shared => template.render(&nobody("")).collect(),
@@ -157,7 +158,7 @@ fn keys(config: &RabbitMqConfig, template: &BindingKeys) -> Vec<String> {
     }
 }
 
-/// A user whom nobody knows; `ending` ends the id.
+/// A user who does not exist; `ending` is the end of the id.
 fn nobody(ending: &str) -> User {
     let id = format!("doctor-{:016x}{ending}", rand::random::<u64>());
     User {
@@ -166,7 +167,7 @@ fn nobody(ending: &str) -> User {
     }
 }
 
-/// As `RABBITMQ_TOPOLOGY` says it.
+/// The value of `RABBITMQ_TOPOLOGY`.
 fn name(topology: Topology) -> String {
     let value = topology.to_possible_value().expect("none is hidden");
     value.get_name().to_owned()

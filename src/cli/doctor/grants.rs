@@ -2,7 +2,7 @@
 
 use crate::config::{RabbitMqConfig, Topology};
 
-/// The command that gives the gateway's user what it needs.
+/// The command that gives the gateway's user the permissions that it needs.
 pub(super) fn permissions(config: &RabbitMqConfig) -> String {
     let pattern = |name: &str| name.replace('.', "\\.");
     let (own, updates) = (r"chat3-gateway\..*", pattern(&config.exchange));

@@ -1,4 +1,4 @@
-//! This machine and the settings that concern it: file limits, port, log file,
+//! Checks this machine and the settings that concern it: file limits, port, log file,
 //! admin token, origins.
 
 use std::{net::IpAddr, path::Path, time::Duration};
@@ -18,10 +18,10 @@ use crate::{
     config::{CorsOrigins, HttpConfig, MIN_ADMIN_TOKEN_BYTES, Secret},
 };
 
-/// Files that are not sockets of clients: logs, RabbitMQ, listeners, timers.
+/// File descriptors other than clients' sockets: logs, RabbitMQ, listeners, timers.
 const OTHER_FILES: u64 = 64;
 
-/// Fewer are too few for any use: what a login shell has.
+/// A limit below that of a login shell is too low for any use.
 const FEWEST_FILES: u64 = 1024;
 
 const STEP: Duration = Duration::from_secs(3);
@@ -106,7 +106,7 @@ async fn port(host: &str, config: &HttpConfig, report: &mut Report) {
     };
     match error.kind() {
         std::io::ErrorKind::AddrInUse => match health(host, port).await {
-            // Only the operator knows whether it is the one that these settings are for.
+            // Only the operator knows whether that gateway has these settings.
             Some(rabbitmq) => report.unclear(
                 "port",
                 format!(
@@ -133,7 +133,7 @@ async fn port(host: &str, config: &HttpConfig, report: &mut Report) {
     }
 }
 
-/// What a gateway that listens there says of RabbitMQ; `None` if it is no gateway.
+/// What the gateway at that address reports about RabbitMQ; `None` if it is not a gateway.
 async fn health(host: &str, port: u16) -> Option<String> {
     let host = match host.parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1".to_owned(),
@@ -185,7 +185,7 @@ fn log_file(path: &Path, report: &mut Report) {
     if path.as_os_str().is_empty() {
         return report.ok("log_file", "none: stdout only");
     }
-    // Without making it: the examination leaves nothing behind.
+    // The file is not created: the examination leaves nothing behind.
     let mut existing = path;
     while !existing.exists() {
         match existing.parent() {

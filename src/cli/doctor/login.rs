@@ -6,7 +6,7 @@ use crate::{
     config::RabbitMqConfig,
 };
 
-/// Connects and logs in as `serve` does.
+/// Connects and logs in as `serve` does; returns the connection if that succeeds.
 pub(super) async fn examine(
     config: &RabbitMqConfig,
     report: &mut Report,
@@ -58,7 +58,7 @@ fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
             let advice = "check user and password in RABBITMQ_URL (special characters percent-encoded), and rabbitmqctl list_users";
             report.problem("login", format!("refused: {close}"), advice);
         }
-        // The vhost is opened after the login.
+        // RabbitMQ opens the vhost after the login.
         LinkError::Closed(close) => {
             report.ok("login", format!("as {user}"));
             let advice = match close.text.contains("refused for user") {

@@ -1,5 +1,5 @@
-//! The way to RabbitMQ before the login: name, addresses, TLS, and whether AMQP is
-//! spoken there.
+//! Checks the network path to RabbitMQ before the login: name, addresses, TLS, and whether
+//! the peer speaks AMQP.
 
 mod greeting;
 mod tls;
@@ -17,13 +17,13 @@ use tokio::{
 use super::report::Report;
 use crate::config::RabbitMqConfig;
 
-/// Limit of each step. A broker that needs longer is in trouble.
+/// Time limit of each step. A broker that needs longer is in trouble.
 const STEP: Duration = Duration::from_secs(5);
 
-/// Addresses of one name that are tried.
+/// The most addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 4;
 
-/// Examines the way to the only node of `config`; returns whether a login can be tried.
+/// Examines the path to the only node of `config`; returns whether a login can be tried.
 pub(super) async fn examine(config: &RabbitMqConfig, report: &mut Report) -> bool {
     match reach(config, report).await {
         Some(address) => greet(config, address, report).await,
@@ -31,7 +31,7 @@ pub(super) async fn examine(config: &RabbitMqConfig, report: &mut Report) -> boo
     }
 }
 
-/// Whether the login is one that everybody knows.
+/// Checks whether the login is one that everybody knows.
 pub(super) fn examine_login(config: &RabbitMqConfig, report: &mut Report) {
     let url = config.url.first();
     let (user, password) = (url.user.as_str(), url.password.as_str());
@@ -44,7 +44,7 @@ pub(super) fn examine_login(config: &RabbitMqConfig, report: &mut Report) {
     }
 }
 
-/// Resolves and connects: the first address that accepts.
+/// Resolves the host and connects; returns the first address that accepts.
 async fn reach(config: &RabbitMqConfig, report: &mut Report) -> Option<SocketAddr> {
     let url = config.url.first();
     let (host, port) = (url.host.as_str(), url.port);
@@ -89,7 +89,7 @@ async fn reach(config: &RabbitMqConfig, report: &mut Report) -> Option<SocketAdd
     let failed = [silent.as_slice(), &refused].concat().join("; ");
     match (accepting, silent.is_empty()) {
         (Some(_), _) if failed.is_empty() => {}
-        // As with localhost, which often is two addresses of which one is used.
+        // Usual for localhost, which often has two addresses of which one is used.
         (Some(_), true) => report.ok("tcp", format!("{failed} (another address of it accepts)")),
         (Some(_), false) => report.warning(
             "tcp",

@@ -1,8 +1,7 @@
-//! What RabbitMQ lets the gateway do: the rights on its own queues, on Chat3's exchange
-//! and on the control exchange.
+//! Checks what RabbitMQ permits the gateway to do: its rights on its queues, on Chat3's
+//! exchange and on the control exchange.
 //!
-//! Rights are tried on an exclusive queue of the gateway's own kind, which is gone
-//! afterwards; what a [`SideConnection`] can do, and cannot.
+//! Rights are tried on an exclusive queue like the gateway's, which is deleted afterwards.
 
 use amqprs::{
     channel::{BasicConsumeArguments, ExchangeUnbindArguments},
@@ -40,7 +39,7 @@ pub(super) async fn examine(
     }
 }
 
-/// Notes what was not tried.
+/// Reports that the rights were not tried.
 pub(super) fn skip(config: &RabbitMqConfig, why: &str, report: &mut Report) {
     report.unknown("rights", format!("not tried: {why}"));
     report.unknown("exchange", format!("not tried: {why}"));
@@ -49,17 +48,17 @@ pub(super) fn skip(config: &RabbitMqConfig, why: &str, report: &mut Report) {
     }
 }
 
-/// What was found out about the exchange that listening can add to.
+/// What is known of the rights and the exchange before listening.
 pub(super) struct Rights {
-    /// The queue for the updates of a user who does not exist, if it is bound.
+    /// The queue that is bound for a user who does not exist, if there is one.
     pub(super) probe: Option<String>,
     pub(super) exchange: Exchange,
-    /// The binding keys that are permitted: the configured ones, as far as is known.
+    /// The configured binding keys that are permitted, as far as is known.
     pub(super) permitted: BindingKeys,
     may_consume: bool,
 }
 
-/// Tries the gateway's rights one by one. An error means that the connection is gone.
+/// Tries the gateway's rights one by one. An error means that the connection is lost.
 async fn rights(
     side: &mut SideConnection,
     config: &RabbitMqConfig,
@@ -124,7 +123,7 @@ async fn rights(
     }
     rights.exchange = updates_exchange(side, config, &bound, report).await?;
     control(side, config, Some(&queue), report).await?;
-    // Its consumer was the first; another queue listens, so that nothing was missed.
+    // Its consumer was only a try; a new queue listens later.
     match side.delete(&queue).await {
         Ok(()) | Err(LinkError::Closed(_)) => {}
         Err(error) => return Err(error),
@@ -178,7 +177,7 @@ async fn updates_exchange(
             format!("{name} is a topic exchange, but {what}"),
             "Chat3 declares it durable and plain: somebody else made it, and Chat3 may fail to start",
         ),
-        // What is published may tell: see `updates`.
+        // Published updates may show the type: see `updates`.
         Exchange::NotPermitted if matches!(bound, Bound::With(_)) => {}
         Exchange::NotPermitted => report.unknown("exchange", "not told to a user without rights on it"),
         Exchange::Unclear(why) => report.unclear(
@@ -190,7 +189,7 @@ async fn updates_exchange(
     Ok(found)
 }
 
-/// The rights on the control exchange, without a message that other instances would see.
+/// Tries the rights on the control exchange, without sending other instances a message.
 async fn control(
     side: &mut SideConnection,
     config: &RabbitMqConfig,
@@ -244,7 +243,7 @@ async fn control(
             return Ok(());
         }
     };
-    // Rights are checked before existence: a refusal is 403, a missing exchange 404.
+    // RabbitMQ checks rights before existence: a refusal is 403, a missing exchange 404.
     let is_refused = |answer: &Result<(), LinkError>| matches!(answer, Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED);
     let nothing = format!("doctor-{:016x}", rand::random::<u64>());
     if let Some(queue) = queue {
@@ -258,7 +257,7 @@ async fn control(
             return Ok(());
         }
     }
-    // To take away a binding that is not there needs the right to write and does nothing.
+    // Removing a binding that does not exist needs the right to write, and does nothing.
     let unbind = ExchangeUnbindArguments::new(name, name, &nothing);
     let unbound = side.ask(|channel| async move { channel.exchange_unbind(unbind).await });
     if is_refused(&unbound.await) {

@@ -1,9 +1,8 @@
-//! What RabbitMQ itself says of the binding keys: queues that are bound as the gateway
-//! binds for users who were heard of, held against a queue that gets all that may be
-//! listened to.
+//! Tries the binding keys at RabbitMQ: compares queues that are bound as the gateway would
+//! bind them, for users who were seen, with a queue that receives everything permitted.
 //!
-//! That one is bound last. So whatever comes to it was routed when the others were bound,
-//! and must have come to them as well, or not, as their keys say.
+//! The latter is bound last. So an update that arrives there was routed when the other
+//! queues were bound, and must have arrived in those whose keys match.
 
 use std::collections::HashSet;
 
@@ -21,11 +20,11 @@ pub(super) const FIRST_NUMBER: usize = 2;
 const COMPARED: usize = FIRST_NUMBER;
 const FIRST_TEMPLATE: usize = FIRST_NUMBER + 1;
 
-/// Updates that are compared at most. Fewer than a queue keeps, so that none is lost.
+/// The most updates that are compared: fewer than a queue keeps, so that none is lost.
 const ENOUGH: usize = 500;
 const QUEUE_LENGTH: i64 = 1_000;
 
-/// Templates that are tried at most, each with a queue.
+/// The most templates that are tried, each with one queue.
 const MAX_TEMPLATES: usize = 16;
 
 /// Queues bound for some users.
@@ -35,7 +34,7 @@ pub(super) struct Trial {
     templates: Vec<Tried>,
 }
 
-/// What came by one template, and what should have.
+/// How many updates arrived through one template, and how many should have.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Tried {
     pub(super) came: usize,
@@ -45,7 +44,7 @@ pub(super) struct Tried {
 }
 
 impl Trial {
-    /// Binds a queue by each template, for each of the users, and one with `everything`.
+    /// Binds one queue per template, for all of the users, and one with `everything`.
     pub(super) async fn begin(
         side: &mut SideConnection,
         listening: &mut Listening,
@@ -81,7 +80,7 @@ impl Trial {
         })
     }
 
-    /// Notes what came to one of its queues.
+    /// Counts an update that arrived in one of the queues.
     pub(super) fn note(&mut self, heard: &Heard, templates: &[Template]) {
         let Some(user) = heard.user.as_ref().filter(|user| self.users.contains(user)) else {
             return;
@@ -96,13 +95,13 @@ impl Trial {
         }
     }
 
-    /// Whether all has come that should have.
+    /// Whether all updates have arrived that should have.
     pub(super) fn is_settled(&self) -> bool {
         let is_complete = |tried: &Tried| tried.refused || tried.came >= tried.expected;
         self.templates.iter().all(is_complete)
     }
 
-    /// Waits for what was routed and is on its way.
+    /// Waits for updates that are still in flight.
     pub(super) async fn settle(
         &mut self,
         listening: &mut Listening,
@@ -119,7 +118,7 @@ impl Trial {
         Ok(())
     }
 
-    /// How it went with each template.
+    /// The result for each template.
     pub(super) fn templates(&self) -> &[Tried] {
         &self.templates
     }

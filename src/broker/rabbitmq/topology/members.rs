@@ -1,9 +1,8 @@
-//! Which users have bindings on the common queues, and who of them has left.
+//! Which users have bindings on the common queues, and which of them have left.
 //!
 //! Bookkeeping without I/O. A user who has left keeps the bindings for a while,
-//! because binding churn is dear at the broker and many come back. Invariant: a
-//! user is either present, or has left and stands once in the list of departures
-//! that counts.
+//! because binding churn is expensive at the broker and many users return. Invariant: a
+//! user is either present, or has left and has one departure that is not outdated.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,10 +15,10 @@ use crate::{
 
 #[derive(Default)]
 pub(super) struct Members {
-    /// Users of the same id share keys, and so bindings.
+    /// Users with the same id share keys, and so bindings.
     by_id: HashMap<UserId, Vec<Member>>,
     present: usize,
-    /// In the order of leaving. Who has come back since is still in it.
+    /// In the order of leaving; outdated for users who have returned since.
     departures: VecDeque<(Instant, User)>,
 }
 
@@ -61,7 +60,7 @@ impl Members {
         self.insert(user, state);
     }
 
-    /// `user` has left, and keeps the bindings for now.
+    /// Notes that `user` has left, and keeps the bindings for now.
     pub(super) fn leave(&mut self, user: &User, now: Instant) {
         if self.remove(user) {
             self.insert(user, State::Left(now));
@@ -69,7 +68,7 @@ impl Members {
         }
     }
 
-    /// Whether it was there.
+    /// Forgets `user`; returns whether the user had bindings.
     pub(super) fn remove(&mut self, user: &User) -> bool {
         let Some(all) = self.by_id.get_mut(&user.id) else {
             return false;
@@ -86,7 +85,7 @@ impl Members {
         true
     }
 
-    /// Removes all whose id is one of those; returns who of them was present.
+    /// Forgets all users whose id `is_one`; returns those who were present.
     pub(super) fn remove_all(&mut self, is_one: impl Fn(&UserId) -> bool) -> Vec<User> {
         let mut present = Vec::new();
         for (id, all) in self.by_id.extract_if(|id, _| is_one(id)) {
@@ -103,12 +102,13 @@ impl Members {
         present
     }
 
-    /// When the first of those who have left did so.
+    /// When the first user of those who have left did so.
     pub(super) fn first_departure(&self) -> Option<Instant> {
         self.departures.front().map(|(at, _)| *at)
     }
 
-    /// Removes some who have left before `deadline`: more, the more have left.
+    /// Forgets some users who left before `deadline`, and returns them: the more have left,
+    /// the more at a time.
     pub(super) fn take_departed(&mut self, deadline: Instant) -> Vec<User> {
         let limit = (self.departures.len() / 64).clamp(16, 256);
         let mut departed = Vec::new();
@@ -117,7 +117,7 @@ impl Members {
             let Some((at, user)) = due else {
                 break;
             };
-            // Not those who have come back, and perhaps left again.
+            // Users who have returned, and perhaps left again, are not meant.
             if matches!(self.find(&user), Some(Member { state: State::Left(left), .. }) if *left == at)
             {
                 self.remove(&user);
@@ -127,8 +127,8 @@ impl Members {
         departed
     }
 
-    /// The keys of `user`, who is removed, that nobody else of the same id needs;
-    /// `keys` are those of one of them.
+    /// The keys of `user`, who is forgotten, that no other user with the same id needs.
+    /// `keys` returns the keys of a user.
     pub(super) fn unused_keys(
         &self,
         user: &User,
@@ -149,7 +149,7 @@ impl Members {
         unused
     }
 
-    /// Somebody who has bindings.
+    /// A user who has bindings.
     pub(super) fn anybody(&self) -> Option<User> {
         let (id, all) = self.by_id.iter().next()?;
         Some(User {
@@ -203,7 +203,7 @@ mod tests {
         members.arrive(&carl, 2, gauge());
         assert_eq!(members.take_departed(start), [bob]);
         assert_eq!(members.serial(&carl), Some(2));
-        // Left again: it is the last departure that counts.
+        // A user who leaves again is not due before the last departure is.
         members.leave(&carl, start);
         members.arrive(&carl, 3, gauge());
         members.leave(&carl, start + second);

@@ -10,7 +10,7 @@ use tokio::{
 use super::{super::report::Report, STEP};
 use crate::config::RabbitMqConfig;
 
-/// Sends AMQP's header and looks at what comes back.
+/// Sends the protocol header of AMQP and examines the answer.
 pub(super) async fn examine(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     config: &RabbitMqConfig,
@@ -20,7 +20,7 @@ pub(super) async fn examine(
     let exchange = async {
         stream.write_all(b"AMQP\0\0\x09\x01").await?;
         stream.flush().await?;
-        // A frame of `connection.start`: 7 bytes, as many as these say, and one.
+        // The frame of `connection.start`: a header of 7 bytes, the payload, and one byte.
         let mut buffer = [0; 4096];
         loop {
             let read = stream.read(&mut buffer).await?;
@@ -62,7 +62,7 @@ pub(super) async fn examine(
             format!("connected, but no answer within {STEP:?}"),
             "what listens there is hung, or is not AMQP (or expects TLS: amqps://)",
         ),
-        // The alert of a broker that misses a client certificate can get lost.
+        // The alert of a broker that requires a client certificate can get lost.
         (Ok(Err(error)), []) if config.url.first().tls => report.problem(
             "client_certificate",
             format!("the broker closed after the handshake: it refused the client certificate, or misses one ({error})"),
@@ -99,7 +99,7 @@ fn frame_length(bytes: &[u8]) -> Option<usize> {
         .checked_add(8)
 }
 
-/// A long string in a field table, by its name and type.
+/// The long string after `name`, which is a name and a type in a field table.
 fn text_after(bytes: &[u8], name: &[u8]) -> Option<String> {
     let start = bytes
         .windows(name.len())

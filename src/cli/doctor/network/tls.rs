@@ -22,7 +22,7 @@ use x509_cert::{
 use super::{super::report::Report, STEP};
 use crate::{config::RabbitMqConfig, tls};
 
-/// Certificates are renewed a month before they end, as a rule: then something is wrong.
+/// Certificates are usually renewed a month before they expire: later, something is wrong.
 const EXPIRES_SOON: Duration = Duration::from_hours(14 * 24);
 
 /// Shakes hands as the gateway would; returns the stream to speak AMQP over.
@@ -163,7 +163,7 @@ fn refused_tls(error: &io::Error, config: &RabbitMqConfig, report: &mut Report) 
     report.problem("tls", finding, advice);
 }
 
-/// When a certificate ends.
+/// When a certificate expires.
 struct Expiry(SystemTime);
 
 impl Expiry {
