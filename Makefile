@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run react test docs lint format clippy clippy-otlp rustdoc test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick \
+.PHONY: run react test docs lint format clippy clippy-otlp clippy-library rustdoc test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick \
 	proxies deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
@@ -28,14 +28,14 @@ react: examples/react-chat/node_modules ## Run the React example at http://local
 	cd examples/react-chat && npm run dev
 
 # Every part runs, whatever became of those before it; the last line is the verdict.
-parts := format clippy clippy-otlp rustdoc dependencies test-rust test-e2e test-topologies-lean
+parts := format clippy clippy-otlp clippy-library rustdoc dependencies test-rust test-e2e test-topologies-lean
 test: ## Run every check and test
 	@failed=; for part in $(parts); do \
 		begun=$$(date +%s); $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 		echo "== $$part: $$(($$(date +%s) - begun)) s"; done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; else echo "all parts passed"; fi
 
-lint: format clippy clippy-otlp rustdoc ## Formatting and lints, warnings denied
+lint: format clippy clippy-otlp clippy-library rustdoc ## Formatting and lints, warnings denied
 
 format:
 	cargo fmt --check
@@ -46,6 +46,10 @@ clippy:
 # No test or example has code behind the feature.
 clippy-otlp:
 	cargo clippy --locked --lib --bins --features otlp -- -D warnings
+
+# What a backend that embeds the service compiles.
+clippy-library:
+	cargo clippy --locked --lib --no-default-features -- -D warnings
 
 rustdoc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet

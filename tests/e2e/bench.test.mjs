@@ -73,7 +73,7 @@ describe('turns', () => {
     const { stdout } = await run(process.execPath, [path.join(testsFolder, 'bench', 'report.mjs'), file]);
     assert.match(stdout, /\| node \|.*\| all \|/);
     assert.match(stdout, /\| ceiling that drops \|.*\*\*lost \d+\*\*/);
-    assert.match(stdout, /at saturation, gateway per-user ÷ ceiling per-user \| [\d.]+ \|/);
+    assert.match(stdout, /CPU per update at saturation ÷ ceiling \| ≤ 1\.3 \| (\*\*)?[\d.]+\1 \|/);
   });
 });
 

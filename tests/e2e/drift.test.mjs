@@ -225,7 +225,7 @@ test('the compiler is the same for the gate, the image and CI', () => {
   const [, channel] = read('rust-toolchain.toml').match(/^channel = "(\d+\.\d+)\.\d+"$/m);
   const [, image] = read('docker/Dockerfile').match(/^FROM rust:([\d.]+)-bookworm /m);
   const { jobs } = parse(read('.github/workflows/ci.yml'));
-  assert.deepEqual([image, jobs.gate.container], [channel, `rust:${channel}-bookworm`]);
+  assert.deepEqual([image, jobs.gate.container.image], [channel, `rust:${channel}-bookworm`]);
   const [, oldest] = read('Cargo.toml').match(/^rust-version = "([\d.]+)"$/m);
   for (const page of ['README.md', 'docs/CONTRIBUTING.md', 'docs/ru/README.md']) {
     assert.ok(new RegExp(`\\b${oldest.replace('.', '\\.')}\\b`).test(read(page)), `${page} names the oldest Rust, ${oldest}`);
