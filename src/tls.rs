@@ -1,7 +1,7 @@
-//! Which certificates are trusted, and which are shown, when this process is the
+//! Which certificates are trusted, and which one is presented, where this process is the
 //! TLS client: towards RabbitMQ and towards the server of a key set.
 //!
-//! Files are read at each call, so that renewed certificates need no restart.
+//! Files are read with each call, so that renewed certificates need no restart.
 //!
 //! Imports nothing of this crate.
 
@@ -15,7 +15,7 @@ use rustls::{
     },
 };
 
-/// What is wrong with the files; names the file, not its content.
+/// What is wrong with a file. Names the file and never its content.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("cannot read {0}: {1}")]
@@ -28,13 +28,14 @@ pub enum TlsError {
     ClientCertificate(rustls::Error),
 }
 
-/// Trusts the certificates in `ca_file`, or the public ones that are compiled in;
-/// shows `client`, a certificate's and its key's file, to servers that ask.
+/// A client's configuration that trusts the certificates in `ca_file`, or the public
+/// authorities that are compiled in. `client` names the files of a certificate and its
+/// key, which are presented to servers that ask for one.
 pub fn client_config(
     ca_file: Option<&Path>,
     client: Option<(&Path, &Path)>,
 ) -> Result<ClientConfig, TlsError> {
-    // An error means that the process has a provider already, which serves as well.
+    // An error means that the process has a provider already, which will do.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = ClientConfig::builder().with_root_certificates(roots(ca_file)?);
     let Some((certificate, key)) = client else {

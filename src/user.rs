@@ -1,10 +1,11 @@
-//! Who an update is for: validated user and tenant ids.
+//! Users: validated user and tenant ids.
 //!
-//! Owns the rule of which ids may enter the process at all. An id becomes part
-//! of RabbitMQ binding keys, where `*` and `#` are wildcards: an unchecked id
-//! would subscribe its bearer to everybody's updates. Braces mark the placeholders
-//! of their templates. So a [`UserId`] or
-//! [`TenantId`] that exists is safe to put into a key, a log line and a header.
+//! Owns the rule of which ids may enter the process at all. An id becomes part of RabbitMQ
+//! binding keys, where `*` and `#` are wildcards: an unchecked id would subscribe its
+//! bearer to everybody's updates. Braces mark placeholders in the templates of these keys.
+//!
+//! Invariant: a [`UserId`] or [`TenantId`] that exists is safe in a key, a log line and a
+//! header.
 //!
 //! Imports nothing of this crate.
 
@@ -14,10 +15,10 @@ use std::{borrow::Borrow, fmt, sync::Arc};
 /// bytes, and the longest of Chat3's keys spends about 60 of them on words.
 pub const MAX_USER_ID_BYTES: usize = 128;
 
-/// Longest accepted tenant id, in bytes; leaves room for both in one of the default keys.
+/// Longest accepted tenant id, in bytes: both ids then fit into each of the default keys.
 pub const MAX_TENANT_ID_BYTES: usize = 64;
 
-/// Why a text is not acceptable as an id.
+/// Why a text is not accepted as an id.
 #[allow(missing_docs)] // Each variant's text says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
@@ -77,8 +78,8 @@ impl TenantId {
     }
 }
 
-/// A recipient of updates. Two tenants' users of the same id are two users,
-/// although they share routing keys.
+/// A recipient of updates. Users of two tenants with the same id are two users, although
+/// they may share routing keys.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct User {
     /// Unique within its tenant only.
@@ -87,7 +88,7 @@ pub struct User {
     pub tenant: Option<TenantId>,
 }
 
-/// Hashes and compares as its text does.
+/// An id hashes and compares as its text does.
 impl Borrow<str> for UserId {
     fn borrow(&self) -> &str {
         &self.0

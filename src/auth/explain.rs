@@ -1,27 +1,42 @@
-//! What becomes of a token and why, claim by claim: for an operator who holds it.
+//! Explains, claim by claim, what is wrong with a token: for an operator who holds it.
 //!
-//! Explains, never decides: the verdict is [`Verifier::verify`]'s own. Neither the
-//! token nor its signature is in a remark.
+//! Explains, never decides: the verdict is the one of [`Verifier::verify`].
+//!
+//! Invariant: no remark holds the token or its signature.
+
+mod wording;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::SystemTime;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Header, Validation, decode_header, errors::ErrorKind};
 use serde_json::{Map, Value};
 
+use self::wording::{known_algorithms, moment, shown};
 use super::{
-    Identity, JwtConfig, MAX_TOKEN_BYTES, Refusal, SystemTime, TenantId, UNIX_EPOCH, UserId,
-    Verifier, bearer, id_text, keys::Key, time,
+    Identity, Refusal, Verifier,
+    claims::{id_text, time, unix_seconds},
+    keys::Key,
+    presented::{MAX_TOKEN_BYTES, bearer},
+};
+use crate::{
+    config::JwtConfig,
+    user::{TenantId, UserId},
 };
 
 /// Whether a part of a token is as it must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fit {
     Good,
-    /// Accepted, and probably not meant so.
+    /// Accepted, but probably not intended.
     Odd,
     Bad,
 }
 
-/// What is to be said of one part of a token.
+/// A remark on one part of a token.
 #[derive(Debug)]
 pub(crate) struct Remark {
     /// The part, e.g. `signature` or `exp`.
@@ -30,22 +45,19 @@ pub(crate) struct Remark {
     pub(crate) text: String,
 }
 
-/// Seconds since 1970 from which on a time was probably meant in milliseconds: the year 5138.
+/// Seconds since 1970 from which on a time is probably one in milliseconds: the year 5138.
 const FIRST_MILLISECONDS: u64 = 100_000_000_000;
 
-/// The last second of the year 9999, the last that can be written as a date.
-const LAST_DATE: u64 = 253_402_300_799;
-
 impl Verifier {
-    /// Verifies a token as a client presents it, and explains its fate under `config`,
-    /// which must be the one that this verifier was made of.
+    /// Verifies a token as a client presents it, and explains the verdict. `config` must be
+    /// the one that this verifier was made from.
     pub(crate) async fn examine(
         &self,
         presented: &str,
         config: &JwtConfig,
     ) -> (Vec<Remark>, Result<Identity, Refusal>) {
         let token = bearer(presented).unwrap_or(presented);
-        // First: it may bring the key that the explanation needs.
+        // First, since verifying may fetch the key that the explanation needs.
         let verdict = self.verify(token).await;
         (self.explain(token, config), verdict)
     }
@@ -175,11 +187,11 @@ impl Verifier {
     }
 
     fn explain_ids(&self, claims: &Map<String, Value>, remarks: &mut Vec<Remark>) {
-        let mut names = self.user_id_claims.iter();
+        let mut names = self.id_claims.user_id.iter();
         let found = names.find_map(|name| Some((name, claims.get(name)?)));
         let (fit, text) = match found {
             None => {
-                let names = self.user_id_claims.join(" or ");
+                let names = self.id_claims.user_id.join(" or ");
                 (Fit::Bad, format!("missing: expected in the claim {names}"))
             }
             Some((name, value)) => match id_text(value).map(|id| UserId::parse(&id)) {
@@ -192,14 +204,14 @@ impl Verifier {
             },
         };
         note(remarks, "user_id", fit, text);
-        let name = &self.tenant_id_claim;
-        let (fit, text) = match (claims.get(name), &self.default_tenant) {
+        let name = &self.id_claims.tenant_id;
+        let (fit, text) = match (claims.get(name), &self.id_claims.default_tenant) {
             (None, Some(tenant)) => {
                 let tenant = shown(tenant.as_str());
                 let text = format!("{tenant} (JWT_DEFAULT_TENANT_ID; the claim {name} is missing)");
                 (Fit::Good, text)
             }
-            (None, None) if self.tenant_required => (
+            (None, None) if self.id_claims.tenant_required => (
                 Fit::Bad,
                 format!("the claim {name} is missing, and RABBITMQ_BINDING_KEYS need it"),
             ),
@@ -228,7 +240,7 @@ fn note(remarks: &mut Vec<Remark>, part: &'static str, fit: Fit, text: impl Into
     remarks.push(Remark { part, fit, text });
 }
 
-/// Header and claims, unverified.
+/// The header and the claims, not verified.
 fn parts(token: &str) -> Result<(Value, Map<String, Value>), String> {
     if token.is_empty() {
         return Err("empty".to_owned());
@@ -266,22 +278,8 @@ fn signed_by(key: &Key, token: &str, header: &Header) -> bool {
     validation.required_spec_claims.clear();
     match key.decode(token, header, &validation) {
         Ok(_) => true,
-        // The library looks at the signature first.
+        // The library checks the signature before it reads the claims.
         Err(error) => matches!(error.kind(), ErrorKind::Json(_)),
-    }
-}
-
-fn known_algorithms(keys: &[&Key]) -> String {
-    let mut names: Vec<String> = Vec::new();
-    for algorithm in keys.iter().flat_map(|key| key.algorithms()) {
-        let name = format!("{algorithm:?}");
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    match names.is_empty() {
-        true => "nothing: there is no key".to_owned(),
-        false => names.join(", "),
     }
 }
 
@@ -313,152 +311,4 @@ fn explain_expected(
     }
     let text = format!("{given}; {} is required", shown(expected));
     note(remarks, name, Fit::Bad, text);
-}
-
-/// Quoted, without control characters, and not for pages.
-fn shown(text: &str) -> String {
-    let short: String = text.chars().take(80).collect();
-    let more = if short.len() < text.len() { "…" } else { "" };
-    format!("{short:?}{more}")
-}
-
-fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
-}
-
-/// A time as a date and relative to now.
-fn moment(seconds: u64, now: u64) -> String {
-    if seconds > LAST_DATE {
-        return format!("{seconds} (after the year 9999)");
-    }
-    let date = humantime::format_rfc3339_seconds(UNIX_EPOCH + super::Duration::from_secs(seconds));
-    let distance = humantime::format_duration(super::Duration::from_secs(seconds.abs_diff(now)));
-    // The two largest units say enough.
-    let distance = distance.to_string();
-    let distance: Vec<&str> = distance.split(' ').take(2).collect();
-    let distance = distance.join(" ");
-    match seconds >= now {
-        true => format!("{date} (in {distance})"),
-        false => format!("{date} ({distance} ago)"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use jsonwebtoken::{Algorithm, EncodingKey, encode};
-    use serde_json::json;
-
-    use super::*;
-    use crate::{config::Secret, observability::metrics::Metrics};
-
-    const SECRET: &str = "a-secret-of-at-least-thirty-two-bytes";
-
-    fn config() -> JwtConfig {
-        JwtConfig {
-            jwt_secret: Some(Secret::new(SECRET)),
-            jwt_issuer: Some("the-issuer".to_owned()),
-            jwt_audience: Some("chat".to_owned()),
-            ..JwtConfig::default()
-        }
-    }
-
-    fn good_claims() -> Value {
-        let now = unix_seconds(SystemTime::now());
-        json!({
-            "userId": "usr_a", "tenantId": "tnt_1", "iat": now, "exp": now + 60,
-            "iss": "the-issuer", "aud": ["other", "chat"], "jti": "1",
-        })
-    }
-
-    fn sign(claims: &Value, alg: Algorithm, secret: &str) -> String {
-        let key = EncodingKey::from_secret(secret.as_bytes());
-        encode(&Header::new(alg), claims, &key).unwrap()
-    }
-
-    async fn bad_parts(token: &str) -> (Vec<&'static str>, Result<Identity, Refusal>) {
-        let verifier = Verifier::new(&config(), true, &Metrics::new()).unwrap();
-        let (remarks, verdict) = verifier.examine(token, &config()).await;
-        let bad = remarks.iter().filter(|remark| remark.fit == Fit::Bad);
-        (bad.map(|remark| remark.part).collect(), verdict)
-    }
-
-    #[tokio::test]
-    async fn what_is_wrong_is_named_and_nothing_else_and_the_verdict_agrees() {
-        let now = unix_seconds(SystemTime::now());
-        let (bad, verdict) = bad_parts(&sign(&good_claims(), Algorithm::HS384, SECRET)).await;
-        assert_eq!((bad, verdict.is_ok()), (vec![], true));
-        for (name, value, part) in [
-            ("exp", json!(now - 60), "exp"),
-            ("exp", Value::Null, "exp"),
-            ("exp", json!("soon"), "exp"),
-            ("nbf", json!(now + 60), "nbf"),
-            ("iat", json!("today"), "iat"),
-            ("iss", json!("another"), "iss"),
-            ("iss", Value::Null, "iss"),
-            ("aud", json!(["other"]), "aud"),
-            ("userId", json!("*"), "user_id"),
-            ("userId", json!(1.5), "user_id"),
-            ("userId", Value::Null, "user_id"),
-            ("tenantId", json!("a b"), "tenant_id"),
-            ("tenantId", Value::Null, "tenant_id"),
-            ("jti", json!(7), "jti"),
-        ] {
-            let mut claims = good_claims();
-            let claims_map = claims.as_object_mut().unwrap();
-            // Null stands for a claim that is not there.
-            match &value {
-                Value::Null => drop(claims_map.remove(name)),
-                value => drop(claims_map.insert(name.to_owned(), value.clone())),
-            }
-            let (bad, verdict) = bad_parts(&sign(&claims, Algorithm::HS256, SECRET)).await;
-            assert_eq!(bad, [part], "{name} {value}");
-            assert!(verdict.is_err(), "{name} {value}");
-        }
-        let good = sign(&good_claims(), Algorithm::HS256, SECRET);
-        let (none, rest) = ("eyJhbGciOiJub25lIn0", good.split_once('.').unwrap().1);
-        for (token, part) in [
-            (
-                sign(&good_claims(), Algorithm::HS256, "another-secret"),
-                "signature",
-            ),
-            (format!("{none}.{rest}"), "alg"),
-            (good[..good.len() / 2].to_owned(), "format"),
-            (String::new(), "format"),
-            ("a.b.c".to_owned(), "format"),
-            ("x".repeat(MAX_TOKEN_BYTES + 1), "format"),
-        ] {
-            let (bad, verdict) = bad_parts(&token).await;
-            assert_eq!(bad, [part]);
-            assert!(verdict.is_err());
-        }
-    }
-
-    #[tokio::test]
-    async fn no_remark_holds_the_token_or_its_signature() {
-        let token = sign(&good_claims(), Algorithm::HS256, SECRET);
-        let verifier = Verifier::new(&config(), false, &Metrics::new()).unwrap();
-        for token in [
-            token.clone(),
-            format!("Bearer {token}"),
-            format!("{token}x"),
-        ] {
-            let (remarks, _) = verifier.examine(&token, &config()).await;
-            let text = format!("{remarks:?}");
-            for part in token.trim_start_matches("Bearer ").split('.') {
-                assert!(!text.contains(part), "{text}");
-            }
-        }
-    }
-
-    #[test]
-    fn every_time_can_be_written() {
-        for seconds in [0, 1, LAST_DATE, LAST_DATE + 1, u64::MAX] {
-            assert!(!moment(seconds, 1_800_000_000).is_empty());
-        }
-        assert_eq!(
-            moment(1_800_000_000, 1_800_003_725),
-            "2027-01-15T08:00:00Z (1h 2m ago)"
-        );
-    }
 }

@@ -1,8 +1,8 @@
-//! A key set that is read again from time to time, and when a token names a key
-//! that is not in it.
+//! A key set that is read again at intervals, and when a token names a key that the set
+//! does not hold.
 //!
-//! Invariants: one reader at a time, with a pause between two, whatever tokens
-//! ask for; the last good set stays until there is another.
+//! Invariants: whatever tokens ask for, one read runs at a time, with a pause before the
+//! next; the last good set stays in use until another one is read.
 
 use std::{
     error::Error,
@@ -36,26 +36,26 @@ use crate::{
     tls::{self, TlsError},
 };
 
-/// Limit of one read, connecting included.
+/// Time limit of one read, connecting included.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much longer the caller waits for a read whose thread is too busy to end it.
+/// How much longer the caller waits for a read whose thread is too busy to end in time.
 const LATE: Duration = Duration::from_secs(1);
 
-/// Pause between two reads: what tokens with made-up key ids can cost the issuer.
+/// Pause between two reads: bounds what tokens with made-up key ids cost the issuer.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a token with an unknown key id waits for the key: less than a socket
-/// may take to connect (10 s), and time for a pause or a read to end.
+/// How long a token with an unknown key id waits for the key: less than the 10 s that a
+/// socket may take to connect, and enough for a pause or a read to end.
 const KEY_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// How soon a failed read is tried again.
+/// Pause after a failed read.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Largest key set. Those of large issuers have about 10 KB.
+/// Largest key set, in bytes. Those of large issuers have about 10 KB.
 const MAX_BYTES: usize = 256 * 1024;
 
-/// Keys that are not used and that the log names.
+/// Most unused keys that the log names.
 const MAX_NAMED: usize = 32;
 
 /// Why a key set could not be read.
@@ -80,14 +80,15 @@ pub enum JwksError {
     Tls(#[from] TlsError),
 }
 
-/// The current key set of a source. Dropping it ends the reading.
+/// The current key set of a source. Dropping it ends the reads.
 pub struct Jwks {
-    state: watch::Receiver<State>,
+    state: watch::Receiver<Snapshot>,
     wanted: Arc<Notify>,
     _reader: AbortOnDropHandle<()>,
 }
 
-struct State {
+/// The set as it is, and how often it was read.
+struct Snapshot {
     keys: Arc<[Key]>,
     /// Reads begun and ended so far.
     begun: u64,
@@ -95,13 +96,13 @@ struct State {
 }
 
 impl Jwks {
-    /// Begins to read `source` every `period`. A file must be readable now; the
-    /// server of a URL may come up later. Must be called inside a Tokio runtime.
+    /// Begins to read `source` every `period`. A file must be readable now; the server of a
+    /// URL may come up later. Must be called inside a Tokio runtime.
     pub fn start(source: Source, period: Duration, metrics: Metrics) -> Result<Self, JwksError> {
         let mut reader = Reader {
             period,
             metrics,
-            state: watch::Sender::new(State {
+            state: watch::Sender::new(Snapshot {
                 keys: [].into(),
                 begun: 0,
                 ended: 0,
@@ -126,24 +127,25 @@ impl Jwks {
         })
     }
 
+    /// The keys of the last set that was read.
     pub fn keys(&self) -> Arc<[Key]> {
         self.state.borrow().keys.clone()
     }
 
-    /// Asks for the set to be read again, and waits until it has the key `id` (any
-    /// key, without one), or was read without it, or for [`KEY_TIMEOUT`].
+    /// Has the set read again, and waits until it holds the key `id` (any key, if `id` is
+    /// `None`), or was read and does not hold it, for [`KEY_TIMEOUT`] at most.
     pub async fn seek(&self, id: Option<&str>) {
         let mut state = self.state.clone();
         let begun = state.borrow().begun;
         self.wanted.notify_one();
-        // A read that had begun before may have missed a key that came meanwhile.
-        let is_done = |state: &State| state.ended > begun || contains(&state.keys, id);
-        // Too late, or the reader is gone: the token is refused.
+        // A read that had already begun may have missed a key that was added meanwhile.
+        let is_done = |state: &Snapshot| state.ended > begun || contains(&state.keys, id);
+        // After a timeout, or without a reader, the token is refused.
         let _ = timeout(KEY_TIMEOUT, state.wait_for(is_done)).await;
     }
 }
 
-/// Whether a set has the key `id`; without one, any key.
+/// Whether a set holds the key `id`, or any key if `id` is `None`.
 pub fn contains(keys: &[Key], id: Option<&str>) -> bool {
     match id {
         Some(id) => keys.iter().any(|key| key.id() == Some(id)),
@@ -151,7 +153,7 @@ pub fn contains(keys: &[Key], id: Option<&str>) -> bool {
     }
 }
 
-/// Where a key set is read from.
+/// The place where a key set is read from.
 pub enum Source {
     File(PathBuf),
     Url { uri: Uri, client: Box<HttpClient> },
@@ -160,7 +162,7 @@ pub enum Source {
 type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
 
 impl Source {
-    /// `ca_file`: whose certificates an https server may have.
+    /// `ca_file`: the authorities whose certificates an https server may have.
     pub fn new(source: &JwksSource, ca_file: Option<&Path>) -> Result<Option<Self>, JwksError> {
         let url = match source {
             JwksSource::Unset => return Ok(None),
@@ -175,7 +177,7 @@ impl Source {
             .enable_http1()
             .build();
         let client = Client::builder(TokioExecutor::new())
-            // Reads are minutes apart.
+            // Reads are minutes apart, so no connection is kept.
             .pool_max_idle_per_host(0)
             .build(connector);
         let client = Box::new(client);
@@ -199,13 +201,13 @@ impl Source {
     }
 }
 
-/// Reads the set on this thread alone. hyper takes what a server sends without a pause as
-/// long as there is something, and a large set takes time to parse.
+/// Reads the set on this thread, apart from those that serve sockets: hyper reads without
+/// a pause as long as a server sends, and a large set takes time to parse.
 fn fetch_apart(client: &HttpClient, uri: &Uri) -> Result<KeySet, JwksError> {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| JwksError::Fetch(error.to_string()))?;
     let read = runtime.block_on(timeout(FETCH_TIMEOUT, fetch(client, uri)));
-    // Without waiting for a name look-up that hangs.
+    // Does not wait for a name look-up that hangs.
     runtime.shutdown_background();
     read.unwrap_or(Err(JwksError::Timeout))
 }
@@ -236,11 +238,11 @@ async fn fetch(client: &HttpClient, uri: &Uri) -> Result<KeySet, JwksError> {
         true => JwksError::TooLarge,
         false => failed(&*error),
     })?;
-    // What everybody may fetch is no secret.
+    // A key that everybody may fetch is not a secret.
     Ok(KeySet::parse(&body.to_bytes(), false)?)
 }
 
-/// An error with its causes, which hold what matters.
+/// An error with its causes, which tell the details.
 fn in_one_line(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -255,9 +257,9 @@ fn in_one_line(error: &dyn Error) -> String {
 struct Reader {
     period: Duration,
     metrics: Metrics,
-    state: watch::Sender<State>,
+    state: watch::Sender<Snapshot>,
     wanted: Arc<Notify>,
-    /// What the log was told already.
+    /// The unused keys that the log has already.
     ignored: Vec<String>,
     is_weak: bool,
     failing: bool,
@@ -304,7 +306,7 @@ impl Reader {
                 }
                 Some(set.keys.into())
             }
-            // Once per outage: made-up key ids make it frequent.
+            // One warning for each outage: made-up key ids make reads frequent.
             Err(error) if self.failing => {
                 debug!(%source, %error, "JWT_JWKS still not read");
                 None
@@ -322,7 +324,7 @@ impl Reader {
     }
 }
 
-/// For logs: without a URL's query, which may hold an API key.
+/// For logs. Leaves out a URL's query, which may hold an API key.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

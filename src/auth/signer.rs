@@ -1,17 +1,14 @@
-//! Signs tokens, for the `token` command and the development mode.
+//! Makes tokens, for the `token` command and the development mode.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Map, json};
 
-use super::signatures;
-use crate::{
-    config::{JwtConfig, Secret},
-    user::User,
-};
+use super::{claims::unix_seconds, signatures};
+use crate::{config::JwtConfig, user::User};
 
-/// Makes tokens that a [`super::Verifier`] of the same configuration accepts.
+/// Makes tokens that a [`Verifier`](super::Verifier) of the same configuration accepts.
 pub struct Signer {
     key: EncodingKey,
     config: JwtConfig,
@@ -58,14 +55,9 @@ impl Signer {
     }
 }
 
-fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
-}
-
-/// A random key of 256 bits, for a development mode that was given none.
+/// A random key of 256 bits, for a development mode that was given no key.
 #[cfg(feature = "cli")]
-pub fn make_up_secret() -> Secret {
+pub fn make_up_secret() -> crate::config::Secret {
     let (high, low): (u128, u128) = rand::random();
-    Secret::new(format!("{high:032x}{low:032x}"))
+    crate::config::Secret::new(format!("{high:032x}{low:032x}"))
 }

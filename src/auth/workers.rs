@@ -1,8 +1,8 @@
-//! Where signatures are verified that take long: on a few threads beside those that
-//! serve sockets.
+//! Verifies slow signatures on a few threads beside those that serve sockets.
 //!
-//! Invariants: clients take turns, whatever any of them asks for, so nobody waits
-//! for more than a few verifications of each other client; who waits is bounded.
+//! Invariants: clients take turns, whatever any of them asks for, so that a client waits
+//! for no more than a few verifications of each other client; the number of waiting jobs
+//! is bounded.
 
 use std::{
     collections::HashMap,
@@ -14,16 +14,17 @@ use std::{
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-/// Jobs that wait at once: what a worker does in a second, and for each a CONNECT of
-/// 64 KiB at most. More are soon back.
+/// Jobs that wait at once: about as many as a worker does in a second. Each holds a CONNECT
+/// of 64 KiB at most. A client that is turned away soon comes back.
 const MAX_WAITING: usize = 4_096;
 
-/// A machine with few cores has them for its sockets.
+/// Most worker threads; a machine with few cores needs its cores for sockets.
 const MAX_WORKERS: usize = 4;
 
+/// The worker threads and the queues before them.
 pub struct Workers {
     count: usize,
-    /// First come, first served.
+    /// The common queue: first come, first served.
     free: Semaphore,
     queues: Mutex<Queues>,
 }
@@ -34,8 +35,8 @@ struct Queues {
     waiting: usize,
 }
 
-/// One client's jobs: as many as there are workers stand in the common queue, the
-/// others wait here.
+/// One client's jobs. As many of them as there are workers may stand in the common queue;
+/// the others wait here.
 struct Queue {
     turns: Arc<Semaphore>,
     jobs: usize,
@@ -44,9 +45,9 @@ struct Queue {
 /// Why a job was not done.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NotDone {
-    /// Too many wait.
+    /// Too many jobs wait.
     Full,
-    /// Nobody wanted it any more when its turn came.
+    /// Nobody wanted the job any more when its turn came.
     Unwanted,
 }
 
@@ -64,7 +65,7 @@ impl Workers {
         }
     }
 
-    /// Does `job` for `client` when its turn comes, if it `is_wanted` then.
+    /// Does `job` for `client` when its turn comes, if the job `is_wanted` then.
     pub async fn run<T: Send + 'static>(
         &self,
         client: IpAddr,
@@ -74,7 +75,7 @@ impl Workers {
         let place = self.queue(client).ok_or(NotDone::Full)?;
         let open = "the semaphores are never closed";
         let _turn = place.turns.acquire().await.expect(open);
-        // Before it takes a place in the common queue: an unwanted job leaves at once.
+        // An unwanted job leaves before it takes a place in the common queue.
         if !is_wanted() {
             return Err(NotDone::Unwanted);
         }
@@ -82,7 +83,7 @@ impl Workers {
         if !is_wanted() {
             return Err(NotDone::Unwanted);
         }
-        // An error means that the runtime ends, or that the job panicked.
+        // An error means that the runtime shuts down, or that the job panicked.
         spawn_blocking(job).await.map_err(|_| NotDone::Unwanted)
     }
 
@@ -156,7 +157,7 @@ mod tests {
         let numbers = [1; 20].into_iter().chain([2, 3]);
         let done = join_all(numbers.map(job)).await;
         assert!(done.iter().all(Result::is_ok));
-        // Two jobs of the first may have been before theirs: the one at work, and the next.
+        // Two jobs of the first client may come before: the one that runs, and the next.
         let order = order.lock().unwrap();
         for number in [2, 3] {
             let place = order.iter().position(|other| *other == number).unwrap();

@@ -1,235 +1,131 @@
-//! How long each socket may stay: as long as its token, and until somebody ends it.
+//! How long each socket may stay: where a token's expiry is tracked, and where it ends a
+//! socket's lease.
 //!
-//! Keeps no timer per socket: one order of all deadlines, and one task that waits
-//! for the first. Knows no socket, only what identifies it.
+//! A lease ends with its token, or when somebody revokes it. There is no timer for each
+//! socket: `table` holds all deadlines in their order, and one task waits for the first
+//! ([`Leases::next`]). Knows no socket, only the id that identifies it; who closes the
+//! socket is the endpoint.
+
+mod table;
 
 use std::{
-    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use socketioxide::socket::Sid;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{sync::Notify, time::sleep};
 
+use self::table::Table;
+pub use self::table::{Due, End};
 use crate::auth::{Identity, Refusal};
 
 /// The leases of all sockets.
 pub struct Leases {
-    /// How long before the end its holder is told.
-    notice: Duration,
-    /// How long after its expiry a token is still accepted.
-    leeway: Duration,
-    state: Mutex<State>,
-    changed: Notify,
+    table: Mutex<Table>,
+    /// There is an earlier deadline than the one that [`Leases::next`] waits for.
+    is_earlier: Notify,
 }
 
-#[derive(Default)]
-struct State {
-    terms: HashMap<u64, Terms>,
-    due: BTreeSet<(Instant, u64)>,
-    granted: u64,
-}
-
-struct Terms {
-    sid: Sid,
-    identity: Identity,
-    /// Whether its holder was to be told of the end.
-    noticed: bool,
-    ended: Option<End>,
-    /// Its place in the order of deadlines.
-    due: Option<Instant>,
-}
-
-/// One socket's right to be there; given back by dropping it.
+/// One socket's right to stay; given back by dropping it.
 pub struct Lease {
     leases: Arc<Leases>,
     number: u64,
 }
 
-/// Why a lease is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    Expired,
-    Revoked,
-}
-
-/// What [`Leases::next`] waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Due {
-    /// The token of this socket expires soon.
-    Expiring(Sid, SystemTime),
-    /// The token of this socket has expired.
-    Expired(Sid),
-}
-
 impl Leases {
+    /// `notice`: how long before the end of a lease its holder is told. `leeway`: how long
+    /// after its expiry a token is still accepted.
     pub fn new(notice: Duration, leeway: Duration) -> Arc<Self> {
         Arc::new(Self {
-            notice,
-            leeway,
-            state: Mutex::default(),
-            changed: Notify::new(),
+            table: Mutex::new(Table::new(notice, leeway)),
+            is_earlier: Notify::new(),
         })
     }
 
     /// Lets a socket stay as long as its token lives.
     pub fn grant(self: &Arc<Self>, sid: Sid, identity: Identity) -> Lease {
-        let mut state = self.state();
-        state.granted += 1;
-        let number = state.granted;
-        let terms = Terms {
-            sid,
-            identity,
-            noticed: false,
-            ended: None,
-            due: None,
-        };
-        state.terms.insert(number, terms);
-        self.schedule(&mut state, number);
+        let mut table = self.table();
+        let number = table.grant(sid, identity);
+        self.notify_if_first(&table, number);
         Lease {
             leases: self.clone(),
             number,
         }
     }
 
-    /// Ends the leases whose bearer is one of those. Returns their sockets.
+    /// Ends the leases of these bearers. Returns their sockets.
     pub fn revoke(&self, is_one: impl Fn(&Identity) -> bool) -> Vec<Sid> {
-        let mut state = self.state();
-        let terms = state.terms.values_mut();
-        let revoked = terms.filter(|terms| is_one(&terms.identity)).map(|terms| {
-            terms.ended = Some(End::Revoked);
-            terms.sid
-        });
-        revoked.collect()
+        self.table().revoke(is_one)
     }
 
-    /// Waits until something is due; each is returned once. For one task.
+    /// Waits until something is due, and returns it once. Must be called by one task only.
     pub async fn next(&self) -> Due {
         loop {
-            let first = self.state().due.first().copied();
-            let Some((due, number)) = first else {
-                self.changed.notified().await;
+            let first = {
+                let mut table = self.table();
+                if let Some(due) = table.take(SystemTime::now()) {
+                    return due;
+                }
+                table.first()
+            };
+            let Some(first) = first else {
+                self.is_earlier.notified().await;
                 continue;
             };
+            let wait = first.duration_since(SystemTime::now()).unwrap_or_default();
             tokio::select! {
-                () = tokio::time::sleep_until(due) => {}
-                () = self.changed.notified() => continue,
-            }
-            if let Some(due) = self.take(number) {
-                return due;
+                () = sleep(wait) => {}
+                () = self.is_earlier.notified() => {}
             }
         }
     }
 
-    fn take(&self, number: u64) -> Option<Due> {
-        let mut state = self.state();
-        let state = &mut *state;
-        let now = SystemTime::now();
-        let terms = state.terms.get_mut(&number)?;
-        let expires_at = terms.identity.expires_at()?;
-        let due = if now >= self.end(expires_at) {
-            terms.ended = terms.ended.or(Some(End::Expired));
-            Some(Due::Expired(terms.sid))
-        } else if !terms.noticed && now + self.notice >= expires_at {
-            terms.noticed = true;
-            Some(Due::Expiring(terms.sid, expires_at))
-        } else {
-            // The clock was set back.
-            None
-        };
-        if matches!(due, Some(Due::Expired(_))) {
-            // It comes once.
-            let place = terms.due.take();
-            state.due.remove(&(place?, number));
-        } else {
-            self.schedule(state, number);
-        }
-        due
-    }
-
-    fn schedule(&self, state: &mut State, number: u64) {
-        let Some(terms) = state.terms.get_mut(&number) else {
-            return;
-        };
-        if let Some(due) = terms.due.take() {
-            state.due.remove(&(due, number));
-        }
-        let Some(expires_at) = terms.identity.expires_at() else {
-            return;
-        };
-        let at = match terms.noticed {
-            true => self.end(expires_at),
-            false => expires_at.checked_sub(self.notice).unwrap_or(expires_at),
-        };
-        let wait = at.duration_since(SystemTime::now()).unwrap_or_default();
-        // A token for a thousand years is as good as one without an end.
-        let Some(due) = Instant::now().checked_add(wait) else {
-            return;
-        };
-        terms.due = Some(due);
-        let is_first = state.due.first().is_none_or(|first| due < first.0);
-        state.due.insert((due, number));
-        if is_first {
-            self.changed.notify_one();
+    fn notify_if_first(&self, table: &Table, number: u64) {
+        if table.is_first(number) {
+            self.is_earlier.notify_one();
         }
     }
 
-    /// When a token of that expiry is no longer accepted: its last second counts.
-    fn end(&self, expires_at: SystemTime) -> SystemTime {
-        let after = self.leeway + Duration::from_secs(1);
-        expires_at.checked_add(after).unwrap_or(expires_at)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Lease {
-    /// Whether it is over. To be asked once its socket can be found by its [`Sid`]:
-    /// what happened before reached nobody.
+    /// Why the lease is over, if it is. Must be asked once the socket can be found by its
+    /// [`Sid`]: nobody could act on an end that came before.
     pub fn end(&self) -> Option<End> {
-        let state = self.leases.state();
-        state.terms.get(&self.number).and_then(|terms| terms.ended)
+        self.leases.table().end_of(self.number)
     }
 
-    /// The expiry of which its holder was to be told already. To be asked likewise.
+    /// The expiry that fell due for announcement, if it did. Must be asked at the same
+    /// moment as [`Lease::end`], for the same reason.
     pub fn noticed(&self) -> Option<SystemTime> {
-        let state = self.leases.state();
-        let terms = state.terms.get(&self.number).filter(|terms| terms.noticed);
-        terms.and_then(|terms| terms.identity.expires_at())
+        self.leases.table().noticed(self.number)
     }
 
-    /// Goes on with another token of the same user, unless `check` refuses that: while
-    /// it looks, nobody revokes, and whoever revokes afterwards meets the new token.
+    /// Extends the lease by another token of the same user, unless `check` refuses that
+    /// token. Nobody revokes while `check` runs, and a revocation that comes later meets the
+    /// new token.
+    ///
+    /// # Errors
+    /// When the token is refused, or is another user's, or the lease is over.
     pub fn renew(
         &self,
         identity: Identity,
         check: impl FnOnce(&Identity) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let mut state = self.leases.state();
-        let terms = state.terms.get_mut(&self.number);
-        let terms = terms.ok_or(Refusal::AnotherUser)?;
-        if terms.ended.is_some() || terms.identity.user() != identity.user() {
-            return Err(Refusal::AnotherUser);
-        }
-        check(&identity)?;
-        terms.identity = identity;
-        terms.noticed = false;
-        self.leases.schedule(&mut state, self.number);
+        let mut table = self.leases.table();
+        table.renew(self.number, identity, check)?;
+        self.leases.notify_if_first(&table, self.number);
         Ok(())
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut state = self.leases.state();
-        if let Some(terms) = state.terms.remove(&self.number)
-            && let Some(due) = terms.due
-        {
-            state.due.remove(&(due, self.number));
-        }
+        self.leases.table().give_back(self.number);
     }
 }
 
@@ -245,10 +141,8 @@ mod tests {
     use super::*;
     use crate::auth::tests::{a_token, an_identity};
 
-    const MOMENT: Duration = Duration::from_millis(700);
-
     fn leases() -> Arc<Leases> {
-        Leases::new(Duration::from_secs(2), Duration::ZERO)
+        Leases::new(Duration::from_secs(60), Duration::ZERO)
     }
 
     fn in_seconds(seconds: u64) -> SystemTime {
@@ -256,52 +150,45 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_end_comes_first_each_once_and_none_that_was_given_back() {
+    async fn the_task_that_waits_is_woken_by_an_earlier_deadline_and_by_no_later_one() {
         let leases = leases();
-        let sids = [Sid::new(), Sid::new(), Sid::new()];
-        let ends = [in_seconds(1), in_seconds(5), in_seconds(1)];
-        let mut held: Vec<_> = sids
-            .into_iter()
-            .zip(ends)
-            .map(|(sid, end)| leases.grant(sid, an_identity("carl", Some(end))))
-            .collect();
-        let _endless = leases.grant(Sid::new(), an_identity("carl", None));
-        held.remove(2);
-        for expected in [
-            Due::Expiring(sids[0], ends[0]),
-            Due::Expired(sids[0]),
-            Due::Expiring(sids[1], ends[1]),
-            Due::Expired(sids[1]),
-        ] {
-            let due = timeout(Duration::from_secs(4), leases.next()).await;
-            assert_eq!(due, Ok(expected));
-        }
-        assert!(timeout(MOMENT, leases.next()).await.is_err());
-        drop(held);
-        assert_eq!(leases.state().terms.len(), 1);
-        assert!(leases.state().due.is_empty());
+        let waiting = {
+            let leases = leases.clone();
+            tokio::spawn(async move { leases.next().await })
+        };
+        tokio::task::yield_now().await;
+        let later = Sid::new();
+        let _later = leases.grant(later, an_identity("carl", Some(in_seconds(3600))));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        // Due at once: the notice is a minute.
+        let (soon, end) = (Sid::new(), in_seconds(30));
+        let lease = leases.grant(soon, an_identity("carl", Some(end)));
+        let due = timeout(Duration::from_secs(30), waiting).await;
+        assert_eq!(due.unwrap().unwrap(), Due::Expiring(soon, end));
+        assert_eq!(lease.noticed(), Some(end));
+        assert_eq!(lease.end(), None);
     }
 
     #[tokio::test]
-    async fn another_token_of_the_same_user_extends_the_lease_and_nobody_elses() {
-        let leases = leases();
-        let sid = Sid::new();
-        let lease = leases.grant(sid, an_identity("carl", Some(in_seconds(1))));
-        let renew = |identity| lease.renew(identity, |_| Ok(()));
-        let another = renew(an_identity("bob", Some(in_seconds(9))));
-        assert_eq!(another, Err(Refusal::AnotherUser));
-        assert!(matches!(leases.next().await, Due::Expiring(..)));
-        let end = in_seconds(3);
-        assert_eq!(renew(an_identity("carl", Some(end))), Ok(()));
-        // Not at its first end, and told again of the second.
-        let due = timeout(Duration::from_secs(3), leases.next()).await;
+    async fn a_deadline_is_waited_for() {
+        let leases = Leases::new(Duration::from_millis(1), Duration::ZERO);
+        let (sid, end) = (Sid::new(), SystemTime::now() + Duration::from_millis(200));
+        let _lease = leases.grant(sid, an_identity("carl", Some(end)));
+        let due = timeout(Duration::from_secs(30), leases.next()).await;
         assert_eq!(due, Ok(Due::Expiring(sid, end)));
-        assert_eq!(renew(an_identity("carl", None)), Ok(()));
-        assert!(
-            timeout(Duration::from_secs(4), leases.next())
-                .await
-                .is_err()
-        );
+        let now = SystemTime::now();
+        assert!(now >= end - Duration::from_millis(1), "{now:?} {end:?}");
+    }
+
+    #[tokio::test]
+    async fn a_lease_without_an_end_or_for_a_thousand_years_is_never_due() {
+        let leases = leases();
+        let _endless = leases.grant(Sid::new(), an_identity("carl", None));
+        let millennium = in_seconds(1000 * 365 * 24 * 3600);
+        let _long = leases.grant(Sid::new(), an_identity("carl", Some(millennium)));
+        let next = timeout(Duration::from_millis(50), leases.next());
+        assert!(next.await.is_err());
     }
 
     #[tokio::test]
@@ -316,7 +203,7 @@ mod tests {
             }
         };
         thread::scope(|threads| {
-            // As an order does it: remembered first, then the leases.
+            // As an order does it: the revocation is remembered first, then the leases end.
             let order = threads.spawn(|| {
                 wait_for(&has_begun);
                 is_revoked.store(true, Ordering::SeqCst);

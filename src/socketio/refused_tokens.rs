@@ -1,11 +1,12 @@
-//! Tokens that were refused lately: whoever comes back with one of these waits for
-//! the answer, longer each time, and costs no verification.
+//! Tokens that were refused lately. A client that comes back with one of them waits for its
+//! answer, longer each time, and costs no verification.
 //!
-//! Holds no token, but a keyed hash of each with the client that it came from:
-//! nobody can slow another client down by presenting its token.
+//! Holds no token, but a keyed hash of each token together with the client it came from:
+//! nobody can slow another client down by presenting that client's token.
 //!
-//! Invariants: what is remembered and who waits is bounded; a verdict is repeated
-//! for [`VERDICT_LASTS`] only, since keys, revocations and times change.
+//! Invariants: the memory for tokens and the number of waiting clients are bounded; a
+//! verdict is repeated for [`VERDICT_LASTS`] only, since keys, revocations and times
+//! change.
 
 use std::{
     collections::HashMap,
@@ -28,7 +29,7 @@ const MAX_WAITING: usize = 1_024;
 /// The first wait; each next one is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
-/// The longest wait: a session without a socket ends after 10 s.
+/// The longest wait: half of the 10 s after which a session without a socket ends.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a verdict is repeated without another verification.
@@ -37,7 +38,7 @@ const VERDICT_LASTS: Duration = Duration::from_secs(10);
 /// How long after its last refusal a token is remembered.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// The tokens that were refused lately.
+/// The tokens that were refused lately, by client.
 pub struct RefusedTokens {
     hasher: RandomState,
     tokens: Mutex<HashMap<u64, Refused>>,
@@ -48,15 +49,15 @@ struct Refused {
     times: u32,
     last: Instant,
     verdict: Refusal,
-    /// When the verdict was found.
+    /// When the verdict was reached.
     found: Instant,
 }
 
-/// What awaits a client that comes back with a token.
+/// What awaits a client that comes back with a refused token.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Again {
     pub wait: Duration,
-    /// The verdict of before, where it still holds.
+    /// The last verdict, if it still holds.
     pub verdict: Option<Refusal>,
 }
 
@@ -69,12 +70,12 @@ impl RefusedTokens {
         }
     }
 
-    /// What awaits this client, if this token of its was refused lately.
+    /// What awaits this client, if it was refused with this token lately.
     pub fn find(&self, client: IpAddr, token: &str) -> Option<Again> {
         self.find_at(self.key(client, token), Instant::now())
     }
 
-    /// Remembers that this client's token was refused.
+    /// Remembers that this client was refused with this token.
     pub fn note(&self, client: IpAddr, token: &str, verdict: Refusal) {
         self.note_at(self.key(client, token), verdict, Instant::now());
     }
@@ -84,7 +85,7 @@ impl RefusedTokens {
         self.lock().remove(&self.key(client, token));
     }
 
-    /// A place to wait in; `None` while too many wait.
+    /// A place to wait in. `None` while too many clients wait.
     pub fn place(&self) -> Option<SemaphorePermit<'_>> {
         self.waiting.try_acquire().ok()
     }
@@ -117,7 +118,7 @@ impl RefusedTokens {
             return;
         }
         if tokens.len() >= MAX_TOKENS {
-            // The next ten thousand make it full again.
+            // Tokens that came once go first: a flood of made-up ones fills the memory again.
             tokens.retain(|_, refused| refused.times > 1 && refused.is_recent(now));
             if tokens.len() >= MAX_TOKENS {
                 tokens.clear();
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_come_once_push_none_out_that_comes_again_and_memory_is_bounded() {
+    fn tokens_that_come_once_push_out_none_that_came_again_and_memory_is_bounded() {
         let (tokens, now) = (RefusedTokens::new(), Instant::now());
         let returns = tokens.key(client(1), "t");
         tokens.note_at(returns, Refusal::TokenInvalid, now);

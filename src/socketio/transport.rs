@@ -17,7 +17,7 @@
 //!   `connection` is the handle to it and `stream` the bytes; `heads`, `frames` and
 //!   `budget` read along with what the client sends
 //! - a request: [`mod@guard`] stands before Socket.IO, `body` and `polling` belong to
-//!   long polling, `websocket` and `takeover` to websockets
+//!   long polling, `handshake`, `websocket` and `takeover` to websockets
 //! - a socket: `registry` knows which connection carries it, `closing` ends it
 //! - replaced bytes: `connect_reply` and `open_packet`
 //! - `engine` is the way on to Socket.IO
@@ -38,6 +38,7 @@ mod connection;
 mod engine;
 mod frames;
 mod guard;
+mod handshake;
 mod heads;
 mod open_packet;
 mod polling;

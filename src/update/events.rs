@@ -14,7 +14,7 @@ pub const MESSAGE_NEW: &str = "message:new";
 pub const MESSAGE_UPDATE: &str = "message:update";
 /// Carries every `dialog.*` update, whole.
 pub const DIALOG_UPDATE: &str = "dialog:update";
-/// Carries who is typing; only in [`Envelope::Sections`] alone.
+/// Carries who is typing, in [`Envelope::Sections`] only.
 pub const TYPING_UPDATE: &str = "typing:update";
 
 /// The specialised event that follows `chat3:update`, with its payload.

@@ -85,7 +85,7 @@ impl Budget {
         }
     }
 
-    /// Takes out of the budget what was sent in so many bytes.
+    /// Takes out of the budget what was sent, and the bytes that it took.
     pub(super) fn take(&self, bytes: usize, sent: Sent) -> Result<(), Excess> {
         let is_over = |limiter: &DefaultDirectRateLimiter, n: u32| {
             NonZeroU32::new(n).is_some_and(|n| !matches!(limiter.check_n(n), Ok(Ok(()))))

@@ -77,7 +77,7 @@ impl fmt::Debug for ConnectReply {
     }
 }
 
-/// `frame` is to be written in the place of the `length` bytes at `at`.
+/// Where a frame stands, and the `frame` to write in its place.
 pub(super) struct Replacement {
     pub(super) at: usize,
     pub(super) length: usize,

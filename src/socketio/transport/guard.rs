@@ -187,3 +187,62 @@ pub(super) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a 
     let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
     pairs.find_map(|(key, value)| (key == name).then_some(value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_websocket_is_what_engine_io_takes_for_one() {
+        for (query, expected) in [
+            ("EIO=4&transport=websocket", true),
+            ("transport=websocket=x&EIO=4", true),
+            ("transport=websocket&transport=polling", true),
+            ("transport=polling&transport=websocket", false),
+            ("transport=websockets", false),
+            ("Transport=websocket", false),
+            ("xtransport=websocket", false),
+            ("transport", false),
+            ("", false),
+        ] {
+            assert_eq!(is_websocket(Some(query)), expected, "{query}");
+        }
+        assert!(!is_websocket(None));
+    }
+
+    #[test]
+    fn a_handshake_keeps_nothing_but_what_is_read_of_it() {
+        let lean_uri = |query: &str| {
+            let request = http::Request::get(format!("/socket.io/?{query}"))
+                .header("authorization", "Bearer secret")
+                .body(());
+            let request = lean(request.unwrap());
+            assert!(request.headers().is_empty());
+            request.uri().to_string()
+        };
+        assert_eq!(
+            lean_uri("token=secret&transport=polling&EIO=4&t=abc"),
+            "/socket.io/?EIO=4&transport=polling"
+        );
+        let longest = "x".repeat(MAX_VALUE_BYTES);
+        assert_eq!(
+            lean_uri(&format!("EIO=4&sid={longest}")),
+            format!("/socket.io/?EIO=4&sid={longest}")
+        );
+        // A wrong session is not turned into a new one.
+        assert_eq!(
+            lean_uri(&format!("EIO=4&sid={longest}x")),
+            "/socket.io/?EIO=4&sid="
+        );
+    }
+
+    #[test]
+    fn only_a_well_formed_id_names_a_session() {
+        let sid = Sid::new();
+        let named = |query: &str| session_id(&format!("/?{query}").parse().unwrap());
+        assert_eq!(named(&format!("EIO=4&sid={sid}")), Some(sid));
+        assert_eq!(named("EIO=4"), None);
+        assert_eq!(named("sid=x"), None);
+        assert_eq!(named(&format!("sid=x&sid={sid}")), None);
+    }
+}

@@ -32,7 +32,7 @@ pub(super) struct Heads {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Position {
     Head,
-    /// In a body of which so many bytes are still to come.
+    /// In a body, with this number of bytes still to come.
     Body(u64),
     /// In a body whose end is not looked for: no request may follow it.
     Rest,
@@ -83,7 +83,7 @@ impl Heads {
         }
     }
 
-    /// Whether exactly so many requests have ended and nothing came after them.
+    /// Whether exactly this number of requests has ended and nothing came after them.
     pub(super) fn end_with(&self, requests: u64) -> bool {
         self.requests == requests && self.position == Position::Head && !self.is_within
     }

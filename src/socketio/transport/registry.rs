@@ -1,13 +1,16 @@
 //! Which connections are open, which of them carries which socket, and what is known
 //! of each socket and polling session.
 //!
-//! Tells, never acts: whoever asks closes connections and ends sessions. All tables
-//! are behind one lock, so that every answer fits together, and every call returns
-//! before it is held for longer than a few look-ups.
+//! Answers and never acts: closing connections and ending sessions is the caller's part.
+//! All tables are behind one lock, which is held for a few look-ups at a time, so that
+//! what one call answers was true at one moment.
 //!
 //! Invariants: [`Tables::upgraded`] holds open connections only, one for each session;
 //! a connection counts in `capacity` exactly from [`Registry::admit`] to
 //! [`Registry::ended`].
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,6 +27,7 @@ use super::{
     polling::Polling,
 };
 
+/// The tables, behind their lock.
 pub(super) struct Registry(Mutex<Tables>);
 
 struct Tables {
@@ -61,7 +65,7 @@ struct Watched {
     session: u64,
     /// The connection that the socket began on, if that was a websocket.
     websocket: Option<u64>,
-    /// Polling requests are answered as those of an unknown session.
+    /// The session's requests are answered as if it were unknown.
     closed: bool,
     /// More updates wait for the socket than it was handed.
     more_waits: bool,
@@ -141,6 +145,7 @@ impl Registry {
         lock(&self.0).capacity.waits(number);
     }
 
+    /// The connection becomes something else.
     pub(super) fn change_role(&self, connection: &Connection, role: Role) {
         lock(&self.0).change_role(connection, role);
     }
@@ -159,14 +164,15 @@ impl Registry {
         lock(&self.0).upgraded.get(&sid).cloned()
     }
 
+    /// Every open connection.
     pub(super) fn all(&self) -> Vec<Connection> {
         let tables = lock(&self.0);
         let open = tables.open.values();
         open.map(|open| open.connection.clone()).collect()
     }
 
-    /// The websockets that carry no socket that was let in, and those of `probing`
-    /// whose session has none.
+    /// The websockets without a socket that was let in, of those that are open and of those
+    /// that are `probing`.
     pub(super) fn unwatched(&self, probing: Vec<(Sid, Connection)>) -> Vec<Connection> {
         let tables = lock(&self.0);
         let begun: HashSet<u64> = tables
@@ -211,6 +217,7 @@ impl Registry {
         tables.sockets.insert(sid, watched);
     }
 
+    /// Forgets a session's socket that has disconnected.
     pub(super) fn forget(&self, sid: Sid, session: u64) {
         let mut tables = lock(&self.0);
         let is_it = |watched: &Watched| watched.session == session;
@@ -263,6 +270,7 @@ impl Registry {
         written + polled
     }
 
+    /// Notes whether more updates wait for the socket than it was handed.
     pub(super) fn more_waits(&self, sid: Sid, waits: bool) {
         if let Some(watched) = lock(&self.0).sockets.get_mut(&sid) {
             watched.more_waits = waits;
@@ -301,7 +309,7 @@ impl Registry {
         }
     }
 
-    /// The poll is answered with so many bytes.
+    /// The poll is answered with this number of bytes.
     pub(super) fn end_poll(&self, sid: Sid, bytes: u64) {
         if let Some(watched) = lock(&self.0).sockets.get_mut(&sid) {
             watched.polling = None;
@@ -330,129 +338,5 @@ impl Tables {
         {
             self.upgraded.remove(&sid);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn registry() -> Registry {
-        Registry::new(Capacity::new(2, "10.0.0.0/8".parse().unwrap(), 1_000))
-    }
-
-    fn connection(number: u64) -> Connection {
-        Connection::new(number, "192.0.2.1:4711".parse().unwrap())
-    }
-
-    fn opened(registry: &Registry, number: u64) -> Connection {
-        let connection = connection(number);
-        registry.admit(&connection);
-        connection
-    }
-
-    #[test]
-    fn a_websocket_carries_its_session_until_it_ends_and_the_newest_one_counts() {
-        let (registry, sid) = (registry(), Sid::new());
-        let (one, two) = (opened(&registry, 1), opened(&registry, 2));
-        registry.upgrade(&one, sid);
-        registry.upgrade(&two, sid);
-        registry.ended(&one);
-        let carries = |registry: &Registry| registry.upgraded(sid).map(|it| it.number());
-        assert_eq!(carries(&registry), Some(2));
-        registry.change_role(&two, Role::Http);
-        assert_eq!(carries(&registry), None);
-        registry.upgrade(&two, sid);
-        registry.ended(&two);
-        assert_eq!(carries(&registry), None);
-        // A connection that has ended carries nothing any more.
-        registry.upgrade(&two, sid);
-        assert_eq!(carries(&registry), None);
-        assert!(registry.all().is_empty());
-    }
-
-    #[test]
-    fn websockets_without_a_socket_that_was_let_in_are_unwatched() {
-        let registry = registry();
-        let connections: Vec<_> = (0..6).map(|number| opened(&registry, number)).collect();
-        let [begun, polled, probed, stranger] = [Sid::new(), Sid::new(), Sid::new(), Sid::new()];
-        registry.change_role(&connections[0], Role::Websocket);
-        registry.watch(begun, 1, Some(0));
-        registry.change_role(&connections[1], Role::Websocket);
-        registry.upgrade(&connections[2], polled);
-        registry.watch(polled, 2, None);
-        registry.upgrade(&connections[3], stranger);
-        registry.watch(probed, 3, None);
-        let probing = vec![
-            (probed, connections[4].clone()),
-            (Sid::new(), connections[5].clone()),
-        ];
-        let unwatched = registry.unwatched(probing);
-        let mut unwatched: Vec<_> = unwatched.iter().map(Connection::number).collect();
-        unwatched.sort_unstable();
-        assert_eq!(unwatched, [1, 3, 5]);
-    }
-
-    #[test]
-    fn only_its_own_session_forgets_a_socket() {
-        let (registry, sid) = (registry(), Sid::new());
-        registry.watch(sid, 1, None);
-        registry.watch(sid, 2, None);
-        registry.forget(sid, 1);
-        assert_eq!(registry.is_closed(sid), Some(false));
-        registry.forget(sid, 2);
-        assert_eq!(registry.is_closed(sid), None);
-    }
-
-    #[test]
-    fn a_closed_socket_gives_up_its_poll_once_and_stays_closed() {
-        let (registry, sid) = (registry(), Sid::new());
-        let poll = opened(&registry, 1);
-        registry.begin_poll(sid, &poll);
-        assert!(registry.close(sid).0.is_none(), "nobody was let in");
-        registry.watch(sid, 1, None);
-        registry.begin_poll(sid, &poll);
-        assert_eq!(registry.is_closed(sid), Some(false));
-        let (closed, _) = registry.close(sid);
-        assert_eq!(closed.map(|connection| connection.number()), Some(1));
-        assert_eq!(registry.is_closed(sid), Some(true));
-        assert!(registry.close(sid).0.is_none());
-    }
-
-    #[test]
-    fn what_a_peer_took_is_the_sum_of_its_polls_and_its_websocket() {
-        let (registry, sid) = (registry(), Sid::new());
-        let (poll, websocket) = (opened(&registry, 1), opened(&registry, 2));
-        registry.watch(sid, 1, None);
-        registry.begin_poll(sid, &poll);
-        registry.end_poll(sid, 30);
-        registry.end_poll(sid, 4);
-        assert_eq!(registry.taken(sid, None), 34);
-        registry.upgrade(&websocket, sid);
-        websocket.note_write(true, 500);
-        assert_eq!(registry.taken(sid, None), 534);
-        assert_eq!(registry.taken(Sid::new(), Some(&websocket)), 500);
-    }
-
-    #[test]
-    fn connections_that_carry_a_socket_make_room_for_others_of_their_address() {
-        let (registry, sid) = (registry(), Sid::new());
-        let (websocket, poll) = (opened(&registry, 1), opened(&registry, 2));
-        registry.upgrade(&websocket, sid);
-        registry.begin_answer(2);
-        let refused = registry.admit(&connection(3));
-        // The websocket's session has no socket that was let in.
-        assert!(matches!(refused, Admitted::InPlaceOf(Some(longest), _) if longest.number() == 1));
-        registry.begin_answer(3);
-        let refused = registry.admit(&connection(4));
-        assert!(matches!(refused, Admitted::Refused(Lack::OfAddress)));
-        registry.watch(sid, 1, None);
-        registry.begin_poll(sid, &poll);
-        let next = connection(5);
-        assert!(matches!(registry.admit(&next), Admitted::Welcome));
-        registry.begin_answer(5);
-        registry.upgrade(&next, sid);
-        let last = connection(6);
-        assert!(matches!(registry.admit(&last), Admitted::Welcome));
     }
 }

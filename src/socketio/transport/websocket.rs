@@ -5,9 +5,7 @@
 //! probed first (see [`takeover`]). Until the probe has passed, the websocket may fail
 //! in any way without its session noticing: the client goes on polling.
 //!
-//! Requests are judged as Node's Engine.IO 6 and `ws` 8 judge them, so that every client
-//! that is let in there is let in here. Where they answer 101 and close, the answer here
-//! is 400.
+//! Whether a request is a valid one is `handshake`'s to judge.
 
 use std::{
     collections::HashMap,
@@ -17,9 +15,8 @@ use std::{
 };
 
 use axum::{
-    body::{Body, HttpBody},
     extract::Request,
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::BytesMut;
@@ -31,11 +28,11 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 use tracing::debug;
-use tungstenite::handshake::derive_accept_key;
 
 use super::{
     Connection, Transports,
-    guard::{lean, query_value},
+    guard::lean,
+    handshake::{Refusal, judge},
     lock,
     registry::Role,
     stream::Stream,
@@ -243,142 +240,6 @@ async fn upgraded(request: &mut Request) -> Option<(Stream, BytesMut)> {
     let parts = upgraded.downcast::<TokioIo<Stream>>().ok()?;
     // A copy, since a websocket would keep hyper's buffer of 8 KiB.
     Some((parts.io.into_inner(), BytesMut::from(&parts.read_buf[..])))
-}
-
-/// Why a websocket is refused, in Engine.IO's terms and those of Node's `ws`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
-    UnknownSession,
-    BadMethod,
-    BadRequest,
-    UnsupportedProtocol,
-    Upgrade,
-    Key,
-    Version,
-    Protocols,
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let json = |text: &'static str| {
-            let json = [(header::CONTENT_TYPE, "application/json")];
-            (StatusCode::BAD_REQUEST, json, text).into_response()
-        };
-        let text = |text: &'static str| (StatusCode::BAD_REQUEST, text).into_response();
-        match self {
-            Self::UnknownSession => json(r#"{"code":1,"message":"Session ID unknown"}"#),
-            Self::BadMethod => json(r#"{"code":2,"message":"Bad handshake method"}"#),
-            Self::BadRequest => json(r#"{"code":3,"message":"Bad request"}"#),
-            Self::UnsupportedProtocol => {
-                json(r#"{"code":5,"message":"Unsupported protocol version"}"#)
-            }
-            Self::Upgrade => text("Missing or invalid Upgrade or Connection header"),
-            Self::Key => text("Missing or invalid Sec-WebSocket-Key header"),
-            Self::Protocols => text("Invalid Sec-WebSocket-Protocol header"),
-            Self::Version => {
-                let understood = [(header::SEC_WEBSOCKET_VERSION, "13")];
-                let message = "Missing or invalid Sec-WebSocket-Version header";
-                (StatusCode::UPGRADE_REQUIRED, understood, message).into_response()
-            }
-        }
-    }
-}
-
-/// The session that a websocket names, if any, and the 101.
-fn judge(request: &Request) -> Result<(Option<Sid>, Response), Refusal> {
-    let query = request.uri().query();
-    let sid = query_value(query, "sid");
-    let sid = sid.map(|sid| sid.parse().map_err(|_| Refusal::UnknownSession));
-    let sid = sid.transpose()?;
-    match (request.method(), sid) {
-        (&Method::GET, _) => {}
-        (_, None) => return Err(Refusal::BadMethod),
-        (_, Some(_)) => return Err(Refusal::BadRequest),
-    }
-    // As engineioxide reads the version, see `is_websocket`.
-    let version = query_value(query, "EIO").and_then(|value| value.split('=').next());
-    if version != Some("4") {
-        return Err(Refusal::UnsupportedProtocol);
-    }
-    Ok((sid, accept(request)?))
-}
-
-/// The server's part of the opening handshake (RFC 6455, 4.2).
-fn accept(request: &Request) -> Result<Response, Refusal> {
-    let headers = request.headers();
-    if request.version() < Version::HTTP_11
-        || !has_token(headers, header::UPGRADE, "websocket")
-        || !has_token(headers, header::CONNECTION, "upgrade")
-    {
-        return Err(Refusal::Upgrade);
-    }
-    // The body's bytes would be read as the websocket's.
-    if !request.body().is_end_stream() {
-        return Err(Refusal::BadRequest);
-    }
-    let key = only(headers, header::SEC_WEBSOCKET_KEY).filter(|key| is_key(key));
-    let key = key.ok_or(Refusal::Key)?;
-    let version = only(headers, header::SEC_WEBSOCKET_VERSION);
-    version
-        .filter(|version| *version == b"13")
-        .ok_or(Refusal::Version)?;
-    let protocol = first_protocol(headers)?;
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let answer = response.headers_mut();
-    answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    let accept = HeaderValue::try_from(derive_accept_key(key)).map_err(|_| Refusal::Key)?;
-    answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    if let Some(protocol) = protocol {
-        answer.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
-    }
-    Ok(response)
-}
-
-/// Whether a key is 16 bytes in base64. The unused bits of the last character may be
-/// anything.
-fn is_key(key: &[u8]) -> bool {
-    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/".contains(byte);
-    key.strip_suffix(b"==")
-        .is_some_and(|digits| digits.len() == 22 && digits.iter().all(is_base64))
-}
-
-/// The first subprotocol that is offered: `ws` chooses it unless told otherwise.
-fn first_protocol(headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
-    let is_token = |name: &&str| {
-        let is_in_tokens =
-            |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        !name.is_empty() && name.bytes().all(is_in_tokens)
-    };
-    let mut offered = Vec::new();
-    for line in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
-        let line = line.to_str().map_err(|_| Refusal::Protocols)?;
-        for name in line.split(',').map(str::trim) {
-            if !is_token(&name) || offered.contains(&name) {
-                return Err(Refusal::Protocols);
-            }
-            offered.push(name);
-        }
-    }
-    let first = offered.first().map(|name| HeaderValue::from_str(name));
-    first.transpose().map_err(|_| Refusal::Protocols)
-}
-
-fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
-    let lines = headers
-        .get_all(name)
-        .iter()
-        .filter_map(|line| line.to_str().ok());
-    let mut tokens = lines.flat_map(|line| line.split(','));
-    tokens.any(|other| other.trim().eq_ignore_ascii_case(token))
-}
-
-/// A header's value, if the header is there exactly once.
-fn only(headers: &HeaderMap, name: HeaderName) -> Option<&[u8]> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next().filter(|_| values.next().is_none());
-    value.map(HeaderValue::as_bytes)
 }
 
 fn noop() -> Response {
