@@ -144,7 +144,7 @@ async fn health(host: &str, port: u16) -> Option<String> {
     let request = Request::get(format!("http://{host}:{port}/health")).body(Empty::<&[u8]>::new());
     let client = Client::builder(TokioExecutor::new()).build_http();
     let request = request.ok()?;
-    let exchange = async {
+    let answer = async {
         let response = client.request(request).await.ok()?;
         Some(
             Limited::new(response.into_body(), 4096)
@@ -154,7 +154,7 @@ async fn health(host: &str, port: u16) -> Option<String> {
                 .to_bytes(),
         )
     };
-    let body = timeout(STEP, exchange).await.ok()??;
+    let body = timeout(STEP, answer).await.ok()??;
     let health: serde_json::Value = serde_json::from_slice(&body).ok()?;
     health.get("isConnected")?;
     match health.get("rabbitmq")?.as_str()? {

@@ -24,10 +24,10 @@ pub(super) struct Members {
 
 struct Member {
     tenant: Option<TenantId>,
-    state: State,
+    standing: Standing,
 }
 
-enum State {
+enum Standing {
     Present { serial: u64, _gauge: GaugeGuard },
     Left(Instant),
 }
@@ -40,9 +40,9 @@ impl Members {
 
     /// The serial of `user`'s subscription, if the user is present.
     pub(super) fn serial(&self, user: &User) -> Option<u64> {
-        match self.find(user)?.state {
-            State::Present { serial, .. } => Some(serial),
-            State::Left(_) => None,
+        match self.find(user)?.standing {
+            Standing::Present { serial, .. } => Some(serial),
+            Standing::Left(_) => None,
         }
     }
 
@@ -53,17 +53,17 @@ impl Members {
     pub(super) fn arrive(&mut self, user: &User, serial: u64, gauge: GaugeGuard) {
         self.remove(user);
         self.present += 1;
-        let state = State::Present {
+        let standing = Standing::Present {
             serial,
             _gauge: gauge,
         };
-        self.insert(user, state);
+        self.insert(user, standing);
     }
 
     /// Notes that `user` has left, and keeps the bindings for now.
     pub(super) fn leave(&mut self, user: &User, now: Instant) {
         if self.remove(user) {
-            self.insert(user, State::Left(now));
+            self.insert(user, Standing::Left(now));
             self.departures.push_back((now, user.clone()));
         }
     }
@@ -76,7 +76,7 @@ impl Members {
         let Some(index) = all.iter().position(|member| member.tenant == user.tenant) else {
             return false;
         };
-        if let State::Present { .. } = all.swap_remove(index).state {
+        if let Standing::Present { .. } = all.swap_remove(index).standing {
             self.present -= 1;
         }
         if all.is_empty() {
@@ -90,7 +90,7 @@ impl Members {
         let mut present = Vec::new();
         for (id, all) in self.by_id.extract_if(|id, _| is_one(id)) {
             for member in all {
-                if let State::Present { .. } = member.state {
+                if let Standing::Present { .. } = member.standing {
                     present.push(User {
                         id: id.clone(),
                         tenant: member.tenant,
@@ -118,7 +118,7 @@ impl Members {
                 break;
             };
             // Users who have returned, and perhaps left again, are not meant.
-            if matches!(self.find(&user), Some(Member { state: State::Left(left), .. }) if *left == at)
+            if matches!(self.find(&user), Some(Member { standing: Standing::Left(left), .. }) if *left == at)
             {
                 self.remove(&user);
                 departed.push(user);
@@ -163,10 +163,10 @@ impl Members {
         all.find(|member| member.tenant == user.tenant)
     }
 
-    fn insert(&mut self, user: &User, state: State) {
+    fn insert(&mut self, user: &User, standing: Standing) {
         let tenant = user.tenant.clone();
         let all = self.by_id.entry(user.id.clone()).or_default();
-        all.push(Member { tenant, state });
+        all.push(Member { tenant, standing });
     }
 }
 

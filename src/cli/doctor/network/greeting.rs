@@ -17,7 +17,7 @@ pub(super) async fn examine(
     report: &mut Report,
 ) -> bool {
     let mut answer = Vec::new();
-    let exchange = async {
+    let handshake = async {
         stream.write_all(b"AMQP\0\0\x09\x01").await?;
         stream.flush().await?;
         // The frame of `connection.start`: a header of 7 bytes, the payload, and one byte.
@@ -31,7 +31,7 @@ pub(super) async fn examine(
             }
         }
     };
-    let outcome = timeout(STEP, exchange).await;
+    let outcome = timeout(STEP, handshake).await;
     let tls_advice = "with a client certificate of the broker's CA: RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE";
     match (outcome, answer.as_slice()) {
         (_, [1, 0, 0, ..]) => {
