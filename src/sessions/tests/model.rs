@@ -616,7 +616,7 @@ fn feed(connection: &mut Connection) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn every_client_gets_everything_once_in_order_or_begins_anew(
