@@ -43,6 +43,11 @@ enum Step {
     Admit {
         client: usize,
     },
+    /// A client connects, takes what it is handed, and is live.
+    Connect {
+        client: usize,
+        seen: usize,
+    },
     /// One step of a catch-up, if there is one.
     Feed {
         client: usize,
@@ -89,6 +94,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (client(), any::<bool>(), 0..9_usize)
             .prop_map(|(client, polls, seen)| Step::Join { client, polls, seen }),
         6 => client().prop_map(|client| Step::Admit { client }),
+        5 => (client(), 0..9_usize).prop_map(|(client, seen)| Step::Connect { client, seen }),
         8 => client().prop_map(|client| Step::Feed { client }),
         6 => (client(), 1..6_usize).prop_map(|(client, events)| Step::Take { client, events }),
         12 => any::<bool>().prop_map(|is_message| Step::Publish { is_message }),
@@ -97,7 +103,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => client().prop_map(|client| Step::GiveUp { client }),
         2 => Just(Step::LoseAbandoned),
         2 => Just(Step::FeedAbandoned),
-        3 => prop_oneof![Just(1), Just(20), Just(61), Just(100)]
+        3 => prop_oneof![Just(1), Just(20), Just(61), Just(61), Just(125)]
             .prop_map(|seconds| Step::Pass { seconds }),
         1 => Just(Step::Expire),
         1 => Just(Step::Evict),
@@ -151,6 +157,8 @@ struct Connection {
     request: ResumeRequest,
     is_admitted: bool,
     is_catching_up: bool,
+    /// Sessions know its socket.
+    was_fed: bool,
     /// The first event that it must be handed.
     first: usize,
     /// When it was handed each event.
@@ -238,6 +246,15 @@ impl Model {
                 seen,
             } => self.join(client, polls, seen),
             Step::Admit { client } => self.admit(client),
+            Step::Connect { client, seen } => {
+                self.join(client, false, seen);
+                self.admit(client);
+                let connection = self.clients[client].connection.as_mut().unwrap();
+                for _ in 0..20 {
+                    connection.wire.take(usize::MAX);
+                    feed(connection);
+                }
+            }
             Step::Feed { client } => {
                 if let Some(connection) = &mut self.clients[client].connection {
                     feed(connection);
@@ -336,6 +353,7 @@ impl Model {
             request,
             is_admitted: false,
             is_catching_up: false,
+            was_fed: false,
             first: 0,
             handed: Vec::new(),
         });
@@ -390,6 +408,10 @@ impl Model {
             let must = may && !one.was_evicted && updates <= MAX_UPDATES;
             assert!(may || !is_recovered, "{one:?} cannot be resumed");
             assert!(!must || is_recovered, "{one:?} must be resumed");
+            let number_before = one.holder;
+            let is_it = |old: &&Connection| old.session.number() == number_before && old.was_fed;
+            let taken_over = self.abandoned.iter().find(is_it);
+            assert!(taken_over.is_none_or(|old| old.wire.is_closed()));
             one.is_over |= !is_recovered;
             if is_recovered {
                 assert_eq!(admitted.id, one.id, "the client keeps its id");
@@ -581,6 +603,7 @@ fn feed(connection: &mut Connection) {
     if !connection.is_catching_up {
         return;
     }
+    connection.was_fed = true;
     let (session, wire) = (&connection.session, &connection.wire);
     match session.audience.feed(session.number(), wire) {
         Fed::Live => connection.is_catching_up = false,
@@ -593,7 +616,7 @@ fn feed(connection: &mut Connection) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn every_client_gets_everything_once_in_order_or_begins_anew(
