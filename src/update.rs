@@ -280,6 +280,30 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_body_of_the_largest_size_passes() {
+        let empty = r#"{"userId":"u","x":""}"#.len();
+        let body =
+            |bytes: usize| format!(r#"{{"userId":"u","x":"{}"}}"#, "x".repeat(bytes - empty));
+        assert!(Update::decode(body(MAX_BODY_BYTES).as_bytes()).is_ok());
+        assert_eq!(rejection(body(MAX_BODY_BYTES + 1)), Rejection::TooLarge);
+    }
+
+    #[test]
+    fn rejections_have_the_labels_of_the_metric() {
+        for (rejection, label) in [
+            (Rejection::Empty, "empty"),
+            (Rejection::TooLarge, "too_large"),
+            (Rejection::TooDeep, "too_deep"),
+            (Rejection::NotJson, "not_json"),
+            (Rejection::NotAnUpdate, "not_an_update"),
+            (Rejection::ForeignUser, "foreign_user"),
+            (Rejection::ForeignTenant, "foreign_tenant"),
+        ] {
+            assert_eq!(rejection.label(), label);
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {

@@ -182,6 +182,10 @@ mod tests {
             assert_eq!(revocations.add(&numbered(number, 3_000), at(2_000)), 0);
         }
         assert!(is_refused(10, 2_000) && is_refused(next, 2_000));
+        // An order that is over takes nobody's room.
+        let over = numbered(last + 50, 2_000);
+        assert_eq!(revocations.add(&over, at(2_000)), 0);
+        assert!(is_refused(10, 2_000));
         let one_more = numbered(last + 100, 3_000);
         assert_eq!(revocations.add(&one_more, at(2_000)), FORGOTTEN_AT_ONCE);
         assert!(!is_refused(10, 2_000));

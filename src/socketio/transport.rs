@@ -16,8 +16,9 @@
 //! - a connection: [`mod@serve`] accepts it, `capacity` decides whether it may stay,
 //!   `connection` is the handle to it and `stream` the bytes; `heads`, `frames` and
 //!   `budget` read along with what the client sends
-//! - a request: [`mod@guard`] stands before Socket.IO, `body` and `polling` belong to
-//!   long polling, `handshake`, `websocket` and `takeover` to websockets
+//! - a request: [`mod@guard`] stands before Socket.IO, `query` reads the URI, `body` and
+//!   `polling` belong to long polling, `handshake`, `websocket` and `takeover` to
+//!   websockets
 //! - a socket: `registry` knows which connection carries it, `closing` ends it
 //! - replaced bytes: `connect_reply` and `open_packet`
 //! - `engine` is the way on to Socket.IO
@@ -42,6 +43,7 @@ mod handshake;
 mod heads;
 mod open_packet;
 mod polling;
+mod query;
 mod registry;
 mod serve;
 mod stream;
@@ -63,19 +65,14 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 pub use self::{
-    body::whole_body,
-    budget::MAX_MESSAGE_BYTES,
-    connection::Connection,
-    engine::Engine,
-    guard::{guard, session_id},
-    open_packet::MAX_PAYLOAD_BYTES,
-    serve::serve,
+    body::whole_body, budget::MAX_MESSAGE_BYTES, connection::Connection, engine::Engine,
+    guard::guard, open_packet::MAX_PAYLOAD_BYTES, query::session_id, serve::serve,
 };
 use self::{
     budget::{Budget, Excess},
     capacity::{Capacity, Lack},
     connect_reply::ConnectReply,
-    guard::is_websocket,
+    query::is_websocket,
     registry::{Admitted, Registry},
     serve::REQUESTS_IN_A_TURN,
     websocket::Takeovers,

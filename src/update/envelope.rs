@@ -45,9 +45,15 @@ impl Update<'_> {
     }
 }
 
-/// The event to send after `chat3:update` where updates are sent in sections.
-pub(super) fn event_in_sections<'a>(update: &Update<'a>) -> Option<SpecialisedEvent<'a>> {
-    sections::specialised_event(update)
+impl<'a> Update<'a> {
+    /// The event to send after `chat3:update`, if the update has one, where updates are
+    /// sent in this shape. Must be asked of the update in the shape in which it is sent.
+    pub fn specialised_event_in(&self, envelope: Envelope) -> Option<SpecialisedEvent<'a>> {
+        match envelope {
+            Envelope::Auto | Envelope::Original => self.specialised_event(),
+            Envelope::Sections => sections::specialised_event(self),
+        }
+    }
 }
 
 fn raw<'a, T: Serialize + ?Sized>(value: &T) -> Option<Cow<'a, RawValue>> {

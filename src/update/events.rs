@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
-use super::{Envelope, Text, Update, envelope};
+use super::{Text, Update};
 
 /// Carries every update, whole.
 pub const CHAT3_UPDATE: &str = "chat3:update";
@@ -14,7 +14,7 @@ pub const MESSAGE_NEW: &str = "message:new";
 pub const MESSAGE_UPDATE: &str = "message:update";
 /// Carries every `dialog.*` update, whole.
 pub const DIALOG_UPDATE: &str = "dialog:update";
-/// Carries who is typing, in [`Envelope::Sections`] only.
+/// Carries who is typing, in [`Envelope::Sections`](super::Envelope::Sections) only.
 pub const TYPING_UPDATE: &str = "typing:update";
 
 /// The specialised event that follows `chat3:update`, with its payload.
@@ -25,15 +25,6 @@ pub struct SpecialisedEvent<'a> {
 }
 
 impl<'a> Update<'a> {
-    /// The event to send after `chat3:update`, if the update has one, where updates are
-    /// sent in this shape. Must be asked of the update in the shape in which it is sent.
-    pub fn specialised_event_in(&self, envelope: Envelope) -> Option<SpecialisedEvent<'a>> {
-        match envelope {
-            Envelope::Auto | Envelope::Original => self.specialised_event(),
-            Envelope::Sections => envelope::event_in_sections(self),
-        }
-    }
-
     /// The event that the first documentation has for this update.
     ///
     /// In the current generation one domain event yields several updates, told

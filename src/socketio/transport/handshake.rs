@@ -13,7 +13,7 @@ use axum::{
 use socketioxide::socket::Sid;
 use tungstenite::handshake::derive_accept_key;
 
-use super::guard::query_value;
+use super::query::query_value;
 
 /// Why a websocket is refused, in Engine.IO's terms and those of Node's `ws`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

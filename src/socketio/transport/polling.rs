@@ -159,7 +159,7 @@ mod tests {
     use axum::extract::Request;
 
     use super::*;
-    use crate::socketio::transport::{Engine, guard::session_id};
+    use crate::socketio::transport::{Engine, session_id};
     use crate::{config::HttpConfig, observability::metrics::Metrics};
 
     #[test]

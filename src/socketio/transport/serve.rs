@@ -21,8 +21,8 @@ use tracing::debug;
 
 use super::{
     Connection, Served, Transports,
-    guard::{is_websocket, session_id},
     polling::WaitingPoll,
+    query::{is_websocket, session_id},
     stream::Stream,
 };
 

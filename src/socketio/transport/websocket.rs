@@ -31,9 +31,9 @@ use tracing::debug;
 
 use super::{
     Connection, Transports,
-    guard::lean,
     handshake::{Refusal, judge},
     lock,
+    query::lean,
     registry::Role,
     stream::Stream,
     takeover::{self, CLOSE, Websocket},
