@@ -469,6 +469,23 @@ mod tests {
     }
 
     #[test]
+    fn the_next_connection_does_not_try_who_was_refused_on_this_one() {
+        let mut bench = Bench::new();
+        bench.refuse([2]);
+        bench.subscribe(0..3);
+        bench.settle();
+        let known = bench.reconciler.take_refused();
+        assert_eq!(known.iter().collect::<Vec<_>>(), [&user(2)]);
+        bench.reconnect();
+        bench.reconciler =
+            Reconciler::new(bench.shared.clone(), Box::new(bench.fake.clone()), known);
+        bench.settle();
+        assert_eq!(bench.subscribed(), ["u0", "u1"]);
+        assert_eq!(bench.shared.metrics.subscriptions_refused.get(), 1);
+        assert!(bench.reconciler.retry_at().is_some());
+    }
+
+    #[test]
     fn users_wait_for_a_missing_exchange() {
         let mut bench = Bench::new();
         bench.fake.memory().is_exchange_missing = true;
