@@ -10,7 +10,7 @@ use clap::{Arg, Command, CommandFactory};
 const OPEN: &str = "<!-- generated: ";
 const CLOSE: &str = "<!-- /generated -->";
 
-/// The mark of the list of the flags that only one command has.
+/// The mark of the list of commands.
 const COMMANDS: &str = "commands";
 
 /// Longer lines are hard to read in an editor.
@@ -106,44 +106,35 @@ fn setting(argument: &Arg) -> String {
     let named = variable.to_lowercase().replace('_', "-");
     assert_eq!(argument.get_long(), Some(&*named), "the flag of {variable}");
     item(
-        "- ",
         &format!("`{variable}` ({})", default(argument)),
         &help(argument),
     )
 }
 
-/// What each command has that `serve` has not.
+/// The commands. Their `--help` has the flags that only one of them has.
 fn commands_list() -> String {
-    let shared: BTreeSet<String> = settings().iter().map(flag).collect();
-    let mut list = String::new();
-    for command in command().get_subcommands() {
-        let name = command.get_name();
-        if name == "help" || command.is_hide_set() {
-            continue;
-        }
-        let about = command.get_about().map(ToString::to_string);
-        list += &item("- ", &format!("`{name}`"), &prose(about.as_deref()));
-        for argument in command.get_arguments() {
-            if argument.get_long().is_none()
-                || shared.contains(&flag(argument))
-                || built_in(argument)
-            {
-                continue;
-            }
-            let name = format!("{} ({})", flag(argument), default(argument));
-            list += &item("  - ", &name, &help(argument));
-        }
-    }
-    list
+    let command = command();
+    let shown = command
+        .get_subcommands()
+        .filter(|command| command.get_name() != "help" && !command.is_hide_set());
+    shown
+        .map(|command| {
+            let about = command.get_about().map(ToString::to_string);
+            item(
+                &format!("`{}`", command.get_name()),
+                &prose(about.as_deref()),
+            )
+        })
+        .collect()
 }
 
 /// An item of a list, in lines of at most `WIDTH` characters.
-fn item(bullet: &str, name: &str, text: &str) -> String {
-    let (mut item, mut line) = (String::new(), format!("{bullet}{name}:"));
+fn item(name: &str, text: &str) -> String {
+    let (mut item, mut line) = (String::new(), format!("- {name}:"));
     for word in text.split_whitespace() {
         if line.chars().count() + 1 + word.chars().count() > WIDTH {
             item += &(line + "\n");
-            line = " ".repeat(bullet.len() - 1);
+            line = " ".to_owned();
         }
         line += " ";
         line += word;
@@ -175,10 +166,6 @@ fn heading(argument: &Arg) -> String {
 
 fn variable(argument: &Arg) -> Option<String> {
     Some(argument.get_env()?.to_str()?.to_owned())
-}
-
-fn flag(argument: &Arg) -> String {
-    format!("`--{}`", argument.get_long().unwrap_or_default())
 }
 
 fn default(argument: &Arg) -> String {
