@@ -12,7 +12,7 @@ use chat3_gateway::{
     internal::{
         auth::{Key, KeySet, Verifier},
         revocation::{Order, OrderText},
-        sessions::{Offset, Request},
+        sessions::{Offset, ResumeRequest},
         update::{Envelope, Update},
     },
     user::{TenantId, User, UserId},
@@ -265,7 +265,7 @@ pub fn connect_request(data: &[u8]) {
     let Ok(auth) = serde_json::from_slice::<Value>(data) else {
         return;
     };
-    if let Request::Resume { pid, offset } = Request::of(Some(&auth)) {
+    if let ResumeRequest::Resume { pid, offset } = ResumeRequest::of(Some(&auth)) {
         let same = |sent: &Value, read: &str| sent.as_str().unwrap().eq_ignore_ascii_case(read);
         assert!(same(&auth["pid"], &pid.expose()));
         if let Some(offset) = offset {

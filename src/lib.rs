@@ -61,7 +61,7 @@ pub mod internal {
         };
     }
     pub mod sessions {
-        pub use crate::sessions::{Offset, Request};
+        pub use crate::sessions::{Offset, ResumeRequest};
     }
     pub mod revocation {
         pub use crate::socketio::revocation::{Order, OrderText};

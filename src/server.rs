@@ -23,8 +23,10 @@ use crate::{
     broker::Broker,
     config::Config,
     observability::metrics::Metrics,
-    sessions::Hub,
-    socketio::transport::{self, Transports},
+    socketio::{
+        Hub,
+        transport::{self, Transports},
+    },
 };
 
 /// A gateway that is bound to its port. It serves once [`Server::run`] is called.

@@ -6,13 +6,7 @@
 //!
 //! Imports nothing of this crate.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -24,7 +18,6 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use tokio::sync::Notify;
 
 /// The media type of [`Metrics::render`], from the OpenMetrics specification.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -54,8 +47,10 @@ pub struct Metrics {
     pub users: Gauge,
     /// Users without a socket who may still recover their connection.
     pub users_away: Gauge,
-    /// What is kept so that connections can be recovered.
-    pub kept: Kept,
+    /// Updates kept so that connections can be recovered.
+    pub kept_updates: Gauge,
+    /// Their bytes.
+    pub kept_bytes: Gauge,
     memory: Gauge,
     memory_per_socket: Gauge,
     /// What the process took before it had a socket, in bytes.
@@ -119,7 +114,8 @@ impl Metrics {
             sockets: Gauge::default(),
             users: Gauge::default(),
             users_away: Gauge::default(),
-            kept: Kept::default(),
+            kept_updates: Gauge::default(),
+            kept_bytes: Gauge::default(),
             memory: Gauge::default(),
             memory_per_socket: Gauge::default(),
             memory_at_start: memory(),
@@ -180,13 +176,13 @@ impl Metrics {
         r.register(
             "recovery_updates",
             "Updates kept so that connections can be recovered",
-            self.kept.updates.clone(),
+            self.kept_updates.clone(),
         );
         r.register_with_unit(
             "recovery",
             "Memory of the updates kept so that connections can be recovered",
             Unit::Bytes,
-            self.kept.bytes.clone(),
+            self.kept_bytes.clone(),
         );
         r.register_with_unit(
             "memory",
@@ -441,66 +437,6 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// How many updates are kept, and their bytes.
-#[derive(Debug, Clone, Default)]
-pub struct Kept {
-    updates: Gauge,
-    bytes: Gauge,
-    limit: Arc<Limit>,
-}
-
-#[derive(Debug)]
-struct Limit {
-    bytes: AtomicI64,
-    passed: Notify,
-}
-
-impl Default for Limit {
-    fn default() -> Self {
-        Self {
-            bytes: AtomicI64::new(i64::MAX),
-            passed: Notify::new(),
-        }
-    }
-}
-
-impl Kept {
-    /// From now on, more bytes than these are too many.
-    pub fn limit_to(&self, bytes: usize) {
-        let limit = &self.limit.bytes;
-        limit.store(gauge_value(bytes), Ordering::Relaxed);
-    }
-
-    /// Waits until an update was added to too many bytes. For one task.
-    pub async fn over_limit(&self) {
-        self.limit.passed.notified().await;
-    }
-
-    /// Notes an update of so many bytes.
-    pub fn add(&self, bytes: usize) {
-        self.updates.inc();
-        let before = self.bytes.inc_by(gauge_value(bytes));
-        if before > self.limit.bytes.load(Ordering::Relaxed) {
-            self.limit.passed.notify_one();
-        }
-    }
-
-    /// Notes that an update of so many bytes is no longer kept.
-    pub fn remove(&self, bytes: usize) {
-        self.updates.dec();
-        self.bytes.dec_by(gauge_value(bytes));
-    }
-
-    /// The bytes of all.
-    pub fn bytes(&self) -> usize {
-        usize::try_from(self.bytes.get()).unwrap_or_default()
-    }
-}
-
-fn gauge_value(bytes: usize) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// Adds one to a gauge for as long as it lives.

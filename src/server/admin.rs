@@ -19,8 +19,8 @@ use crate::{
     config::{HttpConfig, MIN_ADMIN_TOKEN_BYTES, Secret, TrustedProxies},
     observability::metrics::{self, Metrics},
     observability::sampled::Sampled,
-    sessions::Hub,
-    socketio::endpoint::Gateway,
+    socketio::Hub,
+    socketio::endpoint::Endpoint,
     socketio::limits::{RefusalLimit, client_network},
     socketio::revocation::{MAX_ORDER_BYTES, Order, OrderText},
     socketio::transport::{Connection, Transports, whole_body},
@@ -29,7 +29,7 @@ use crate::{
 
 #[derive(Clone)]
 struct Http {
-    gateway: Arc<Gateway>,
+    endpoint: Arc<Endpoint>,
     hub: Arc<Hub>,
     transports: Transports,
     metrics: Metrics,
@@ -49,7 +49,7 @@ static REFUSED: Sampled = Sampled::new();
 /// The routes of probes, and those of operators: metrics and, with an admin token,
 /// `/api`.
 pub fn routers(
-    gateway: Arc<Gateway>,
+    endpoint: Arc<Endpoint>,
     hub: Arc<Hub>,
     transports: Transports,
     metrics: Metrics,
@@ -65,7 +65,7 @@ pub fn routers(
         );
     }
     let state = Http {
-        gateway,
+        endpoint,
         hub,
         transports,
         metrics,
@@ -196,7 +196,7 @@ async fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
         Ok(order) => order,
         Err(problem) => return error(StatusCode::BAD_REQUEST, &problem.to_string()),
     };
-    let sockets = http.gateway.carry_out(&order);
+    let sockets = http.endpoint.carry_out(&order);
     let message = serde_json::to_vec(&order.text()).expect("an order is plain JSON");
     let broadcast = http.hub.broker().broadcast(message.into()).await;
     let mut answer = json!({"sockets": sockets, "broadcast": broadcast});

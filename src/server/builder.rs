@@ -13,9 +13,9 @@ use crate::{
     auth::{KeyError, Verifier},
     broker::{Broker, rabbitmq::RabbitMqService},
     config::Config,
-    sessions::Hub,
     socketio::{
-        endpoint::{self, Gateway},
+        Hub,
+        endpoint::{self, Endpoint},
         transport::Transports,
     },
 };
@@ -122,15 +122,8 @@ impl ServerBuilder {
             .unwrap_or_else(|| Arc::new(RabbitMqService::connect(rabbitmq, metrics.clone())));
         let (engine, service, io) = endpoint::socket_io();
         let transports = Transports::new(&http, metrics.clone(), engine);
-        let hub = Hub::new(
-            broker.clone(),
-            transports.clone(),
-            metrics.clone(),
-            http.recovery.clone(),
-            http.envelope,
-            http.drop_repeated_updates,
-        );
-        let gateway = Gateway::new(
+        let hub = Hub::new(broker.clone(), &http, metrics.clone());
+        let endpoint = Endpoint::new(
             verifier,
             hub.clone(),
             transports.clone(),
@@ -138,11 +131,11 @@ impl ServerBuilder {
             metrics.clone(),
             http.clone(),
         );
-        let socket_io = gateway.clone().serve(service);
-        orders::carry_out(&gateway, &*broker);
+        let socket_io = endpoint.clone().serve(service);
+        orders::carry_out(&endpoint, &*broker);
         let socket_io = origins::limit(socket_io, &http.cors_origin, metrics.clone());
         let (probes, operators) = admin::routers(
-            gateway,
+            endpoint,
             hub.clone(),
             transports.clone(),
             metrics.clone(),

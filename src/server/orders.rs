@@ -8,7 +8,7 @@ use crate::{
     broker::Broker,
     observability::sampled::Sampled,
     socketio::{
-        endpoint::Gateway,
+        endpoint::Endpoint,
         revocation::{Order, OrderText},
     },
 };
@@ -19,11 +19,11 @@ static NO_ORDER: Sampled = Sampled::new();
 /// Longest reason in such a line.
 const MAX_REASON_CHARS: usize = 200;
 
-/// Carries out the orders that other instances were given, for as long as `gateway` lives.
-pub fn carry_out(gateway: &Arc<Gateway>, broker: &dyn Broker) {
-    let gateway = Arc::downgrade(gateway);
+/// Carries out the orders that other instances were given, for as long as `endpoint` lives.
+pub fn carry_out(endpoint: &Arc<Endpoint>, broker: &dyn Broker) {
+    let endpoint = Arc::downgrade(endpoint);
     broker.on_broadcast(Arc::new(move |message| {
-        let Some(gateway) = gateway.upgrade() else {
+        let Some(endpoint) = endpoint.upgrade() else {
             return;
         };
         let text = OrderText::read(message).map_err(|error| error.to_string());
@@ -32,7 +32,7 @@ pub fn carry_out(gateway: &Arc<Gateway>, broker: &dyn Broker) {
             order.map_err(|error| error.to_string())
         });
         match order {
-            Ok(order) => drop(gateway.carry_out(&order)),
+            Ok(order) => drop(endpoint.carry_out(&order)),
             Err(reason) => {
                 if let Some(line) = NO_ORDER.note("") {
                     // It may quote the message.

@@ -25,9 +25,8 @@ pub(super) struct Departure {
 }
 
 impl Departures {
-    /// Notes that `session` of `user` has just lost its socket.
-    pub(super) fn note(&self, user: &User, session: u64) -> Departure {
-        let at = Instant::now();
+    /// Notes that `session` of `user` lost its socket at `at`.
+    pub(super) fn note(&self, user: &User, session: u64, at: Instant) -> Departure {
         self.lock().insert((at, session), user.clone());
         Departure {
             list: self.clone(),
@@ -86,10 +85,10 @@ mod tests {
 
     #[test]
     fn the_longest_away_come_first_and_who_returned_is_gone() {
-        let list = Departures::default();
-        let carl = list.note(&user("carl"), 1);
-        let bob = list.note(&user("bob"), 2);
-        let _alice = list.note(&user("alice"), 3);
+        let (list, now) = (Departures::default(), Instant::now());
+        let carl = list.note(&user("carl"), 1, now);
+        let bob = list.note(&user("bob"), 2, now);
+        let _alice = list.note(&user("alice"), 3, now);
         drop(bob);
         assert_eq!(list.all(), [(user("carl"), 1), (user("alice"), 3)]);
         assert_eq!(list.take_before(carl.at()), None);
@@ -101,10 +100,10 @@ mod tests {
 
     #[test]
     fn a_client_that_comes_and_goes_leaves_nothing_behind() {
-        let list = Departures::default();
-        let mut away = list.note(&user("carl"), 0);
+        let (list, now) = (Departures::default(), Instant::now());
+        let mut away = list.note(&user("carl"), 0, now);
         for session in 1..10_000 {
-            away = list.note(&user("carl"), session);
+            away = list.note(&user("carl"), session, now);
         }
         assert_eq!(list.all().len(), 1);
         drop(away);

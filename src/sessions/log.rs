@@ -12,7 +12,7 @@ use std::{collections::VecDeque, fmt, time::Duration};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::observability::metrics::Kept;
+use super::kept::Kept;
 
 /// What one kept update costs besides its body, in bytes, near enough for a limit:
 /// its [`Entry`], and what `Bytes` and the allocator need.

@@ -1,29 +1,21 @@
-//! What a connecting client says of recovery, and how it is answered.
+//! Resuming a session: what a connecting client says, and what it may come back for.
 //!
-//! The protocol is Socket.IO's connection state recovery: the CONNECT reply names
-//! a private session id (`pid`), every event ends with an offset, and a client
-//! that lost its connection sends both in the auth object of its next CONNECT.
+//! The protocol is Socket.IO's connection state recovery. The CONNECT reply names a
+//! private session id (`pid`), every event ends with an offset, and a client that lost
+//! its connection sends both in the auth object of its next CONNECT.
 //!
 //! A `pid` is looked up among its own user's sessions only, after the token was
-//! verified: whoever else presents it finds nothing.
+//! verified: nobody else who presents it finds anything.
 
 use std::{fmt, time::Duration};
 
 use serde_json::Value;
-use socketioxide::socket::Sid;
 use tokio::time::Instant;
 
 use super::log::{Offset, Wanted};
-use crate::socketio::transport::{PING_INTERVAL, PING_TIMEOUT};
 
-/// How late the loss of a connection may be noticed: when a ping is not answered in
-/// time. And something on top: the process may be late itself.
-const NOTICED_WITHIN: Duration = PING_INTERVAL
-    .saturating_add(PING_TIMEOUT)
-    .saturating_add(Duration::from_secs(15));
-
-/// A private session id: 128 random bits, known to its client alone. It has no
-/// `Display`, and its `Debug` shows nothing: it is not for logs.
+/// A private session id: 128 random bits, known to its client alone. It must not be
+/// logged, so it has no `Display`, and its `Debug` shows nothing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Pid(u128);
 
@@ -51,22 +43,22 @@ impl fmt::Debug for Pid {
     }
 }
 
-/// Where a session stands with recovery.
+/// What a session needs to be resumed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Recovery {
+pub(super) struct Recovery<I> {
     pub(super) pid: Pid,
-    /// The `socket.id` of the session's first socket, by which its client goes on.
-    pub(super) id: Sid,
+    /// The `socket.id` of the session's first socket, which its client keeps.
+    pub(super) id: I,
     /// The newest event when the session began, which its client never sees.
     pub(super) start: u64,
     /// The newest event that its client has seen, as it said when it connected.
     seen: u64,
-    /// Since when its socket is sent every event at once.
+    /// When its socket began to be sent every event at once.
     live: Option<Instant>,
 }
 
-impl Recovery {
-    pub(super) fn begin(newest: u64, id: Sid) -> Self {
+impl<I: Copy> Recovery<I> {
+    pub(super) fn begin(newest: u64, id: I) -> Self {
         Self {
             pid: Pid::random(),
             id,
@@ -76,7 +68,7 @@ impl Recovery {
         }
     }
 
-    /// Goes on with another socket, whose client has seen all up to that event.
+    /// Goes on with another socket, whose client has seen all events up to `seen`.
     pub(super) fn resume(self, seen: u64) -> Self {
         Self {
             seen,
@@ -89,18 +81,19 @@ impl Recovery {
         self.live = Some(now);
     }
 
-    /// From now on events wait before they are sent, so that an event's age does
-    /// not tell any more whether it has arrived.
+    /// From now on events wait before they are sent, so that an event's age no longer
+    /// tells whether it has arrived.
     pub(super) fn fall_behind(&mut self) {
         self.live = None;
     }
 
-    /// What its client may come back for, if the loss of its connection was noticed
-    /// at `lost`, or is by then. Pings go through the same channel as events: once
-    /// a socket is live for so long, what it was sent before has arrived, or a ping
-    /// after that would not have been answered and the loss been noticed earlier.
-    pub(super) fn wants(&self, lost: Instant) -> Wanted {
-        let arrived_before = lost.checked_sub(NOTICED_WITHIN);
+    /// What the client may come back for, if the loss of its connection was noticed at
+    /// `lost`, and every loss is noticed within `noticed_within`. Pings go through the
+    /// same channel as events. So once a socket has been live for that long, what it was
+    /// sent before has arrived: otherwise a later ping would not have been answered, and
+    /// the loss would have been noticed earlier.
+    pub(super) fn wants(&self, lost: Instant, noticed_within: Duration) -> Wanted {
+        let arrived_before = lost.checked_sub(noticed_within);
         match (self.live, arrived_before) {
             (Some(live), Some(moment)) if live < moment => Wanted::since(moment),
             _ => Wanted::after(self.seen),
@@ -108,29 +101,29 @@ impl Recovery {
     }
 }
 
-/// What the reply to a CONNECT says of its session.
+/// What the reply to a CONNECT says about its session.
 #[derive(Debug, Clone, Copy)]
-pub struct Admitted {
-    /// The client's `socket.id`: on a recovered connection, what it was.
-    pub id: Sid,
+pub struct Admitted<I> {
+    /// The client's `socket.id`; a resumed session keeps its id.
+    pub id: I,
     pub pid: Pid,
 }
 
-/// What a client asks for.
+/// What a connecting client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request {
+pub enum ResumeRequest {
     /// No offsets, no recovery: `recovery: false`.
     OptOut,
-    /// A session that can be recovered later.
+    /// A session that can be resumed later.
     New,
-    /// To go on after `offset`, or from the session's beginning.
+    /// To go on after `offset`, or from the beginning of the session.
     #[allow(missing_docs)] // The line above names both.
     Resume { pid: Pid, offset: Option<Offset> },
-    /// To resume, but `pid` or `offset` are none of this service's making.
+    /// To resume, but `pid` or `offset` cannot have come from this service.
     Unreadable,
 }
 
-impl Request {
+impl ResumeRequest {
     /// Reads the auth object of a CONNECT: hostile input.
     pub fn of(auth: Option<&Value>) -> Self {
         let field = |name| auth.and_then(|auth| auth.get(name));
@@ -153,11 +146,11 @@ impl Request {
     }
 }
 
-/// How a request to resume ended. [`Outcome::label`] is the metric's label.
+/// How a request to resume was answered. [`Outcome::label`] is the metric's label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Recovered,
-    /// No session of this user has that `pid`: it expired, or is another instance's.
+    /// No session of this user has that `pid`: it has expired, or is on another instance.
     Unknown,
     /// Not everything that was missed is here.
     Gap,
@@ -186,31 +179,52 @@ mod tests {
     fn what_may_not_have_arrived_is_wanted() {
         let start = Instant::now() + Duration::from_hours(1);
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut session = Recovery::begin(7, Sid::new());
-        assert_eq!(session.wants(at(0)), Wanted::after(7));
+        let mut session = Recovery::begin(7, ());
+        assert_eq!(
+            session.wants(at(0), Duration::from_secs(60)),
+            Wanted::after(7)
+        );
         session.go_live(at(0));
-        assert_eq!(session.wants(at(60)), Wanted::after(7));
-        assert_eq!(session.wants(at(100)), Wanted::since(at(40)));
+        assert_eq!(
+            session.wants(at(60), Duration::from_secs(60)),
+            Wanted::after(7)
+        );
+        assert_eq!(
+            session.wants(at(100), Duration::from_secs(60)),
+            Wanted::since(at(40))
+        );
         let mut session = session.resume(30);
         // However long it was away: what it is replayed may be lost, too.
-        assert_eq!(session.wants(at(200)), Wanted::after(30));
+        assert_eq!(
+            session.wants(at(200), Duration::from_secs(60)),
+            Wanted::after(30)
+        );
         session.go_live(at(200));
-        assert_eq!(session.wants(at(201)), Wanted::after(30));
-        assert_eq!(session.wants(at(261)), Wanted::since(at(201)));
+        assert_eq!(
+            session.wants(at(201), Duration::from_secs(60)),
+            Wanted::after(30)
+        );
+        assert_eq!(
+            session.wants(at(261), Duration::from_secs(60)),
+            Wanted::since(at(201))
+        );
     }
 
     #[test]
     fn what_clients_send_is_understood() {
         let pid = Pid::random();
         let text = pid.expose();
-        let resume = |offset| Request::Resume { pid, offset };
+        let resume = |offset| ResumeRequest::Resume { pid, offset };
         let offset = Offset::parse("0badcafe-1f");
         for (auth, expected) in [
-            (json!({"token": "t"}), Request::New),
-            (json!({"pid": null, "offset": "x"}), Request::New),
-            (json!("pid"), Request::New),
-            (json!({"recovery": true}), Request::New),
-            (json!({"recovery": false, "pid": text}), Request::OptOut),
+            (json!({"token": "t"}), ResumeRequest::New),
+            (json!({"pid": null, "offset": "x"}), ResumeRequest::New),
+            (json!("pid"), ResumeRequest::New),
+            (json!({"recovery": true}), ResumeRequest::New),
+            (
+                json!({"recovery": false, "pid": text}),
+                ResumeRequest::OptOut,
+            ),
             (json!({"pid": text}), resume(None)),
             (json!({"pid": text, "offset": null}), resume(None)),
             (
@@ -219,30 +233,30 @@ mod tests {
             ),
             (
                 json!({"pid": text, "offset": "0badcafe"}),
-                Request::Unreadable,
+                ResumeRequest::Unreadable,
             ),
-            (json!({"pid": text, "offset": 5}), Request::Unreadable),
+            (json!({"pid": text, "offset": 5}), ResumeRequest::Unreadable),
             (
                 json!({"pid": text, "offset": ["0badcafe-1f"]}),
-                Request::Unreadable,
+                ResumeRequest::Unreadable,
             ),
-            (json!({"pid": text[1..]}), Request::Unreadable),
+            (json!({"pid": text[1..]}), ResumeRequest::Unreadable),
             (
                 json!({"pid": format!("+{}", &text[1..])}),
-                Request::Unreadable,
+                ResumeRequest::Unreadable,
             ),
-            (json!({"pid": "é".repeat(16)}), Request::Unreadable),
-            (json!({"pid": 1}), Request::Unreadable),
-            (json!({"pid": {}}), Request::Unreadable),
+            (json!({"pid": "é".repeat(16)}), ResumeRequest::Unreadable),
+            (json!({"pid": 1}), ResumeRequest::Unreadable),
+            (json!({"pid": {}}), ResumeRequest::Unreadable),
         ] {
-            assert_eq!(Request::of(Some(&auth)), expected, "{auth}");
+            assert_eq!(ResumeRequest::of(Some(&auth)), expected, "{auth}");
         }
-        assert_eq!(Request::of(None), Request::New);
+        assert_eq!(ResumeRequest::of(None), ResumeRequest::New);
     }
 
     #[test]
     fn a_pid_does_not_show() {
-        let request = Request::Resume {
+        let request = ResumeRequest::Resume {
             pid: Pid(0xabc),
             offset: None,
         };
@@ -252,8 +266,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_it_panic(pid in ".{0,40}", offset in ".{0,40}") {
-            Request::of(Some(&json!({"pid": pid, "offset": offset})));
-            Request::of(Some(&json!({"pid": Pid(0).expose(), "offset": offset})));
+            ResumeRequest::of(Some(&json!({"pid": pid, "offset": offset})));
+            ResumeRequest::of(Some(&json!({"pid": Pid(0).expose(), "offset": offset})));
         }
     }
 }

@@ -1,0 +1,107 @@
+//! One socket's handle on its session.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use super::{
+    audience::Audience,
+    counts::Counted,
+    hub::Hub,
+    peer::Peer,
+    resume::{Admitted, ResumeRequest},
+};
+use crate::{broker::Subscribed, user::User};
+
+/// One socket's session; dropping it is leaving.
+///
+/// The socket owns its session, and the hub holds the socket only from
+/// [`Session::go_live`] until the session is dropped. The owner must drop the session
+/// on disconnect, or the two keep each other alive.
+pub struct Session<P: Peer> {
+    hub: Arc<Hub<P>>,
+    user: User,
+    number: u64,
+    request: ResumeRequest,
+    subscribed: Subscribed,
+    pub(super) audience: Arc<Audience<P>>,
+    ended: AtomicBool,
+    _counted: Counted,
+}
+
+impl<P: Peer> Session<P> {
+    pub(super) fn new(
+        hub: Arc<Hub<P>>,
+        user: User,
+        number: u64,
+        request: ResumeRequest,
+        subscribed: Subscribed,
+        audience: Arc<Audience<P>>,
+    ) -> Self {
+        let counted = hub.shared.sockets.one();
+        Self {
+            hub,
+            user,
+            number,
+            request,
+            subscribed,
+            audience,
+            ended: AtomicBool::new(false),
+            _counted: counted,
+        }
+    }
+
+    /// Returns once updates published from now on will be received.
+    #[cfg_attr(feature = "otlp", tracing::instrument(name = "wait_for_subscription", skip_all, fields(user_id = %self.user().id)))]
+    pub async fn subscribed(&self) {
+        self.subscribed.clone().ready().await;
+    }
+
+    /// Decides what the session of the socket `id` begins with: what its client
+    /// missed, if the client asks for that and all of it is here. Must be called once,
+    /// before the CONNECT reply, which has to carry what is returned.
+    pub fn admit(&self, id: P::Id) -> Option<Admitted<P::Id>> {
+        self.audience.admit(self.number, id, self.request)
+    }
+
+    /// Hands `peer` what was missed before and what came since [`Session::admit`], at
+    /// the pace at which the client takes it; from then on `peer` is handed every
+    /// update at once.
+    pub async fn go_live(&self, peer: P) {
+        let is_live = self.audience.catch_up(self.number, &peer).await;
+        // A session that was ended has told its client why. Otherwise another connection
+        // of the same client has taken over.
+        if !is_live && !self.ended.load(Ordering::Relaxed) {
+            peer.close();
+        }
+    }
+
+    /// Ends the session for good: nothing more is sent, and it cannot be resumed.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.leave();
+    }
+
+    /// Gives up the session's socket. The session may be resumed, unless it was ended.
+    pub fn leave(&self) {
+        let may_return = !self.ended.load(Ordering::Relaxed);
+        self.hub
+            .leave(&self.user, &self.audience, self.number, may_return);
+    }
+
+    pub fn user(&self) -> &User {
+        &self.user
+    }
+
+    /// Identifies the session among all that the hub ever had.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl<P: Peer> Drop for Session<P> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}

@@ -1,0 +1,6 @@
+//! Sessions without a network: doubles of a socket and a broker, a property test
+//! against a plain model, and what the model leaves out.
+
+mod directed;
+mod double;
+mod model;
