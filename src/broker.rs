@@ -1,8 +1,8 @@
-//! The seam between the hub and whatever updates come from.
+//! The seam between the sessions and the source of updates.
 //!
 //! Two implementations exist: RabbitMQ ([`crate::broker::rabbitmq`]) and the in-process
 //! exchange of the development mode ([`crate::broker::embedded`]). Neither ever sees a
-//! socket; the hub sees neither's queues.
+//! socket, and the sessions never see a queue.
 
 pub mod embedded;
 pub mod rabbitmq;
@@ -16,41 +16,41 @@ use tokio::sync::watch;
 
 use crate::{observability::metrics::Metrics, user::User};
 
-/// One update as it came from the exchange.
+/// One update, as the exchange delivered it.
 #[derive(Debug, Clone)]
 pub struct Delivery {
     /// As published.
     pub body: Bytes,
     /// As published.
     pub routing_key: String,
-    /// The publisher's AMQP timestamp, where there is one in milliseconds.
+    /// The publisher's AMQP timestamp, if there is one in milliseconds.
     pub published_at: Option<SystemTime>,
 }
 
 /// Receives a user's updates, one at a time and in queue order. The update is
-/// acknowledged when the handler returns, so it must not block: it hands off.
+/// acknowledged when the handler returns, so a handler must not block: it hands off.
 pub type Handler = Arc<dyn Fn(&Delivery) + Send + Sync>;
 
-/// Receives what another instance broadcast.
+/// Receives the messages that other instances broadcast.
 pub type BroadcastHandler = Arc<dyn Fn(&[u8]) + Send + Sync>;
 
-/// Tells when a subscription receives updates.
+/// Tells whether a subscription receives updates, and waits until it does.
 #[derive(Debug, Clone)]
 pub struct Subscribed(watch::Receiver<Activity>);
 
-/// The subscription's own end of [`Subscribed`].
+/// The broker's end of a [`Subscribed`].
 #[derive(Debug, Clone)]
 pub struct Activation(watch::Sender<Activity>);
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Activity {
     active: bool,
-    /// How often it became active.
+    /// How many times the subscription became active.
     times: u64,
 }
 
 impl Subscribed {
-    /// A subscription that starts inactive, and the switch that reports on it.
+    /// Creates a subscription that is inactive, and the switch that activates it.
     pub fn new() -> (Activation, Self) {
         let (sender, receiver) = watch::channel(Activity::default());
         (Activation(sender), Self(receiver))
@@ -63,8 +63,8 @@ impl Subscribed {
         let _ = self.0.wait_for(|activity| activity.active).await;
     }
 
-    /// Identifies the unbroken run of updates that is being received: between two
-    /// different ones, updates may have been missed. `None` while there is none.
+    /// Identifies the current unbroken run of updates: between two runs, updates may have
+    /// been missed. `None` while the subscription is inactive.
     pub fn stretch(&self) -> Option<u64> {
         let activity = *self.0.borrow();
         activity.active.then_some(activity.times)
@@ -72,7 +72,7 @@ impl Subscribed {
 }
 
 impl Activation {
-    /// Every update from now on reaches the handler.
+    /// Reports that every update from now on reaches the handler.
     pub fn activate(&self) {
         self.0.send_if_modified(|activity| {
             let modified = !activity.active;
@@ -82,13 +82,13 @@ impl Activation {
         });
     }
 
-    /// Updates are no longer received: those published from now on are missed.
+    /// Reports that updates are no longer received: those published from now on are missed.
     pub fn deactivate(&self) {
         self.0
             .send_if_modified(|activity| std::mem::replace(&mut activity.active, false));
     }
 
-    /// Whether updates are received.
+    /// Whether the subscription receives updates.
     pub fn is_active(&self) -> bool {
         self.0.borrow().active
     }
@@ -105,15 +105,15 @@ pub trait Broker: Send + Sync {
         None
     }
 
-    /// Whether `user` can be subscribed at all: the ids fit into binding keys.
+    /// Whether `user` can be subscribed at all: whether the ids fit into binding keys.
     fn has_room_for(&self, user: &User) -> bool;
 
     /// Sends `user`'s updates to `handler` until [`Broker::unsubscribe_user`],
-    /// over reconnects; replaces an earlier handler of the same user. Returns at
-    /// once: what is recorded here is the wish, carried out when the broker is there.
+    /// across reconnects; replaces an earlier handler of the same user. Returns at
+    /// once: it records the desired state, which is applied when the broker is reachable.
     fn subscribe_user(&self, user: &User, handler: Handler) -> Subscribed;
 
-    /// Ends `user`'s subscription; its queue goes.
+    /// Ends `user`'s subscription and removes its queue.
     fn unsubscribe_user(&self, user: &User);
 
     /// How many users are subscribed.
@@ -125,20 +125,20 @@ pub trait Broker: Send + Sync {
     /// Whether updates can flow.
     fn is_connected(&self) -> bool;
 
-    /// Whether it is part of this process: then there is no RabbitMQ.
+    /// Whether the broker is part of this process, so that there is no RabbitMQ.
     fn is_embedded(&self) -> bool {
         false
     }
 
-    /// Hands `message` to the other instances, if there is a way to them: whether
-    /// it was sent, within seconds. Not kept for those that are not there.
+    /// Sends `message` to the other instances, if they can be reached; returns within
+    /// seconds whether it was sent. An instance that is offline never gets it.
     async fn broadcast(&self, message: Bytes) -> bool;
 
-    /// Has what other instances broadcast handed to `handler`.
+    /// Calls `handler` with every message that another instance broadcasts from now on.
     fn on_broadcast(&self, handler: BroadcastHandler);
 
-    /// Stops consuming: returns when everything consumed so far has been handed
-    /// to its handler and acknowledged, and nothing more will come.
+    /// Stops consuming. Returns when everything consumed so far has been handed to its
+    /// handler and acknowledged; no handler is called after that.
     async fn stop_consuming(&self);
 
     /// Closes the connection to the broker.

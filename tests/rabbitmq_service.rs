@@ -34,14 +34,14 @@ fn config(url: &str) -> RabbitMqConfig {
         url: url.parse().unwrap(),
         topology: topology(),
         shared_queues: 3,
-        // One binding for each user is what is counted here.
+        // The tests count one binding for each user.
         binding_keys: "user.{userId}.*".parse().unwrap(),
         reconnect_delay: Duration::from_millis(100),
         ..RabbitMqConfig::default()
     }
 }
 
-/// The queues of a connected service with so many users.
+/// The number of queues of a connected service with this number of users.
 fn queues(users: usize) -> usize {
     match topology() {
         Topology::PerUser => users,
@@ -50,7 +50,7 @@ fn queues(users: usize) -> usize {
     }
 }
 
-/// The channels of one connection: those of consumers, and those for declares.
+/// The number of channels of one connection: for consumers, and for declares.
 fn channels() -> usize {
     let consumers = match topology() {
         Topology::PerUser => 1,
@@ -70,7 +70,7 @@ fn connect(broker: &Broker) -> RabbitMqService {
     RabbitMqService::connect(config(&broker.url()), Metrics::new())
 }
 
-/// A handler that passes on bodies, and where they arrive.
+/// A handler that passes bodies on, and the inbox in which they arrive.
 fn inbox() -> (Handler, UnboundedReceiver<String>) {
     let (sender, receiver) = unbounded_channel();
     let handler = move |delivery: &Delivery| {
@@ -118,7 +118,7 @@ async fn a_subscribed_user_receives_their_updates_in_order_until_unsubscribed() 
     assert!(!service.is_user_subscribed(&carl));
     let gone = || broker.queues().len() == queues(0);
     until("the queue is gone", gone).await;
-    // The handler went with the subscription, and with it the inbox's sender.
+    // The handler was dropped with the subscription, and the sender of the inbox with it.
     let end = timeout(DEADLINE, inbox.recv()).await.unwrap();
     assert_eq!(end, None);
 
@@ -143,8 +143,8 @@ async fn a_second_subscription_of_a_user_replaces_the_first() {
     service.close().await;
 }
 
-/// What may happen while users come and go. What takes something away gives it back
-/// the next time.
+/// What may happen while users come and go. An event that takes something away gives it
+/// back the next time.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     LinkCut,
@@ -160,10 +160,10 @@ enum Fault {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed() {
     let seed = std::env::var("SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-    // Shown when the test fails. It repeats what is done, if not what overlaps.
+    // Shown when the test fails. The seed repeats the events, but not their timing.
     println!("SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    // First what costs the link; then what it must survive, with all it has made.
+    // First the events that end the link; then those that it must survive.
     let mut losses = [
         Fault::LinkCut,
         Fault::LinkCut,
@@ -188,7 +188,7 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
     drop(Publisher::connect(&broker).await);
     let link = Link::to(&broker).await;
     let config = RabbitMqConfig {
-        // Doubles with each loss, and there are many.
+        // The delay doubles with each loss, and there are many.
         reconnect_delay: Duration::from_millis(2),
         ..config(&link.url())
     };
@@ -224,7 +224,7 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
             Fault::Exchange => {
                 exists = !exists;
                 exchange(&broker, exists).await;
-                // One that is back before its loss was noticed is a known limit.
+                // An exchange that is back before its loss was noticed is a known limit.
                 for _ in 0..2 {
                     let noticed = || exists || service.subscribers_count() == 0;
                     until("the loss is noticed", noticed).await;
@@ -236,7 +236,7 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
     stop.cancel();
     wished.extend(churn.await.unwrap());
 
-    // A refused user rests for 30 s, and reconnects may be as far apart.
+    // A refused user waits for 30 s, and reconnects may be as far apart.
     let all = || service.subscribers_count() == wished.len();
     until_within(Duration::from_secs(120), "the wished subscriptions", all).await;
     for id in user_ids() {
@@ -253,7 +253,7 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
     let open = || (broker.connections(), broker.channels()) == (1, channels());
     until("one connection with its channels", open).await;
 
-    // Each is bound, and to nobody else's updates.
+    // Each user is bound, and not to the updates of others.
     let publisher = Publisher::connect(&broker).await;
     for id in user_ids() {
         publisher.publish(&format!("user.{id}.x"), &id).await;
@@ -279,11 +279,11 @@ async fn a_lost_exchange_is_noticed_also_by_one_who_may_not_bind_any_more() {
     let subscribe = || service.subscribe_user(&carl, inbox().0);
     subscribe().ready().await;
 
-    // RabbitMQ remembers for each channel what it may do: a refusal brings a new one.
+    // RabbitMQ caches permissions per channel: after a refusal, there is a new one.
     let (configure, read) = ("^chat3_updates$", "^$");
     broker.ctl(&["set_permissions", "rmuser", configure, ".*", read]);
     drop(service.subscribe_user(&user("newcomer"), inbox().0));
-    // Longer than between two probes.
+    // Longer than the interval between two probes.
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert!(service.is_user_subscribed(&carl), "who is bound stays so");
 
@@ -309,7 +309,7 @@ async fn who_loses_a_queue_gets_another_while_more_come_and_go_than_the_broker_c
             tokio::spawn(churn(service.clone(), rng, sender.clone(), stop.clone()))
         })
         .collect();
-    // So long that there is always more to do.
+    // Long enough that there is always more to do.
     tokio::time::sleep(Duration::from_secs(1)).await;
     delete_queue(&broker, &queue);
 
@@ -359,7 +359,7 @@ async fn who_is_refused_again_and_again_does_not_wear_out_the_others_connection(
                 service.unsubscribe_user(&user(&id));
             }
         }
-        // Each at most once, and one more in half a minute.
+        // Each user is tried at most once, and one more in half a minute.
         let refused = metrics.subscriptions_refused.get();
         assert!((1..=41).contains(&refused), "{refused}");
         publisher.publish("user.carl.messageupdate", "x").await;
@@ -448,7 +448,7 @@ fn user_ids() -> impl Iterator<Item = String> {
     (0..200).map(|i| format!("usr_{i}"))
 }
 
-/// A handler that passes on bodies with the id of the user they came to.
+/// A handler that passes bodies on, with the id of the user who received them.
 fn tagging(id: &str, updates: &UnboundedSender<(String, String)>) -> Handler {
     let (id, updates) = (id.to_owned(), updates.clone());
     Arc::new(move |delivery: &Delivery| {
@@ -458,7 +458,7 @@ fn tagging(id: &str, updates: &UnboundedSender<(String, String)>) -> Handler {
     })
 }
 
-/// Every second user comes and goes until `stop`; returns who is there then.
+/// Lets every second user come and go until `stop`; returns who is subscribed then.
 async fn churn(
     service: Arc<RabbitMqService>,
     mut rng: StdRng,
@@ -481,16 +481,16 @@ async fn churn(
     wished
 }
 
-/// As Chat3 or an operator would.
+/// Declares the exchange as Chat3 or an operator would.
 async fn exchange(broker: &Broker, exists: bool) {
-    // Connecting declares it.
+    // Connecting the publisher declares the exchange.
     let publisher = Publisher::connect(broker).await;
     if !exists {
         publisher.delete_exchange(EXCHANGE).await;
     }
 }
 
-/// Some of the gateway's queues go, under their consumers.
+/// Deletes some of the gateway's queues while they are consumed.
 fn delete_queues(broker: &Broker) {
     delete(broker, "lists:sublist(rabbit_amqqueue:list(), 5)");
 }
@@ -503,8 +503,8 @@ fn delete_queue(broker: &Broker, name: &str) {
     );
 }
 
-/// Deletes queues, an Erlang list, for which AMQP is no way: it reserves exclusive ones
-/// to their connection.
+/// Deletes queues, given as an Erlang list. AMQP cannot do that: it reserves exclusive
+/// queues to their connection.
 fn delete(broker: &Broker, queues: &str) {
     broker.ctl(&[
         "eval",
@@ -534,7 +534,7 @@ async fn closing_hands_off_what_was_received() {
             publisher.publish("user.dora.messageupdate", "x").await;
         }
     }
-    // With common queues that is behind carl's, with own ones beside.
+    // With common queues, this update comes after carl's; with separate ones, beside it.
     next(&mut marked).await;
     service.close().await;
     let mut received = 0;
@@ -542,7 +542,7 @@ async fn closing_hands_off_what_was_received() {
         assert_eq!(body, received.to_string());
         received += 1;
     }
-    // What a prefetch of 100 at least had brought by then.
+    // A prefetch of 100 had delivered at least this many by then.
     assert!(received > 50, "{received}");
     until("no queues", || broker.queues().is_empty()).await;
 }
@@ -574,7 +574,7 @@ async fn ten_thousand_users_are_resubscribed_after_a_broker_restart() {
     until("the link", || service.is_connected()).await;
     let linked = Instant::now();
     until_within(deadline, "10,000 subscriptions again", all).await;
-    // `cargo test -- --nocapture` shows what it took.
+    // `cargo test -- --nocapture` shows the time it took.
     println!(
         "10,000 users resubscribed {:?} after the broker was back, {:?} after the link was",
         back.elapsed(),
@@ -587,7 +587,7 @@ async fn ten_thousand_users_are_resubscribed_after_a_broker_restart() {
     service.subscribe_user(&last, handler).ready().await;
     publisher.publish("user.usr_9999.messageupdate", "x").await;
     assert_eq!(next(&mut inbox).await, "x");
-    // The broker takes its time to remove as many queues: the connection's end does it.
+    // The broker takes a while to delete so many queues; the connection's end does it.
     service.close().await;
 }
 
@@ -599,10 +599,10 @@ async fn a_hundred_refusals_and_deletions_leave_no_queue_and_no_channel_behind()
     for round in 0..100 {
         let carl = user(&format!("usr_{round}"));
         let mut subscribed = service.subscribe_user(&carl, inbox().0);
-        // After so many losses in a row the next try may be half a minute away.
+        // After many losses in a row, the next try may be half a minute away.
         timeout(2 * DEADLINE, subscribed.ready()).await.unwrap();
         if round % 10 == 0 {
-            // Without its exchange a bind is refused, and the server closes the channel.
+            // A bind without an exchange is refused, and the server closes the channel.
             publisher.delete_exchange(EXCHANGE).await;
             service.subscribe_user(&user("usr_refused"), inbox().0);
             until("the loss", || !service.is_user_subscribed(&carl)).await;
@@ -637,7 +637,7 @@ async fn newcomers_do_not_wait_for_a_crowd_that_leaves() {
     let (handler, mut inbox) = inbox();
     let mut subscribed = service.subscribe_user(&user("newcomer"), handler);
     timeout(DEADLINE, subscribed.ready()).await.unwrap();
-    // What those who left still have, where their leaving costs the broker something.
+    // The bindings that users who left still have, in topologies that keep them.
     let still_there = match topology() {
         Topology::PerUser => usize::try_from(metrics.subscriptions.get()).unwrap(),
         Topology::Shared => bindings(&broker),
@@ -651,7 +651,7 @@ async fn newcomers_do_not_wait_for_a_crowd_that_leaves() {
     service.close().await;
 }
 
-/// What differs between topologies: tests of one, whatever the others run over.
+/// Tests of one topology, whatever `RABBITMQ_TOPOLOGY` says.
 fn connect_over(topology: Topology, broker: &Broker) -> RabbitMqService {
     let config = RabbitMqConfig {
         topology,
@@ -753,15 +753,15 @@ async fn bindings_of_a_crowd_that_leaves_a_shared_queue_go_bit_by_bit() {
     for user in &crowd {
         service.unsubscribe_user(user);
     }
-    // One comes back before, to bindings that are still there.
+    // One user returns before that, to bindings that still exist.
     let (handler, mut inbox) = inbox();
     service.subscribe_user(&crowd[7], handler).ready().await;
     let still_there = bindings(&broker);
-    // They stay for 10 s, and a look may take long.
+    // The bindings stay for 10 s, and counting them may take long.
     if leaving.elapsed() < Duration::from_secs(9) {
         assert_eq!(still_there, crowd.len());
     }
-    // What was seen on the way.
+    // The counts in between.
     let mut seen = HashSet::new();
     let one_is_left = || {
         let left = bindings(&broker);

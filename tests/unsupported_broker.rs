@@ -1,8 +1,8 @@
 //! A broker that refuses the kind of queue (541), as RabbitMQ 4.3 may.
 //!
-//! The only test with a broker that is not real: the versions that this can run
-//! against accept every kind of queue. What it speaks is AMQP 0-9-1 as far as the
-//! first `queue.declare`.
+//! The only test with a broker that is not real: the versions that are available to
+//! tests accept every kind of queue. It speaks AMQP 0-9-1 up to the first
+//! `queue.declare`.
 
 use std::{
     io::{self, Write},
@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// As RabbitMQ 4.3 says it: in several lines, cut off at 255 bytes.
+/// The text of RabbitMQ 4.3: several lines, cut off at 255 bytes.
 const REFUSAL: &str = "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.\nBy default, this feature is not permitted anymore.\nThe feature will be removed from a future major RabbitMQ version, regardless of the configuration; actual version to be determined.\nTo...";
 
 // Classes and methods of AMQP 0-9-1, as (class id, method id).
@@ -63,7 +63,7 @@ async fn refuse_queues(mut client: TcpStream) -> io::Result<()> {
                 close.extend(text);
                 close.extend([0, 50, 0, 10]);
                 send(&mut client, 0, CONNECTION_CLOSE, &close).await?;
-                // What was on its way, and `close-ok`.
+                // Frames that were in flight, and `close-ok`.
                 return tokio::io::copy(&mut client, &mut tokio::io::sink())
                     .await
                     .map(drop);
@@ -90,7 +90,7 @@ async fn send(
     client.write_all(&frame).await
 }
 
-/// The next frame's channel and, if it is one, method.
+/// The channel of the next frame and, if it is a method frame, the method.
 async fn receive(client: &mut TcpStream) -> io::Result<(u16, (u16, u16))> {
     let _kind = client.read_u8().await?;
     let channel = client.read_u16().await?;
@@ -105,7 +105,7 @@ async fn receive(client: &mut TcpStream) -> io::Result<(u16, (u16, u16))> {
     Ok((channel, method))
 }
 
-/// What this thread logs.
+/// The log of this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -188,11 +188,11 @@ async fn a_broker_that_refuses_the_kind_of_queue_is_asked_ever_more_rarely_up_to
         assert!(line.contains("deprecated_features.permit"), "{line}");
     }
     assert!(log.lines("s3cret").is_empty());
-    // Nothing about 100 users, one line per attempt: it came, it went, when it is tried again.
-    // The AMQP library has lines of its own.
+    // Nothing about 100 users; for each attempt, a line for connected, closed and retry.
+    // The AMQP library logs, too.
     assert_eq!(log.lines(" chat3_gateway::").len(), 3 * 6);
 
-    // A first delay that is already longer than what the broker may be kept waiting.
+    // A first delay that is already above the ceiling.
     let service = connect(Duration::from_secs(600));
     while log.lines("delay=60s").is_empty() {
         assert!(Instant::now() < deadline, "{log:?}", log = log.lines(""));

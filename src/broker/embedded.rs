@@ -1,7 +1,7 @@
-//! The development mode's exchange: RabbitMQ's place, inside the process.
+//! The exchange of the development mode, which takes RabbitMQ's place inside the process.
 //!
-//! Follows the rules of a topic exchange, so that binding keys mean the same as
-//! in production, and hands updates to the same handlers. Nothing outlives it.
+//! It follows the rules of a topic exchange, so that binding keys mean the same as
+//! in production, and calls the same handlers. Nothing outlives it.
 
 use std::{
     collections::HashMap,
@@ -33,7 +33,7 @@ pub struct EmbeddedExchange {
 struct Queue {
     binding_keys: Vec<String>,
     sender: mpsc::Sender<Delivery>,
-    /// Dropped with the queue; keeps [`Subscribed`] answering.
+    /// Dropped with the queue: until then, [`Subscribed`] answers.
     _active: Activation,
 }
 
@@ -47,14 +47,14 @@ impl EmbeddedExchange {
         }
     }
 
-    /// Routes `body` as RabbitMQ would and returns to how many queues.
+    /// Routes `body` as RabbitMQ would; returns the number of queues that it reached.
     pub async fn publish(&self, routing_key: &str, body: Bytes) -> usize {
         let matching: Vec<mpsc::Sender<Delivery>> = self
             .queues()
             .values()
             .filter(|queue| {
                 let keys = &mut queue.binding_keys.iter();
-                // Once, however many of its bindings match: as RabbitMQ does.
+                // RabbitMQ delivers once, however many bindings of a queue match.
                 keys.any(|key| topic_matches(key, routing_key))
             })
             .map(|queue| queue.sender.clone())
@@ -65,7 +65,7 @@ impl EmbeddedExchange {
             published_at: Some(std::time::SystemTime::now()),
         };
         for queue in &matching {
-            // An error means that the user has just left.
+            // An error means that the user has just been unsubscribed.
             let _ = queue.send(delivery.clone()).await;
         }
         matching.len()

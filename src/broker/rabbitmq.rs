@@ -9,7 +9,7 @@
 //!   `refused` says who is tried, and when
 //! - `topology`: the actual state, in queues and bindings
 //! - `exchange_probe`, `control`, `silence`: what is looked after beside that
-//! - `channels`, `connection`, `consumer`, `acks`, `unreadable`: AMQP
+//! - `channels`, `connection`, `consumer`, `acks`, `unreadable`, `link_error`: AMQP
 //! - `side_connection`: connections of others than the link
 //!
 //! Imports run down this list. Nothing here ever sees a socket.
@@ -24,6 +24,7 @@ mod desired;
 mod exchange_probe;
 mod instance;
 mod link;
+mod link_error;
 mod orders;
 mod reconciler;
 mod refused;
@@ -35,12 +36,12 @@ mod supervisor;
 mod topology;
 mod unreadable;
 
-pub(crate) use self::connection::LinkError;
-pub(crate) use self::instance::instance_id;
 pub use self::service::RabbitMqService;
 #[cfg(feature = "cli")]
 pub(crate) use self::{
-    connection::{ACCESS_REFUSED, NOT_FOUND, open_channel, open_connection},
+    connection::{open_channel, open_connection},
+    instance::instance_id,
+    link_error::{ACCESS_REFUSED, LinkError, NOT_FOUND},
     side_connection::{Heard, Listening, Scope, SideConnection},
     unreadable::{Unreadable, is_of_amqprs},
 };

@@ -1,8 +1,8 @@
-//! What is published, held against what is bound: of which generation of Chat3 the updates
-//! are, which of them the templates of `RABBITMQ_BINDING_KEYS` get, and which templates
-//! would get the others.
+//! Compares what is published with what is bound: which generation of Chat3 publishes the
+//! updates, which of them the templates of `RABBITMQ_BINDING_KEYS` match, and which
+//! templates would match the others.
 //!
-//! Pure. An update is its routing key and the user in its body, both together: see
+//! Pure. An update is represented by its routing key and the user in its body: see
 //! [`Generation::of`].
 
 // More of it than serving takes is for the command `doctor`.
@@ -21,10 +21,10 @@ use crate::{
     user::{User, UserId},
 };
 
-/// Shapes of unknown keys that are told apart.
+/// The most shapes of unknown keys that are counted separately.
 const MAX_SHAPES: usize = 20;
 
-/// Counts updates by what becomes of them.
+/// Counts updates by what the templates make of them.
 pub(crate) struct Survey<'c> {
     configured: &'c BindingKeys,
     default: BindingKeys,
@@ -40,7 +40,7 @@ pub(crate) struct Survey<'c> {
     unknown: BTreeMap<String, usize>,
 }
 
-/// One of the configured templates, and how many updates it gets.
+/// One of the configured templates, and how many updates it matches.
 pub(crate) struct Template {
     pub(crate) text: String,
     pub(crate) keys: BindingKeys,
@@ -51,12 +51,12 @@ pub(crate) struct Template {
 struct Heard {
     updates: usize,
     missed: usize,
-    /// Which of its templates get all of them.
+    /// Its templates, and whether each matches all of its updates.
     fitting: Vec<(&'static str, BindingKeys, bool)>,
 }
 
 impl<'c> Survey<'c> {
-    /// Of what `configured` gets.
+    /// A survey of what `configured` matches.
     pub(crate) fn of(configured: &'c BindingKeys) -> Self {
         let templates = configured.templates().map(|text| Template {
             text: text.to_owned(),
@@ -79,7 +79,7 @@ impl<'c> Survey<'c> {
         }
     }
 
-    /// Notes an update. `user` is the one in its body; `None` if it has none.
+    /// Counts an update. `user` is the user in its body; `None` if there is none.
     pub(crate) fn note(&mut self, routing_key: &str, user: Option<&User>) {
         let Some(user) = user else {
             self.unreadable += 1;
@@ -130,32 +130,32 @@ impl<'c> Survey<'c> {
         }
     }
 
-    /// How many updates are somebody's.
+    /// How many updates are for the user in their routing key.
     pub(crate) fn updates(&self) -> usize {
         self.updates
     }
 
-    /// To how many users.
+    /// How many users they are for.
     pub(crate) fn users(&self) -> usize {
         self.users.len()
     }
 
-    /// How many of the updates no template gets.
+    /// How many of the updates no template matches.
     pub(crate) fn missed(&self) -> usize {
         self.missed
     }
 
-    /// How many of the others no template gets for a user whose token has no tenant.
+    /// How many of the others no template matches for a user whose token has no tenant.
     pub(crate) fn missed_without_tenant(&self) -> usize {
         self.missed_without_tenant
     }
 
-    /// How many are for another user than the one in their routing key.
+    /// How many updates name another user in the body than in the routing key.
     pub(crate) fn foreign(&self) -> usize {
         self.foreign
     }
 
-    /// How many have a body that is no update.
+    /// How many messages have a body that is not an update.
     pub(crate) fn unreadable(&self) -> usize {
         self.unreadable
     }
@@ -166,27 +166,27 @@ impl<'c> Survey<'c> {
         each.map(|(generation, heard)| (*generation, heard.updates))
     }
 
-    /// The shapes of keys that are of no known generation, with their counts.
+    /// The shapes of keys of no known generation, with their counts.
     pub(crate) fn unknown(&self) -> impl Iterator<Item = (&str, usize)> {
         let each = self.unknown.iter();
         each.map(|(shape, count)| (shape.as_str(), *count))
     }
 
-    /// What each of the configured templates gets.
+    /// The configured templates with their counts.
     pub(crate) fn templates(&self) -> &[Template] {
         &self.templates
     }
 
-    /// Whether the setting is what it is when it is not set.
+    /// Whether the setting has its default value.
     pub(crate) fn is_default(&self) -> bool {
         *self.configured == self.default
     }
 
-    /// What to set so that users get what they miss; `None` if they miss nothing, or
-    /// only what is of no known generation.
+    /// The setting with which users get what they miss; `None` if they miss nothing, or
+    /// only updates of no known generation.
     pub(crate) fn advice(&self) -> Option<String> {
         let missed = self.generations.values().filter(|heard| heard.missed > 0);
-        // What works now stays; what is missed comes in addition.
+        // Templates that work stay; those for missed updates are added.
         let mut templates: Vec<&str> = match self.missed < self.updates {
             true => self.configured.templates().collect(),
             false => Vec::new(),
@@ -208,8 +208,7 @@ impl<'c> Survey<'c> {
         Some(advice)
     }
 
-    /// The templates that get all that was heard, if that takes fewer than are
-    /// configured.
+    /// The templates that match all updates so far, if fewer than the configured ones do.
     pub(crate) fn enough(&self) -> Option<String> {
         if self.missed > 0 || !self.unknown.is_empty() || self.updates == 0 {
             return None;
@@ -220,7 +219,7 @@ impl<'c> Survey<'c> {
     }
 }
 
-/// Adds for each generation the template that gets all of its updates.
+/// Adds, for each generation, a template that matches all of its updates.
 fn add_fitting<'t, 'h>(templates: &mut Vec<&'t str>, generations: impl Iterator<Item = &'h Heard>) {
     for heard in generations {
         let fits = heard.fitting.iter().filter(|(_, _, fits)| *fits);
@@ -232,7 +231,7 @@ fn add_fitting<'t, 'h>(templates: &mut Vec<&'t str>, generations: impl Iterator<
     }
 }
 
-/// One of a list's templates alone.
+/// A list of one template.
 pub(crate) fn one(template: &str) -> BindingKeys {
     let parsed = template.parse();
     parsed.expect("a template of a list is a list")
@@ -244,13 +243,13 @@ fn is_in(routing_key: &str, id: &UserId) -> bool {
     key.contains(&format!(".{id}."))
 }
 
-/// The words of a key that are Chat3's; the others, which may be ids, are left out.
+/// A key with the words that are known to be Chat3's; others, which may be ids, are elided.
 fn shape(key: &str) -> String {
     const WORDS: [&str; 8] = [
         "user", "update", "dialog", "pack", "message", "typing", "bot", "contact",
     ];
     let known = |word: &str| WORDS.contains(&word) || word.ends_with("update");
-    // Keys have at most 255 bytes; the first words tell what they are.
+    // A key has at most 255 bytes; its first words are enough.
     let words = key.split('.').take(8);
     let words: Vec<_> = words
         .map(|word| if known(word) { word } else { "…" })

@@ -1,37 +1,39 @@
-//! The examination: what an operator would otherwise find out when users complain.
+//! `chat3-gateway doctor`: finds what an operator would otherwise learn from complaints.
 //!
-//! Each check makes findings (`report`): how it is, and what to do about it. Checks reuse
-//! what `serve` uses, so that both come to the same result.
+//! Each check adds findings to a report: the state of a thing, and what to do about it.
+//! Checks reuse the code of `serve`, so that both come to the same result.
 //!
-//! Invariants: nothing is published, declared or deleted that is Chat3's, and
-//! nothing of its own is left at RabbitMQ; every step is bounded in time; no
-//! secret, token, body or user id of the traffic is in a finding.
+//! Invariants: the doctor publishes, declares and deletes nothing of Chat3's, and leaves
+//! nothing behind at RabbitMQ; every step is bounded in time; no finding contains a
+//! secret, a token, a body or a user id from the traffic.
 
 mod bind;
-mod broker;
 mod clock;
 mod exchange;
+mod grants;
 mod host;
 mod jwt;
 mod listening;
+mod login;
 mod network;
 mod report;
+mod rights;
 mod trial;
 mod updates;
 
-use std::{io::Read, process::ExitCode};
+use std::{io::Read, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 
-pub(crate) use self::report::{Report, Section};
+use self::report::{Report, Section};
 use crate::{
     cli::command_line::DoctorArgs,
     config::{RabbitMqConfig, Secret},
     observability::metrics::Metrics,
+    user::User,
 };
 
-/// Examines everything, prints the findings, and says how it went: 0 without
-/// problems, 1 with.
+/// Examines everything and prints the findings. The exit code is 1 if there are problems.
 ///
 /// # Errors
 /// When the token to examine cannot be read.
@@ -41,23 +43,19 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let rabbitmq = &args.serve.config.rabbitmq;
     let metrics = Metrics::new();
     let tenant_required = rabbitmq.binding_keys.need_tenant();
-    // Before the tokens' own section: it also tells whose updates to listen to.
+    // Before the section about the token: its user's updates can be listened to.
     let known = match &token {
         Some(token) => jwt::user(&args.serve.config.jwt, tenant_required, token, &metrics).await,
         None => None,
     };
     report.begin(Section::RabbitMq);
     if let Some(rabbitmq) = reachable_node(rabbitmq, &mut report).await {
-        match broker::examine(&rabbitmq, &mut report).await {
-            Ok((session, rights)) => {
-                let (listen, report) = (args.listen, &mut report);
-                updates::examine(session, &rabbitmq, &rights, known, listen, report).await;
-            }
-            Err(why) => updates::skip(why, &mut report),
-        }
+        examine_broker(&rabbitmq, known, args.listen, &mut report).await;
     } else {
-        broker::skip(rabbitmq, &mut report);
-        updates::skip("RabbitMQ is not reached", &mut report);
+        let why = "RabbitMQ is not reached";
+        report.unknown("login", format!("not tried: {why}"));
+        rights::skip(rabbitmq, why, &mut report);
+        updates::skip(why, &mut report);
     }
     report.begin(Section::Jwt);
     let verifier = jwt::examine(
@@ -80,6 +78,26 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     report.begin(Section::Host);
     host::examine(&args.serve, &mut report).await;
     Ok(report.finish(args.strict))
+}
+
+/// Examines what lies behind the login.
+async fn examine_broker(
+    config: &RabbitMqConfig,
+    known: Option<User>,
+    listen: Duration,
+    report: &mut Report,
+) {
+    let Some(side) = login::examine(config, report).await else {
+        let why = "there is no login";
+        rights::skip(config, why, report);
+        return updates::skip(why, report);
+    };
+    match rights::examine(side, config, report).await {
+        Ok((side, rights)) => {
+            updates::examine(side, config, &rights, known, listen, report).await;
+        }
+        Err(why) => updates::skip(why, report),
+    }
 }
 
 /// Examines the way to each node; returns the settings with the first one alone that a
@@ -105,10 +123,10 @@ async fn reachable_node(config: &RabbitMqConfig, report: &mut Report) -> Option<
     reachable
 }
 
-/// More than the longest token that is looked at, with room for line ends.
+/// More than the longest token that is examined, with room for line ends.
 const MAX_TOKEN_INPUT: u64 = 64 * 1024;
 
-/// The token to examine, from wherever it is.
+/// Reads the token to examine from the argument, stdin or a file.
 fn token(args: &DoctorArgs) -> anyhow::Result<Option<String>> {
     let mut text = String::new();
     match (

@@ -15,22 +15,22 @@ use amqprs::channel::{BasicAckArguments, Channel};
 use tokio::{sync::Notify, time::timeout};
 use tracing::debug;
 
-/// The longest that a settled delivery waits for others to go with. Only the broker's
-/// memory waits for it: at most the prefetch of each consumer.
+/// How long a settled delivery may wait for others to be acknowledged with it. The wait
+/// costs only the broker's memory: at most the prefetch of each consumer.
 const MAX_ACK_DELAY: Duration = Duration::from_millis(25);
 
 /// The acknowledgements of one channel.
 pub(super) struct Acks {
     prefix: Mutex<Prefix>,
-    /// As many are worth a frame at once: a consumer whose window is the prefetch
-    /// must not run dry.
+    /// This many are acknowledged without waiting for more: a consumer whose window is the
+    /// prefetch must not run dry.
     batch: u64,
     begun: Notify,
     full: Notify,
 }
 
 impl Acks {
-    /// For consumers that may each have `prefetch` deliveries unacknowledged.
+    /// Acknowledgements for consumers with `prefetch` unacknowledged deliveries each.
     pub(super) fn new(prefetch: u16) -> Self {
         Self {
             prefix: Mutex::default(),
@@ -40,7 +40,7 @@ impl Acks {
         }
     }
 
-    /// The delivery with this tag has been handed off.
+    /// Notes that the delivery with this tag has been handed off.
     pub(super) fn settle(&self, tag: u64) {
         let (before, now) = {
             let mut prefix = self.prefix();
@@ -56,13 +56,13 @@ impl Acks {
         }
     }
 
-    /// Acknowledges as the prefix advances: a batch, or what there is after a moment.
+    /// Acknowledges as the prefix advances: a full batch at once, less after a delay.
     pub(super) async fn run(&self, channel: &Channel) {
         loop {
             self.begun.notified().await;
-            // A batch that was full before counts as well: then it is early, not late.
+            // A notification from an earlier batch only makes this one early.
             let _ = timeout(MAX_ACK_DELAY, self.full.notified()).await;
-            // Consumers that are ready to run settle first.
+            // Let consumers that are ready to run settle first.
             tokio::task::yield_now().await;
             self.flush(channel).await;
         }
@@ -78,7 +78,7 @@ impl Acks {
             .await
             .is_err()
         {
-            // The link is lost, and with it the exclusive queues: nothing returns.
+            // The link is lost, and its exclusive queues with it: nothing is redelivered.
             debug!("RabbitMQ acknowledgement not sent");
         }
     }
@@ -109,12 +109,12 @@ impl Prefix {
         }
     }
 
-    /// How many could be acknowledged now.
+    /// How many deliveries could be acknowledged now.
     fn waiting(&self) -> u64 {
         self.complete - self.acknowledged
     }
 
-    /// The tag to acknowledge up to, if there is anything new.
+    /// Returns the tag to acknowledge up to, if it has advanced.
     fn take(&mut self) -> Option<u64> {
         let new = self.complete > self.acknowledged;
         self.acknowledged = self.complete;

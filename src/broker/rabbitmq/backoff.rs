@@ -9,7 +9,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use super::connection::LinkError;
+use super::link_error::LinkError;
 
 /// How delays grow, and up to what.
 #[derive(Clone, Copy)]
@@ -143,7 +143,7 @@ impl Delays {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::link_error::ServerClose, *};
 
     #[test]
     fn reconnect_delays_grow_with_jitter_up_to_the_ceiling() {
@@ -156,6 +156,82 @@ mod tests {
             assert!(later.iter().all(|delay| *delay <= growth.ceiling));
             // Still spread out where the growth has ended.
             assert!(later[40..].windows(2).any(|pair| pair[0] != pair[1]));
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn backoff(nodes: usize) -> Backoff {
+        Backoff::new(5 * SECOND, nodes)
+    }
+
+    fn broke() -> LinkError {
+        LinkError::Amqp("the connection broke".to_owned())
+    }
+
+    fn refused() -> LinkError {
+        LinkError::Closed(ServerClose::new(403, "ACCESS_REFUSED", (0, 0)))
+    }
+
+    #[test]
+    fn a_healthy_link_is_replaced_at_once_and_the_delays_begin_anew() {
+        let mut backoff = backoff(1);
+        let now = Instant::now();
+        for _ in 0..20 {
+            backoff.after_failure(&broke());
+        }
+        assert!(backoff.after_failure(&broke()) > 10 * SECOND);
+        assert_eq!(
+            backoff.after_loss(&broke(), HEALTHY_AFTER, now),
+            Duration::ZERO
+        );
+        assert_eq!(backoff.after_failure(&broke()), 5 * SECOND);
+        // Not if it is the configuration that ended it.
+        let delay = backoff.after_loss(&refused(), HEALTHY_AFTER, now);
+        assert_eq!(delay, 5 * SECOND);
+    }
+
+    #[test]
+    fn a_link_that_soon_ends_does_not_reset_the_delays() {
+        let mut backoff = backoff(1);
+        let now = Instant::now();
+        let soon = Duration::from_millis(9_999);
+        for reason in [broke(), LinkError::Worn] {
+            assert!(backoff.after_loss(&reason, soon, now) > Duration::ZERO);
+        }
+        assert_ne!(backoff.after_failure(&broke()), 5 * SECOND);
+    }
+
+    #[test]
+    fn a_refusal_is_retried_more_rarely_than_an_absence() {
+        let (mut away, mut forbidden) = (backoff(1), backoff(1));
+        for _ in 0..30 {
+            assert!(away.after_failure(&broke()) <= 30 * SECOND);
+            forbidden.after_failure(&refused());
+        }
+        let longest = (0..20).map(|_| forbidden.after_failure(&refused())).max();
+        assert!(longest > Some(30 * SECOND) && longest <= Some(60 * SECOND));
+    }
+
+    #[test]
+    fn what_may_differ_the_next_time_is_tried_at_once_so_many_times_in_a_minute() {
+        let unreadable = || LinkError::Unreadable("it is malformed");
+        for (nodes, reason, expected) in [
+            (1, unreadable(), AT_ONCE_PER_MINUTE),
+            (3, broke(), AT_ONCE_PER_MINUTE),
+            (1, broke(), 0),
+            (3, refused(), 0),
+            (3, LinkError::Worn, 0),
+        ] {
+            let mut backoff = backoff(nodes);
+            let start = Instant::now();
+            let mut at_once = |now: Instant| {
+                let delays = (0..30).map(|_| backoff.after_loss(&reason, SECOND, now));
+                delays.filter(Duration::is_zero).count()
+            };
+            assert_eq!(at_once(start), expected, "{reason}");
+            assert_eq!(at_once(start + 60 * SECOND), 0, "{reason}");
+            assert_eq!(at_once(start + 61 * SECOND), expected, "{reason}");
         }
     }
 }

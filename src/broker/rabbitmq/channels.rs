@@ -1,19 +1,19 @@
-//! One connection to RabbitMQ and its channels: opened, spoken over, lost or closed.
+//! One connection to RabbitMQ and its channels.
 //!
-//! What amqprs leaves to its user decides the shape (its source, 2.1.5):
+//! What amqprs leaves to its user decides the design (source of 2.1.5):
 //! - Replies are matched by method type per channel, and the reply to a dropped
 //!   future goes to the next caller. So a channel has one RPC in flight, each in a
-//!   task of its own that is never dropped; after a timeout the whole connection is
+//!   separate task that is never dropped; after a timeout the whole connection is
 //!   thrown away.
 //! - Nothing reports every kind of loss, except the `Drop` of the callbacks that
 //!   the reader and the dispatchers own: see the module `connection`.
 //! - A channel that the server closes takes its consumers along. So declares and
-//!   binds, which may fail, have channels of their own.
+//!   binds, which may fail, have separate channels.
 //!
-//! RabbitMQ works on one channel's declares one after the other, and waits with
-//! each for its metadata store. So there are several channels for those.
+//! RabbitMQ handles the declares of one channel one after the other, and each waits for its
+//! metadata store. So there are several channels for declares.
 //!
-//! Knows nothing of users.
+//! This module knows nothing of users.
 
 use std::{
     future::Future,
@@ -41,10 +41,9 @@ use tracing::{debug, warn};
 
 use super::{
     acks::Acks,
-    connection::{
-        LinkError, OnConnection, OpenChannel, ServerClose, barrier, open_channel, open_connection,
-    },
+    connection::{OnConnection, OpenChannel, barrier, open_channel, open_connection},
     consumer,
+    link_error::{LinkError, ServerClose},
     shared::Shared,
 };
 use crate::{
@@ -56,66 +55,66 @@ use crate::{
 /// RabbitMQ's default. It tells the client, which cannot ask for a smaller one.
 const MAX_FRAME_BYTES: u32 = 131_072;
 
-/// Limit of one RPC. A broker that needs longer is in no state to deliver.
+/// Time limit of one RPC. A broker that needs longer is in no state to deliver.
 const RPC_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Channels for declares, binds and deletes. RabbitMQ 3.10 on two cores takes 400
 /// users a second over one, and 1,000 over 16: then its cores are busy.
 pub(super) const ADMIN_CHANNELS: usize = 16;
 
-/// amqprs never reuses the id of a channel that the server closed, and panics
-/// when it has used all: 2,047 with RabbitMQ's default `channel_max`. A new connection
-/// is made before that, or before as many as `channel_max` leaves.
+/// amqprs never reuses the id of a channel that the server closed, and panics when all
+/// ids are used: 2,047 with RabbitMQ's default `channel_max`. The connection is replaced
+/// before that, after this many reopened channels or as many as `channel_max` leaves.
 const MAX_REOPENED_CHANNELS: usize = 1_000;
 
-/// Limit of handing off what consumers still hold when a link ends. Handlers do
+/// Time limit for handing off what consumers still hold when a link ends. Handlers do
 /// not block; only an acknowledgement into a dead connection could.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Channels {
     connection: Connection,
-    /// The node that it is a connection to.
+    /// The node that the connection leads to.
     pub(super) node: AmqpUrl,
-    /// Declare, bind, delete. Each is replaced when the server closes it.
+    /// For declares, binds and deletes. Each is replaced when the server closes it.
     admins: Vec<Mutex<OpenChannel>>,
-    /// Consume, cancel, acknowledge. The loss of one is the link's loss.
+    /// For consumes, cancels and acknowledgements. The loss of one is the link's loss.
     pub(super) consumers: Vec<Consumers>,
     prefetch: u16,
     pub(super) lost: CancellationToken,
     close_reason: Arc<OnceLock<ServerClose>>,
-    /// Why what came could not be read any further.
+    /// Why the connection's input could not be read any further.
     unreadable: Arc<OnceLock<&'static str>>,
-    /// Consumer tags that the server cancelled, because the queue was deleted.
+    /// Tags of consumers that the server cancelled because their queue was deleted.
     pub(super) cancelled: mpsc::UnboundedReceiver<String>,
     cancelled_sender: mpsc::UnboundedSender<String>,
-    /// Consumers that have not handed off all they received.
+    /// Consumers that have not yet handed off everything they received.
     handing_off: TaskTracker,
     received: Arc<AtomicU64>,
     /// Channels that may still be opened in the place of closed ones.
     reopenable: Mutex<usize>,
 }
 
-/// A channel of consumers.
+/// A channel and the acknowledgements of its consumers.
 pub(super) struct Consumers {
     pub(super) channel: OpenChannel,
     acks: Arc<Acks>,
     acknowledging: AbortOnDropHandle<()>,
 }
 
-/// What the broker says to what it was asked: a refusal is an answer, too.
+/// The broker's answer to a request; a refusal is an answer, too.
 pub(super) type Answer<T> = Result<T, ServerClose>;
 
-/// How many channels of consumers a topology uses.
+/// How many consumer channels a topology uses.
 fn consumer_channels(config: &RabbitMqConfig) -> usize {
     match config.topology {
         Topology::PerUser | Topology::Firehose => 1,
-        // RabbitMQ works for each channel in a process of its own.
+        // RabbitMQ serves each channel in a separate process.
         Topology::Shared => config.shared_queues.into(),
     }
 }
 
-/// How many channels are left on a connection beside those that a link opens at once.
-/// amqprs does not look at the limit, and RabbitMQ closes the connection of who passes it.
+/// How many channels a connection has left beside those that a link opens at once.
+/// amqprs ignores the limit, and RabbitMQ closes a connection that exceeds it.
 pub(super) fn spare_channels(
     connection: &Connection,
     config: &RabbitMqConfig,
@@ -188,7 +187,7 @@ impl Channels {
         let lost_with_channel = Some(self.lost.clone().drop_guard());
         let channel =
             open_channel(&self.connection, lost_with_channel, &self.cancelled_sender).await?;
-        // Per consumer; bounds what amqprs buffers without bound.
+        // The prefetch, per consumer, bounds a buffer that amqprs does not bound.
         barrier(&channel.channel, self.prefetch).await?;
         let acks = Arc::new(Acks::new(self.prefetch));
         let acknowledging = {
@@ -256,7 +255,7 @@ impl Channels {
         let prefetch = self.prefetch;
         let sequence = |channel: Channel| async move {
             for each in steps {
-                // A frame after the server closed the channel would cost the connection.
+                // A frame on a channel that the server has closed ends the connection.
                 if channel.is_open() {
                     step(channel.clone(), each).await?;
                 }
@@ -267,7 +266,7 @@ impl Channels {
     }
 
     /// Starts consumers of queues, pipelined: without waiting for each answer, then
-    /// one barrier. A consumer's tag is its queue's name.
+    /// one barrier. The name of a queue is also the tag of its consumer.
     pub(super) async fn consume<D>(
         &self,
         on: &Consumers,
@@ -311,7 +310,7 @@ impl Channels {
         }
     }
 
-    /// Why the link is lost, if it is; else `error`.
+    /// Why the link is lost, if it is; otherwise `error`.
     pub(super) fn loss_or(&self, error: LinkError) -> LinkError {
         match self.lost.is_cancelled() {
             true => self.loss(),
@@ -332,13 +331,13 @@ impl Channels {
         }
     }
 
-    /// Ends all consumers at once, so that nothing more is received: the answer
-    /// to `channel.close` comes behind all deliveries. The queues, auto-delete, go.
+    /// Ends all consumers at once: the answer to `channel.close` comes after all
+    /// deliveries, so nothing more is received. The queues are auto-delete and go.
     pub(super) async fn stop_consuming(&mut self) {
         for on in &mut self.consumers {
             on.acknowledging.abort();
-            // Behind `channel.close`, an acknowledgement would cost the connection
-            // (504), and what is on its way with it.
+            // After `channel.close`, an acknowledgement would end the connection (504),
+            // and lose the deliveries that are in flight.
             let _ = (&mut on.acknowledging).await;
         }
         self.flush_acks().await;
@@ -351,20 +350,20 @@ impl Channels {
         join_all(self.consumers.iter().map(stop)).await;
     }
 
-    /// Acknowledges what was handed off and is not acknowledged yet.
+    /// Acknowledges what has been handed off and not yet acknowledged.
     async fn flush_acks(&self) {
         let flush = |on: &Consumers| {
             let (acks, channel) = (on.acks.clone(), on.channel.channel.clone());
             async move { acks.flush(&channel).await }
         };
-        // Only a dead connection makes it wait.
+        // Only a dead connection makes this wait.
         let flushes = join_all(self.consumers.iter().map(flush));
         if timeout(DRAIN_TIMEOUT, flushes).await.is_err() {
             debug!("RabbitMQ acknowledgements not sent in time");
         }
     }
 
-    /// The consumers that have not handed off all they received.
+    /// The consumers that have not yet handed off everything they received.
     pub(super) fn handing_off(&self) -> TaskTracker {
         self.handing_off.clone()
     }
@@ -378,10 +377,10 @@ impl Channels {
         }
     }
 
-    /// Says goodbye to the broker; bounded, because it may not be listening.
+    /// Closes the connection; bounded in time, because the broker may not answer.
     pub(super) async fn close(self) {
-        let goodbye = async move {
-            // The `Drop` of each would spawn a closing handshake.
+        let closing = async move {
+            // Dropping an open channel would spawn a closing handshake.
             for on in self.consumers {
                 let _ = on.channel.channel.close().await;
             }
@@ -390,8 +389,8 @@ impl Channels {
             }
             self.connection.close().await
         };
-        // In a task of its own: dropping an RPC's future is what must not happen.
-        match timeout(DRAIN_TIMEOUT, tokio::spawn(goodbye)).await {
+        // In a separate task: the future of an RPC must never be dropped.
+        match timeout(DRAIN_TIMEOUT, tokio::spawn(closing)).await {
             Ok(Ok(Ok(()))) => {}
             other => debug!(?other, "RabbitMQ connection not closed cleanly"),
         }

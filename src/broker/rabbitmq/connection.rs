@@ -1,9 +1,8 @@
-//! What amqprs and RabbitMQ do at the edge of a connection: opening, refusing,
-//! closing, and how that is told.
+//! Opening connections and channels, and learning of their end.
 //!
-//! amqprs reports no loss reliably; what is reliable is that its reader and
+//! amqprs reports no loss reliably. What is reliable is that its reader and
 //! dispatchers drop the callbacks that they own. So each callback holds a guard,
-//! and keeps what the server said when it closed.
+//! and records what the server said when it closed.
 
 use std::{
     sync::{
@@ -31,161 +30,17 @@ use tokio_rustls::TlsConnector;
 use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber, warn};
 
-use super::unreadable::Unreadable;
+use super::{
+    link_error::{LinkError, ServerClose, login_error},
+    unreadable::Unreadable,
+};
 use crate::{
     config::{AmqpUrl, AmqpUrls, RabbitMqTls},
-    tls::{self, TlsError},
+    tls,
 };
 
-/// Long enough for another task of this process to hand a frame to the writer.
+/// Long enough for another task to hand a frame to the writer.
 const CLOSE_OK_DELAY: Duration = Duration::from_millis(100);
-
-// Reply codes of AMQP 0-9-1.
-pub(crate) const ACCESS_REFUSED: u16 = 403;
-pub(crate) const NOT_FOUND: u16 = 404;
-const NOT_ALLOWED: u16 = 530;
-/// Also what RabbitMQ 4.3 answers to kinds of queues that it no longer has.
-const INTERNAL_ERROR: u16 = 541;
-
-/// Class and method of `queue.declare` in AMQP 0-9-1.
-const QUEUE_DECLARE: (u16, u16) = (50, 10);
-
-/// What the server said when it closed a connection or channel.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{code} {text}")]
-pub(crate) struct ServerClose {
-    pub(crate) code: u16,
-    pub(crate) text: String,
-    /// Class and method of what was refused, where it was that.
-    refused: (u16, u16),
-}
-
-impl ServerClose {
-    /// RabbitMQ's longer texts have line breaks; ours are lines in a log.
-    pub(super) fn new(code: u16, text: &str, refused: (u16, u16)) -> Self {
-        let words: Vec<_> = text.split_whitespace().collect();
-        let text = words.join(" ");
-        Self {
-            code,
-            text,
-            refused,
-        }
-    }
-
-    /// Whether it was the declaration of a queue that was refused.
-    pub(super) fn is_of_declare(&self) -> bool {
-        self.refused == QUEUE_DECLARE
-    }
-
-    /// The queue of which it said that it does not exist: RabbitMQ tells only in the text.
-    pub(super) fn missing_queue(&self) -> Option<&str> {
-        let (_, rest) = self.text.split_once("no queue '")?;
-        let (queue, _) = rest.split_once('\'')?;
-        (self.code == NOT_FOUND).then_some(queue)
-    }
-
-    /// Whether topic permissions have refused that binding key: RabbitMQ tells only in
-    /// the text, of which 255 bytes arrive.
-    pub(super) fn refuses_key(&self, key: &str) -> bool {
-        let Some((_, about)) = self.text.split_once("access to topic '") else {
-            return false;
-        };
-        let is_key = match about.strip_prefix(key) {
-            Some(rest) => rest.starts_with('\''),
-            None => key.starts_with(about.trim_end_matches('.')),
-        };
-        self.code == ACCESS_REFUSED && is_key
-    }
-
-    /// What the operator can do about it, where it is not a passing fault.
-    fn advice(&self) -> Option<&'static str> {
-        match self.code {
-            ACCESS_REFUSED => Some(
-                "grant the user configure, write and read on chat3-gateway.* and read on the exchange \
-                 and, with topic permissions, on its binding keys (docs/SECURITY.md)",
-            ),
-            NOT_ALLOWED => Some("check the vhost in RABBITMQ_URL and the user's access to it"),
-            INTERNAL_ERROR => Some(
-                "RabbitMQ's own log says what it does not support, and which deprecated_features.permit.* setting would allow it",
-            ),
-            _ => None,
-        }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
-    #[error("no answer within {0:?}")]
-    Timeout(Duration),
-    /// Its queue was this connection's, and the message has gone with it.
-    #[error("a message cannot be read by the AMQP library and is lost: {0}")]
-    Unreadable(&'static str),
-    #[error(
-        "RabbitMQ allows {allowed} channels on a connection, and {needed} are needed: raise its channel_max"
-    )]
-    TooFewChannels { allowed: u16, needed: usize },
-    #[error(
-        "what answers is no RabbitMQ that the AMQP library understands; check host and port in RABBITMQ_URL"
-    )]
-    Foreign,
-    #[error("{0}")]
-    Amqp(String),
-    #[error("closed by RabbitMQ: {0}{advice}", advice = advised(.0))]
-    Closed(ServerClose),
-    #[error("closed by RabbitMQ during login; check user and password in RABBITMQ_URL ({0})")]
-    Login(String),
-    /// The alert of a broker that misses a client certificate can get lost.
-    #[error(
-        "closed by RabbitMQ during login; check user and password in RABBITMQ_URL, and, if RabbitMQ \
-         asks for a client certificate, RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE ({0})"
-    )]
-    LoginOverTls(String),
-    #[error("TLS: {0}; {advice}", advice = advised_tls(.0))]
-    Tls(String),
-    #[error("TLS: {0}")]
-    Certificates(#[from] TlsError),
-    /// It is not the broker's: a new connection works at once.
-    #[error("renewed after many refusals, each of which costs a channel")]
-    Worn,
-}
-
-fn advised(close: &ServerClose) -> String {
-    close
-        .advice()
-        .map_or_else(String::new, |advice| format!("; {advice}"))
-}
-
-/// What the operator can do about a TLS connection that one side refused.
-fn advised_tls(refusal: &str) -> &'static str {
-    // An alert is what the broker said; anything else is our own verdict.
-    match refusal.contains("alert") {
-        true => "check RABBITMQ_CLIENT_CERT_FILE and RABBITMQ_CLIENT_KEY_FILE",
-        false => "check RABBITMQ_CA_FILE and the host in RABBITMQ_URL",
-    }
-}
-
-impl LinkError {
-    /// Whether only a change of configuration, here or at the broker, can help.
-    pub(super) fn is_configuration(&self) -> bool {
-        match self {
-            Self::Closed(close) => close.advice().is_some(),
-            Self::Login(_)
-            | Self::LoginOverTls(_)
-            | Self::Tls(_)
-            | Self::Certificates(_)
-            | Self::TooFewChannels { .. } => true,
-            Self::Timeout(_) | Self::Unreadable(_) | Self::Foreign | Self::Amqp(_) | Self::Worn => {
-                false
-            }
-        }
-    }
-}
-
-impl From<Error> for LinkError {
-    fn from(error: Error) -> Self {
-        Self::Amqp(error.to_string())
-    }
-}
 
 /// Connects to one of the nodes and logs in; returns the node's address as well.
 ///
@@ -240,8 +95,8 @@ async fn open_node(
         let adaptor = TlsAdaptor::new(connector, url.host.clone());
         arguments.tls_adaptor(adaptor);
     }
-    // amqprs traces what it sends: here, the password. It panics at what no RabbitMQ says,
-    // in whichever task asks.
+    // amqprs traces what it sends, which here includes the password. It panics, in the
+    // task that asks, at input that no RabbitMQ sends.
     let open = async move { Connection::open(&arguments).await };
     let open = tokio::spawn(open.with_subscriber(NoSubscriber::default()));
     match AbortOnDropHandle::new(open).await {
@@ -250,51 +105,7 @@ async fn open_node(
     }
 }
 
-/// amqprs tells of a refusal during the handshake only in the text of its error.
-fn login_error(error: Error, is_tls: bool) -> LinkError {
-    let text = error.to_string();
-    match error {
-        // rustls's words, for its own verdict and for the broker's.
-        Error::NetworkError(_)
-            if text.contains("peer certificate") || text.contains("fatal alert") =>
-        {
-            LinkError::Tls(text)
-        }
-        // A refused login is a connection closed without a word, as RabbitMQ does
-        // for clients that do not announce `authentication_failure_close`.
-        Error::NetworkError(_)
-            if ["reset by peer", "shutdown", "Broken pipe"]
-                .iter()
-                .any(|end| text.contains(end)) =>
-        {
-            match is_tls {
-                true => LinkError::LoginOverTls(text),
-                false => LinkError::Login(text),
-            }
-        }
-        Error::ConnectionOpenError(_) => match refusal(&text) {
-            Some(close) => LinkError::Closed(close),
-            None => LinkError::Amqp(text),
-        },
-        _ => LinkError::Amqp(text),
-    }
-}
-
-/// The reply code and text inside a rendered `connection.close`.
-fn refusal(text: &str) -> Option<ServerClose> {
-    for (code, name) in [
-        (NOT_ALLOWED, "NOT_ALLOWED"),
-        (ACCESS_REFUSED, "ACCESS_REFUSED"),
-    ] {
-        if let Some(start) = text.find(name) {
-            let text = text[start..].split('"').next().unwrap_or(name);
-            return Some(ServerClose::new(code, text, (0, 0)));
-        }
-    }
-    None
-}
-
-/// `lost` is dropped with the channel, for whatever reason that goes.
+/// Opens a channel. `lost` is dropped with it, however the channel ends.
 pub(crate) async fn open_channel(
     connection: &Connection,
     lost: Option<DropGuard>,
@@ -318,11 +129,11 @@ pub(crate) async fn open_channel(
     })
 }
 
-/// Returns when the server has accepted everything sent on `channel` so far. A
-/// refusal would have closed the channel, and the answer would never come.
+/// Returns when the server has accepted everything sent on `channel` so far. After a
+/// refusal, which closes the channel, the answer never comes.
 pub(crate) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Error> {
-    // Setting the prefetch again is the cheapest RPC without effect. It is per
-    // consumer: RabbitMQ 4.3 denies the global form.
+    // Setting the same prefetch again is the cheapest RPC without effect. The prefetch is
+    // per consumer: RabbitMQ 4.3 denies the global form.
     channel
         .basic_qos(BasicQosArguments::new(0, prefetch, false))
         .await
@@ -332,14 +143,14 @@ pub(crate) async fn barrier(channel: &Channel, prefetch: u16) -> Result<(), Erro
 pub(crate) struct OpenChannel {
     pub(crate) channel: Channel,
     pub(super) close_reason: Arc<OnceLock<ServerClose>>,
-    /// Messages that were published as mandatory and that no queue was bound for.
+    /// Counts messages that were published as mandatory and reached no queue.
     #[cfg_attr(not(feature = "cli"), allow(dead_code))] // For `publish`.
     pub(crate) returned: Arc<AtomicU64>,
 }
 
 impl OpenChannel {
     /// Waits for one RPC on this channel, or for a sequence that ends in one, for
-    /// at most `limit`. It runs in a task of its own, which nothing drops: amqprs
+    /// at most `limit`. The call runs in a separate task, which nothing drops: amqprs
     /// gives the answer to a dropped call to the next one.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
@@ -353,8 +164,8 @@ impl OpenChannel {
         }
     }
 
-    /// What the server said when it closed the channel, if it did; else `error`,
-    /// which only tells that a call did not succeed.
+    /// What the server said when it closed the channel, if it did; otherwise `error`,
+    /// which says only that a call did not succeed.
     pub(super) fn refusal_or(&self, error: Error) -> LinkError {
         match self.close_reason.get() {
             Some(close) => LinkError::Closed(close.clone()),
@@ -363,7 +174,7 @@ impl OpenChannel {
     }
 }
 
-/// Owned by amqprs's reader: dropped when the connection is gone for whatever reason.
+/// Owned by amqprs's reader, and dropped when the connection is gone for any reason.
 pub(super) struct OnConnection {
     pub(super) close_reason: Arc<OnceLock<ServerClose>>,
     pub(super) unreadable: Arc<OnceLock<&'static str>>,
@@ -389,7 +200,7 @@ impl ConnectionCallback for OnConnection {
         Ok(())
     }
 
-    // Neither comes: RabbitMQ tells only clients that announce the capability
+    // RabbitMQ sends neither: only to clients that announce the capability
     // `connection.blocked`, which amqprs does not.
     async fn blocked(&mut self, _: &Connection, _: String) {}
 
@@ -398,7 +209,7 @@ impl ConnectionCallback for OnConnection {
     async fn secret_updated(&mut self, _: &Connection) {}
 }
 
-/// Owned by a channel's dispatcher: dropped when the channel is gone.
+/// Owned by the dispatcher of a channel, and dropped when the channel is gone.
 struct OnChannel {
     close_reason: Arc<OnceLock<ServerClose>>,
     cancelled: mpsc::UnboundedSender<String>,
@@ -414,19 +225,19 @@ impl ChannelCallback for OnChannel {
             close.reply_text(),
             (close.class_id(), close.method_id()),
         ));
-        // amqprs answers `close-ok` when this returns, and a frame behind that costs
-        // the connection (504). Frames that were on their way to the writer get
-        // there meanwhile; RPCs that begin now fail when the dispatcher has ended.
+        // amqprs answers `close-ok` when this returns, and a frame after that ends the
+        // connection (504). Frames that are on their way to the writer get there
+        // meanwhile; RPCs that begin now fail when the dispatcher has ended.
         sleep(CLOSE_OK_DELAY).await;
         match channel.is_connection_open() {
             true => Ok(()),
-            // It would panic on an answer that nobody can take any more.
+            // amqprs would panic on an answer that nothing can take any more.
             false => Err(Error::ChannelCloseError("connection lost".to_owned())),
         }
     }
 
     async fn cancel(&mut self, _: &Channel, cancel: Cancel) -> Result<(), Error> {
-        // An error means that the link is already being taken down.
+        // An error means that the link is already closing.
         let _ = self.cancelled.send(cancel.consumer_tag().clone());
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A queue's consumer: from amqprs's message to the handlers, and settled.
+//! The consumer of a queue: takes messages from amqprs, calls the handlers, and settles.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -14,8 +14,8 @@ use tracing::error;
 use super::acks::Acks;
 use crate::broker::{Delivery, Handler};
 
-/// Bytes of updates after which the sockets get their turn to write: on one thread
-/// they would else only lag further behind while a burst is handed to them.
+/// Bytes of updates after which a consumer yields, so that the sockets can write: on one
+/// thread they would otherwise lag further behind during a burst.
 const TURN_BYTES: usize = 8 * 1024;
 
 /// Hands a queue's updates to `deliver` until the consumer has ended, and settles
@@ -27,7 +27,7 @@ pub(super) async fn consume(
 ) {
     let mut in_turn = 0;
     while let Some(message) = messages.recv().await {
-        // Each message has them.
+        // Every message has one.
         let Some(deliver_method) = message.deliver else {
             continue;
         };
@@ -35,7 +35,7 @@ pub(super) async fn consume(
         let content = message.content.unwrap_or_default();
         in_turn += content.len();
         deliver(&Delivery {
-            // It may be kept for long: without the room that was left while reading.
+            // The body may be kept for long: drop the spare capacity from reading.
             body: Bytes::from(content.into_boxed_slice()),
             routing_key: deliver_method.routing_key().clone(),
             published_at: properties.timestamp().and_then(published_at),
@@ -48,16 +48,16 @@ pub(super) async fn consume(
     }
 }
 
-/// A handler that panics must not take its user's subscription along, nor hold up
-/// everybody's acknowledgements with a gap.
+/// Calls a handler. One that panics must neither end its user's subscription nor leave
+/// a gap that holds up all acknowledgements.
 pub(super) fn hand_off(handler: &Handler, delivery: &Delivery) {
     if catch_unwind(AssertUnwindSafe(|| handler(delivery))).is_err() {
         error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
     }
 }
 
-/// Chat3 stamps messages in milliseconds, although AMQP 0-9-1 means seconds.
-/// Seconds are too coarse to measure a latency with and are left out.
+/// Reads a timestamp in milliseconds, as Chat3 sets it, although AMQP 0-9-1 means
+/// seconds. Seconds are too coarse to measure a latency with and are ignored.
 fn published_at(timestamp: u64) -> Option<SystemTime> {
     // In milliseconds this is the year 1973, in seconds the year 5138.
     const FIRST_MILLISECONDS: u64 = 100_000_000_000;

@@ -1,5 +1,5 @@
-//! The way between instances: a fanout exchange of the gateway's own, where each
-//! instance has a queue while it is connected. Orders are published elsewhere (`orders`).
+//! How orders arrive from other instances: through the gateway's fanout exchange, where
+//! each instance has a queue while it is connected. `orders` publishes them.
 //!
 //! Optional, and never in the way of updates: if RabbitMQ refuses it, there is a
 //! warning and no broadcast.
@@ -21,24 +21,25 @@ use tracing::{debug, warn};
 
 use super::{
     channels::Channels,
-    connection::{LinkError, OpenChannel, barrier},
+    connection::{OpenChannel, barrier},
+    link_error::LinkError,
     shared::Shared,
 };
 
-/// Orders on their way to us: small ones, unless somebody sends what is none.
+/// Unacknowledged orders. Orders are small, but anything may be published here.
 const PREFETCH: u16 = 10;
 
-/// How often the way is tried where RabbitMQ refuses it.
+/// How often consuming is tried again while RabbitMQ refuses it.
 const RETRY: Duration = Duration::from_secs(120);
 
-/// Limit of opening it anew.
+/// Time limit for consuming again.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The way from the other instances on one link; closed by dropping it.
+/// The consumer of orders on one link. Dropping it closes its channel.
 pub(super) struct Control {
     shared: Arc<Shared>,
     epoch: u64,
-    /// `None` while RabbitMQ refuses it.
+    /// `None` while RabbitMQ refuses to let it consume.
     consumed: Option<Consumed>,
     tried_at: Instant,
     tries: u64,
@@ -50,8 +51,8 @@ struct Consumed {
 }
 
 impl Control {
-    /// Opens the way, if it is configured. An error means that the link is lost. Not
-    /// bounded in time: the caller is.
+    /// Starts consuming orders, if a control exchange is configured. An error means that
+    /// the link is lost. Not bounded in time: the caller is.
     pub(super) async fn open(
         shared: &Arc<Shared>,
         epoch: u64,
@@ -71,12 +72,12 @@ impl Control {
         Ok(Some(control))
     }
 
-    /// Opens the way anew, if its exchange or queue is gone: an instance that hears no
-    /// order must not be taken for one that does.
+    /// Consumes again if the exchange or the queue is gone: an instance that gets no
+    /// orders must not report that it does.
     pub(super) async fn mend(&mut self, channels: &Channels) -> Result<(), LinkError> {
         if let Some(consumed) = &self.consumed {
-            // Refused if the exchange or the queue is gone. Where the exchange was made
-            // anew, the binding is the remedy.
+            // Refused if the exchange or the queue is gone. If the exchange was recreated,
+            // this binding is the remedy.
             let channel = consumed.channel.channel.clone();
             let bind =
                 QueueBindArguments::new(&consumed.queue, &self.shared.config.control_exchange, "");
@@ -100,7 +101,7 @@ impl Control {
 
     async fn consume(&mut self, channel: OpenChannel) {
         self.tried_at = Instant::now();
-        // Not to be mistaken for the queue before, which may not be gone yet.
+        // The previous queue may not be gone yet, so the name is a new one.
         let queue = format!(
             "chat3-gateway.{}.{}.control{}",
             self.shared.instance, self.epoch, self.tries
@@ -118,7 +119,7 @@ impl Control {
     }
 }
 
-/// Declares the exchange and an exclusive queue of that name, and consumes it.
+/// Declares the exchange and the exclusive queue `queue`, and consumes the queue.
 async fn consume(channel: &Channel, queue: &str, shared: &Arc<Shared>) -> Result<(), Error> {
     let exchange = &shared.config.control_exchange;
     let declare =
@@ -134,7 +135,7 @@ async fn consume(channel: &Channel, queue: &str, shared: &Arc<Shared>) -> Result
     channel
         .queue_bind(QueueBindArguments::new(queue, exchange, ""))
         .await?;
-    // Bounds what amqprs buffers without bound.
+    // The prefetch bounds a buffer that amqprs does not bound.
     barrier(channel, PREFETCH).await?;
     let consume = BasicConsumeArguments::new(queue, queue)
         .manual_ack(true)
@@ -159,7 +160,7 @@ impl AsyncConsumer for ControlConsumer {
             debug!(bytes = content.len(), "RabbitMQ control message received");
             self.0.broadcast_came(&content);
         }
-        // What was sent behind its close would cost the connection.
+        // A frame after the close of the channel would end the connection.
         if channel.is_open() {
             let ack = BasicAckArguments::new(deliver.delivery_tag(), false);
             // An error means that the channel is gone, and the queue with it.

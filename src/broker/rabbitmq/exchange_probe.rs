@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::connection::{NOT_FOUND, ServerClose};
+use super::link_error::{NOT_FOUND, ServerClose};
 
 /// How often to ask.
 pub(super) const INTERVAL: Duration = Duration::from_secs(5);
@@ -64,5 +64,49 @@ impl ExchangeProbe {
             self.resting_since = Some(now);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(code: u16, text: &str) -> ServerClose {
+        ServerClose::new(code, text, (50, 20))
+    }
+
+    fn forbidden() -> ServerClose {
+        close(403, "ACCESS_REFUSED - access to exchange 'x' refused")
+    }
+
+    #[test]
+    fn a_question_that_is_refused_gives_way_to_the_next_and_both_rest() {
+        let mut probe = ExchangeProbe::new();
+        let mut now = Instant::now();
+        assert_eq!(probe.question(now), Some(Question::Bind));
+        probe.refused(forbidden(), now).unwrap();
+        assert_eq!(probe.question(now), Some(Question::Declare));
+        for _ in 0..3 {
+            probe.refused(forbidden(), now).unwrap();
+            assert_eq!(probe.question(now), None);
+            assert_eq!(probe.question(now + REST - INTERVAL), None);
+            now += REST;
+            // After the rest, one refusal is enough to rest again.
+            assert_eq!(probe.question(now), Some(Question::Bind));
+        }
+    }
+
+    #[test]
+    fn a_missing_exchange_is_the_end_and_a_missing_queue_is_not() {
+        let mut probe = ExchangeProbe::new();
+        let now = Instant::now();
+        let queue = close(404, "NOT_FOUND - no queue 'q' in vhost '/'");
+        probe.refused(queue, now).unwrap();
+        assert_eq!(probe.question(now), Some(Question::Bind));
+        let exchange = close(404, "NOT_FOUND - no exchange 'x' in vhost '/'");
+        assert_eq!(probe.refused(exchange, now).unwrap_err().code, 404);
+        probe.refused(forbidden(), now).unwrap();
+        let exchange = close(404, "NOT_FOUND - no exchange 'x' in vhost '/'");
+        assert!(probe.refused(exchange, now).is_err());
     }
 }

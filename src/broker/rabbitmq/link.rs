@@ -1,9 +1,8 @@
 //! One connection to the broker, from its opening to its loss: an event loop that brings
 //! the actual state in line with the desired one (`reconciler`), a round at a time.
 //!
-//! Owns what may happen meanwhile, and in which order it is attended to: the loss of the
-//! connection, queues that somebody deleted, the exchange's disappearance, the way to the
-//! other instances.
+//! Owns which event is handled first: the loss of the connection, deleted queues, a
+//! missing exchange, the consumer of orders from other instances, the next round.
 //!
 //! The next round begins when the one before has been answered, which keeps the
 //! operations on one user in order.
@@ -18,9 +17,9 @@ use tracing::info;
 
 use super::{
     channels::Channels,
-    connection::{LinkError, NOT_FOUND},
     control::Control,
     exchange_probe::{self, ExchangeProbe, Question},
+    link_error::{LinkError, NOT_FOUND},
     reconciler::{Reconciler, Round},
     shared::Shared,
     topology,
@@ -30,13 +29,13 @@ use crate::{config::AmqpUrl, user::User};
 /// How often a long resubscription reports in the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// How often a missing exchange is looked for. Users wait for it, so it is short.
+/// How often a missing exchange is tried again. Users wait for it, so it is short.
 const EXCHANGE_RETRY: Duration = Duration::from_secs(2);
 
 pub(super) struct Link {
     shared: Arc<Shared>,
     channels: Channels,
-    /// The way to the other instances, where it is configured.
+    /// The consumer of orders from other instances, where it is configured.
     control: Option<Control>,
     reconciler: Reconciler<Channels>,
     probe: ExchangeProbe,
@@ -125,7 +124,7 @@ impl Link {
             let due =
                 async |at: Option<Instant>| sleep_until(at.unwrap_or_else(Instant::now)).await;
             tokio::select! {
-                // What is rare comes first.
+                // Rare events come first.
                 biased;
                 () = self.channels.lost.cancelled() => return self.ended(self.channels.loss()),
                 () = shared.stop_consuming.cancelled() => return Ended::Stopped,
@@ -172,7 +171,7 @@ impl Link {
         info!(subscribed, to_do, "RabbitMQ subscriptions in progress");
     }
 
-    /// Looks after what would not report its own loss.
+    /// Checks what does not report its loss.
     async fn look_after(&mut self) -> Result<(), LinkError> {
         self.probe_exchange().await?;
         match &mut self.control {
@@ -211,12 +210,12 @@ impl Link {
         self.channels.stop_consuming().await;
     }
 
-    /// The consumers that have not handed off all they received.
+    /// The consumers that have not yet handed off everything they received.
     pub(super) fn handing_off(&self) -> TaskTracker {
         self.channels.handing_off()
     }
 
-    /// Says goodbye to the broker.
+    /// Closes the connection.
     pub(super) async fn close(self) {
         self.channels.close().await;
     }

@@ -1,7 +1,7 @@
-//! Where orders are published to the other instances: over a connection of its own.
+//! Publishes orders to the other instances, over a separate connection.
 //!
-//! RabbitMQ blocks a connection that publishes while it is short of memory or disk, and
-//! tells nobody: nothing on it is answered any more. So the connection of the updates
+//! While RabbitMQ is short of memory or disk, it blocks every connection that publishes,
+//! without notice, and answers nothing on it. So the connection that receives updates
 //! publishes nothing. This one is opened with the first order, and kept.
 
 use std::{sync::Arc, time::Duration};
@@ -18,20 +18,21 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    connection::{LinkError, OpenChannel, barrier, open_channel, open_connection},
+    connection::{OpenChannel, barrier, open_channel, open_connection},
+    link_error::LinkError,
     shared::Shared,
 };
 
-/// How long the caller who gives an order waits until RabbitMQ has it.
+/// How long the caller waits until RabbitMQ has accepted an order.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Limit of the goodbye to a broker that may not be listening.
+/// Time limit of closing the connection: the broker may not answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The barrier's argument, which means nothing to a channel that only publishes.
+/// The argument of the barrier, without meaning on a channel that only publishes.
 const PREFETCH: u16 = 1;
 
-/// The way out for orders. One is published at a time.
+/// The publisher of orders: one at a time.
 pub(super) struct Orders {
     shared: Arc<Shared>,
     publishing: Arc<Mutex<Option<Publishing>>>,
@@ -40,7 +41,7 @@ pub(super) struct Orders {
 struct Publishing {
     connection: Connection,
     channel: OpenChannel,
-    /// An order that was sent, and not answered in time.
+    /// An order that was sent and not confirmed in time.
     unanswered: Option<JoinHandle<Result<(), Error>>>,
 }
 
@@ -52,10 +53,10 @@ impl Orders {
         }
     }
 
-    /// Publishes `message`: whether RabbitMQ has it. One that it has not in time may
-    /// arrive later; until then, none is sent after it.
+    /// Publishes `message`; returns whether RabbitMQ has accepted it. A message that is
+    /// not accepted in time may still arrive; until then, no other is sent.
     pub(super) async fn publish(&self, message: Bytes) -> bool {
-        // In a task of its own: what it asks amqprs must be waited for to its end.
+        // In a separate task: a call into amqprs must run to its end.
         let publish = {
             let (shared, publishing) = (self.shared.clone(), self.publishing.clone());
             async move {
@@ -155,7 +156,7 @@ async fn open(shared: &Shared) -> Result<Publishing, LinkError> {
         let heartbeat = config.heartbeat;
         let opening = open_connection(&config.url, &config.tls, &name, heartbeat, PUBLISH_TIMEOUT);
         let (connection, _) = opening.await?;
-        // Nothing is consumed there.
+        // Nothing is consumed on this connection.
         let (cancelled, _) = mpsc::unbounded_channel();
         let channel = open_channel(&connection, None, &cancelled).await?;
         Ok::<_, LinkError>((connection, channel))

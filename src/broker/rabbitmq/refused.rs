@@ -118,3 +118,214 @@ impl Refused {
         std::mem::take(&mut self.waiting)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::user::UserId;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn user(id: usize) -> User {
+        User {
+            id: UserId::parse(&format!("u{id}")).unwrap(),
+            tenant: None,
+        }
+    }
+
+    fn none() -> Refused {
+        Refused::new(IndexSet::new(), Instant::now())
+    }
+
+    fn all(_: &User) -> bool {
+        true
+    }
+
+    #[test]
+    fn one_who_was_refused_waits_and_is_tried_ever_more_rarely() {
+        let mut refused = none();
+        let mut now = Instant::now() + 100 * SECOND;
+        assert!(!refused.holds(&user(1), 0));
+        assert_eq!(refused.retry_at(), None);
+        refused.add(user(1), now);
+        assert!(refused.holds(&user(1), 1));
+        let mut pauses = Vec::new();
+        for _ in 0..5 {
+            let at = refused.retry_at().unwrap();
+            pauses.push(at.duration_since(now).as_secs());
+            now = at;
+            assert_eq!(refused.retry(all, now), Some(user(1)));
+            // On trial, nothing holds the user, and nobody else is tried.
+            assert!(!refused.holds(&user(1), 0));
+            assert_eq!(refused.retry_at(), None);
+            refused.add(user(1), now);
+            assert_eq!(refused.conclude(&[user(1)], |_| false), []);
+        }
+        assert_eq!(pauses, [30, 30, 60, 120, 120]);
+    }
+
+    #[test]
+    fn the_first_who_gets_through_frees_all_and_the_pauses_begin_anew() {
+        let mut refused = none();
+        let start = Instant::now();
+        for id in 1..=3 {
+            refused.add(user(id), start);
+        }
+        for _ in 0..3 {
+            let tried = refused.retry(all, start).unwrap();
+            refused.add(tried.clone(), start);
+            // Others were subscribed meanwhile; that tells nothing.
+            assert_eq!(refused.conclude(&[user(9)], all), []);
+            assert_eq!(refused.conclude(&[tried], |_| false), []);
+        }
+        let tried = refused.retry(all, start).unwrap();
+        let mut freed = refused.conclude(&[user(9), tried.clone()], all);
+        freed.push(tried);
+        freed.sort_by_key(|user| user.id.as_str().to_owned());
+        assert_eq!(freed, [user(1), user(2), user(3)]);
+        assert_eq!(refused.retry_at(), None);
+        refused.add(user(1), start);
+        assert_eq!(refused.retry_at(), Some(start + RETRY_PAUSE));
+        // Of the trial that is over, nothing more follows.
+        assert_eq!(refused.conclude(&[user(3)], all), []);
+    }
+
+    #[test]
+    fn who_has_left_is_not_tried() {
+        let mut refused = none();
+        let now = Instant::now();
+        for id in 1..=3 {
+            refused.add(user(id), now);
+        }
+        assert_eq!(refused.retry(|it| *it == user(2), now), Some(user(2)));
+        assert_eq!(refused.retry(|_| false, now), None);
+        assert_eq!(refused.retry_at(), None);
+    }
+
+    #[test]
+    fn a_retry_in_vain_ends_no_trial() {
+        let mut refused = none();
+        let now = Instant::now();
+        refused.add(user(1), now);
+        assert_eq!(refused.retry(all, now), Some(user(1)));
+        // It has not been applied yet; there is nobody else to try.
+        assert_eq!(refused.retry(all, now), None);
+        refused.add(user(2), now);
+        assert_eq!(refused.conclude(&[user(1)], all), [user(2)]);
+    }
+
+    #[test]
+    fn while_nothing_is_known_to_work_one_user_tries_it_for_all() {
+        let mut refused = none();
+        let now = Instant::now();
+        assert_eq!((refused.limit(0, 256), refused.limit(1, 256)), (1, 256));
+        for id in 1..=TRIES_FOR_ALL {
+            assert!(!refused.holds(&user(id), 0));
+            assert_eq!(refused.limit(0, 256), 1);
+            refused.add(user(id), now);
+        }
+        // As many were refused, and nobody got through: the others wait untried.
+        assert_eq!(refused.limit(0, 256), 256);
+        assert!(refused.holds(&user(100), 0));
+        assert!(!refused.holds(&user(101), 1));
+        // And all of them, when one gets through.
+        let tried = refused.retry(all, now).unwrap();
+        assert!(!refused.holds(&tried, 0));
+        let freed = refused.conclude(&[tried], all);
+        assert_eq!(freed.len(), TRIES_FOR_ALL);
+        assert!(freed.contains(&user(100)));
+    }
+
+    #[test]
+    fn the_next_connection_knows_who_was_refused() {
+        let now = Instant::now();
+        let mut before = none();
+        before.add(user(1), now);
+        let mut refused = Refused::new(before.take_all(), now);
+        assert_eq!(before.retry_at(), None);
+        assert!(refused.holds(&user(1), 0));
+        assert_eq!(refused.retry_at(), Some(now + RETRY_PAUSE));
+    }
+
+    proptest! {
+        /// Some users are permitted, others are not, and that changes.
+        #[test]
+        fn nobody_waits_for_ever_and_nobody_who_waits_is_tried(
+            users in 1..25_usize,
+            permitted in vec((any::<u8>(), any::<bool>()), 0..30),
+        ) {
+            let mut refused = none();
+            let mut now = Instant::now();
+            let mut is_permitted: HashMap<User, bool> = HashMap::new();
+            let mut subscribed = HashSet::new();
+            let mut pending: Vec<User> = (0..users).map(user).collect();
+            // At first as it happens; then for so long that each has a turn; then all may.
+            let end = permitted.len() + 2 * users;
+            for step in 0..=end {
+                if let Some((id, may)) = permitted.get(step) {
+                    is_permitted.insert(user(usize::from(*id) % users), *may);
+                }
+                let waiting: Vec<User> = refused.waiting.iter().cloned().collect();
+                // The rounds of a link, until nothing is left to do.
+                while !pending.is_empty() {
+                    let limit = refused.limit(subscribed.len(), 4).min(pending.len());
+                    let round: Vec<User> = pending.drain(..limit).collect();
+                    let count = subscribed.len();
+                    for user in &round {
+                        if refused.holds(user, count) {
+                            continue;
+                        }
+                        let is_on_trial = refused.on_trial.as_ref() == Some(user);
+                        prop_assert!(is_on_trial || !waiting.contains(user) || count > 0);
+                        if step == end || is_permitted.get(user).copied().unwrap_or_default() {
+                            subscribed.insert(user.clone());
+                        } else {
+                            refused.add(user.clone(), now);
+                        }
+                    }
+                    pending.extend(refused.conclude(&round, |user| subscribed.contains(user)));
+                }
+                prop_assert_eq!(refused.waiting.len() + subscribed.len(), users);
+                prop_assert!(refused.waiting.iter().all(|user| !subscribed.contains(user)));
+                if let Some(at) = refused.retry_at() {
+                    prop_assert!(at <= now + MAX_RETRY_PAUSE);
+                    now = now.max(at);
+                    pending.extend(refused.retry(all, now));
+                }
+                if step == end {
+                    break;
+                }
+            }
+            // One trial more than the last, which is permitted: all are subscribed.
+            while !pending.is_empty() {
+                let round = std::mem::take(&mut pending);
+                let free = round.iter().filter(|user| !refused.holds(user, subscribed.len()));
+                subscribed.extend(free.cloned().collect::<Vec<_>>());
+                pending = refused.conclude(&round, |user| subscribed.contains(user));
+            }
+            prop_assert_eq!(subscribed.len(), users);
+        }
+
+        /// Where all are refused, each is tried in turn.
+        #[test]
+        fn each_who_waits_has_a_turn(users in 1..40_usize) {
+            let mut refused = none();
+            let now = Instant::now();
+            for id in 0..users {
+                refused.add(user(id), now);
+            }
+            let mut tried = HashSet::new();
+            for _ in 0..2 * users {
+                let user = refused.retry(all, now).unwrap();
+                refused.add(user.clone(), now);
+                prop_assert_eq!(refused.conclude(std::slice::from_ref(&user), |_| false), []);
+                tried.insert(user);
+            }
+            prop_assert_eq!(tried.len(), users);
+        }
+    }
+}

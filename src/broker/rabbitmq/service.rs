@@ -1,5 +1,5 @@
 //! [`RabbitMqService`]: what callers see. It records the desired state and returns at
-//! once; a supervisor task carries it out whenever the broker is there.
+//! once; a supervisor task applies it whenever the broker is reachable.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

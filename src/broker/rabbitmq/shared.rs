@@ -17,7 +17,7 @@ pub(super) struct Shared {
     /// Distinguishes this process's queues from those of any other.
     pub(super) instance: String,
     pub(super) desired: Desired,
-    /// Counts the updates that came, on whichever link.
+    /// Counts the updates that have arrived, on any link.
     pub(super) received: Arc<AtomicU64>,
     pub(super) connected: watch::Sender<bool>,
     /// Stage one of the shutdown: consume no more.
@@ -26,7 +26,7 @@ pub(super) struct Shared {
     pub(super) consuming: watch::Sender<bool>,
     /// Stage two: close the connection.
     pub(super) close: CancellationToken,
-    /// Whether orders come from the other instances, and so reach them.
+    /// Whether orders from other instances arrive, and so reach them, too.
     control_connected: AtomicBool,
     broadcast_handlers: Mutex<Vec<BroadcastHandler>>,
 }
@@ -76,7 +76,7 @@ impl Shared {
         handlers.push(handler);
     }
 
-    /// Hands what another instance broadcast to all handlers.
+    /// Calls all handlers with a message that another instance broadcast.
     pub(super) fn broadcast_came(&self, message: &[u8]) {
         let handlers = &self.broadcast_handlers;
         let handlers = handlers.lock().unwrap_or_else(PoisonError::into_inner);

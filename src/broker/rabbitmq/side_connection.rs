@@ -1,8 +1,8 @@
-//! A connection beside the link, on which things are tried that may be refused, and
-//! which listens for a while to what the exchange carries.
+//! A connection beside the link: for trying what RabbitMQ may refuse, and for listening
+//! to the exchange for a while.
 //!
-//! Invariant: nothing outlives the connection, and nothing that happens to it concerns
-//! the link. Queues are exclusive, short, and gone with it.
+//! Invariant: nothing outlives the connection, and nothing that happens to it affects
+//! the link. Its queues are exclusive and short, and RabbitMQ deletes them with it.
 
 // More of it than serving takes is for the command `doctor`.
 #![cfg_attr(not(feature = "cli"), allow(dead_code))]
@@ -30,7 +30,8 @@ use tokio::{
 
 use super::{
     channels::spare_channels,
-    connection::{LinkError, OpenChannel, barrier, open_channel, open_connection},
+    connection::{OpenChannel, barrier, open_channel, open_connection},
+    link_error::LinkError,
 };
 use crate::{
     broker::survey::{self, Generation},
@@ -39,35 +40,35 @@ use crate::{
     user::{TenantId, User, UserId},
 };
 
-/// Limit of each question to RabbitMQ.
+/// Time limit of each request to RabbitMQ.
 const STEP: Duration = Duration::from_secs(5);
 
-/// The connection may be closing, and so may we.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// Time limit of closing: the connection may be dead, and this process may be stopping.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes that a queue keeps for us at most, if we are slower than Chat3.
+/// The most bytes that a queue keeps if this side is slower than Chat3.
 const MAX_WAITING_BYTES: i64 = 8 << 20;
 
-/// Updates on their way to us, for each queue: few, since nobody knows their size.
+/// Unacknowledged updates of each queue: few, since their size is unknown.
 const PREFETCH: u16 = 50;
 
-/// Updates of all queues that wait to be looked at. Their bodies are gone by then.
+/// Updates of all queues that wait to be examined. Their bodies are already dropped.
 const WAITING: usize = 200;
 
-/// A connection, and a channel that is opened anew after each refusal.
+/// A connection, and a channel that is replaced after each refusal.
 pub(crate) struct SideConnection {
     connection: Connection,
-    /// What the names of its queues begin with.
+    /// The prefix of the names of its queues.
     pub(crate) prefix: String,
     channel: Option<OpenChannel>,
     cancelled: mpsc::UnboundedSender<String>,
-    /// Nobody is told what has been deleted: it was us.
+    /// Cancellations are ignored: this side deletes its own queues.
     _cancelled: mpsc::UnboundedReceiver<String>,
 }
 
 impl SideConnection {
-    /// Connects and logs in as the link does. `purpose` is in the names of the connection
-    /// and the queues, and so is `instance`.
+    /// Connects and logs in as the link does. `purpose` and `instance` become part of the
+    /// names of the connection and its queues.
     pub(crate) async fn open(
         config: &RabbitMqConfig,
         purpose: &str,
@@ -87,13 +88,13 @@ impl SideConnection {
         })
     }
 
-    /// Whether RabbitMQ allows a connection as many channels as the link opens.
+    /// Checks that RabbitMQ allows as many channels on a connection as the link opens.
     pub(crate) fn check_channels(&self, config: &RabbitMqConfig) -> Result<(), LinkError> {
         spare_channels(&self.connection, config).map(drop)
     }
 
-    /// Asks RabbitMQ one thing. A refusal is [`LinkError::Closed`], and the next
-    /// question has a new channel.
+    /// Makes one request. A refusal is [`LinkError::Closed`]; the next request then gets a
+    /// new channel.
     pub(crate) async fn ask<T, F>(
         &mut self,
         question: impl FnOnce(Channel) -> F,
@@ -113,7 +114,7 @@ impl SideConnection {
         answer
     }
 
-    /// Declares an exclusive queue as the gateway does, of at most so many updates.
+    /// Declares an exclusive queue as the gateway does, of at most `most` updates.
     pub(crate) async fn declare(&mut self, queue: &str, most: i64) -> Result<(), LinkError> {
         let mut declare = QueueDeclareArguments::new(queue);
         declare.exclusive(true).auto_delete(true);
@@ -141,9 +142,22 @@ impl SideConnection {
             .await
     }
 
-    /// Binds `queue` to the updates' exchange with `#`, or else, where topic permissions
-    /// refuse that, with all that they permit of what a gateway might bind: for all users,
-    /// and for these.
+    /// Binds `queue` with each of the keys, up to the first that is refused.
+    pub(crate) async fn bind_all(
+        &mut self,
+        queue: &str,
+        exchange: &str,
+        keys: &[String],
+    ) -> Result<(), LinkError> {
+        for key in keys {
+            self.bind(queue, exchange, key).await?;
+        }
+        Ok(())
+    }
+
+    /// Binds `queue` to the exchange of updates with `#`. If topic permissions refuse that,
+    /// binds it with every permitted key that a gateway might use: for all users, and for
+    /// `users`.
     pub(crate) async fn bind_widely(
         &mut self,
         queue: &str,
@@ -168,7 +182,7 @@ impl SideConnection {
                 }
                 for user in users {
                     let own = template.render(user).collect();
-                    // What is refused for one is so for all.
+                    // A template that is refused for one user is refused for all.
                     if !self
                         .is_permitted(queue, exchange, own, &mut permitted)
                         .await?
@@ -210,7 +224,7 @@ impl SideConnection {
             .await
     }
 
-    /// Listens, to no queue yet.
+    /// Prepares to listen; [`Listening::to`] adds queues.
     pub(crate) async fn listen(&self) -> Result<Listening, LinkError> {
         let on = self.another_channel().await?;
         let channel = on.channel.clone();
@@ -233,27 +247,27 @@ impl SideConnection {
     }
 
     pub(crate) async fn close(self) {
-        let goodbye = async move {
+        let closing = async move {
             if let Some(open) = self.channel {
                 let _ = open.channel.close().await;
             }
-            // Exclusive queues go with the connection, whatever comes back.
+            // RabbitMQ deletes the exclusive queues with the connection in any case.
             let _ = self.connection.close().await;
         };
-        let _ = timeout(GOODBYE, tokio::spawn(goodbye)).await;
+        let _ = timeout(CLOSE_TIMEOUT, tokio::spawn(closing)).await;
     }
 }
 
-/// What may be listened to.
+/// What RabbitMQ permits to listen to.
 pub(crate) enum Scope {
     Everything,
-    /// What these keys bring.
+    /// Updates that match these keys.
     Some(Vec<String>),
-    /// Why it is nothing.
+    /// Nothing, and why.
     Nothing(LinkError),
 }
 
-/// The configured templates, and those of all generations, each alone.
+/// The configured templates and those of all generations, one by one.
 fn templates(configured: &BindingKeys) -> Vec<BindingKeys> {
     let known = Generation::ALL.iter().flat_map(|each| each.templates());
     let mut texts: Vec<&str> = configured.templates().collect();
@@ -265,21 +279,21 @@ fn templates(configured: &BindingKeys) -> Vec<BindingKeys> {
     texts.into_iter().map(survey::one).collect()
 }
 
-/// What some queues get.
+/// The updates that arrive in some queues.
 pub(crate) struct Listening {
     on: OpenChannel,
-    /// Lives in the consumers alone: when they are gone, so is the connection.
+    /// Only the consumers hold it: when they are gone, so is the connection.
     sender: mpsc::WeakSender<Heard>,
     first: Option<mpsc::Sender<Heard>>,
     heard: mpsc::Receiver<Heard>,
 }
 
-/// One update, as one of the queues got it. Its body is not kept.
+/// One update, as one of the queues received it. Its body is not kept.
 pub(crate) struct Heard {
-    /// The number with which it was listened to.
+    /// The number that was given to [`Listening::to`].
     pub(crate) queue: usize,
     pub(crate) routing_key: String,
-    /// The user in the body; `None` if it is no update, or for nobody that there can be.
+    /// The user that the body names; `None` if it is not an update, or the id is invalid.
     pub(crate) user: Option<User>,
     /// As published.
     pub(crate) timestamp: Option<u64>,
@@ -287,7 +301,7 @@ pub(crate) struct Heard {
 }
 
 impl Listening {
-    /// Listens to one queue more.
+    /// Listens to one more queue.
     pub(crate) async fn to(&mut self, queue: &str, number: usize) -> Result<(), LinkError> {
         let sender = self.first.take().or_else(|| self.sender.upgrade());
         let sender = sender.ok_or_else(broke)?;
@@ -298,7 +312,7 @@ impl Listening {
         self.on.ask(STEP, consume).await
     }
 
-    /// The next update; `None` when the time is over.
+    /// Waits for the next update; `None` after `until`.
     pub(crate) async fn next(&mut self, until: Instant) -> Result<Option<Heard>, LinkError> {
         match timeout_at(until, self.heard.recv()).await {
             Ok(Some(heard)) => Ok(Some(heard)),
@@ -333,7 +347,7 @@ impl AsyncConsumer for Ear {
             timestamp: properties.timestamp(),
             at: SystemTime::now(),
         };
-        // Errors mean that it is over. Without the acknowledgement no more come.
+        // An error means that listening is over; without an acknowledgement, deliveries stop.
         if self.sender.send(heard).await.is_ok() {
             let ack = BasicAckArguments::new(deliver.delivery_tag(), false);
             let _ = channel.basic_ack(ack).await;
@@ -341,7 +355,7 @@ impl AsyncConsumer for Ear {
     }
 }
 
-/// The user that the body names, with the tenant.
+/// The user that the body names, with its tenant.
 fn recipient(body: &[u8]) -> Option<User> {
     let update = Update::decode(body).ok()?;
     let tenant = update.tenant_id().map(TenantId::parse);

@@ -1,14 +1,14 @@
-//! Finds out why nothing comes: whether updates of users online here are published with
-//! keys that no binding matches.
+//! Finds out why no updates arrive: whether updates for users who are online here are
+//! published with keys that no binding matches.
 //!
 //! A wrong `RABBITMQ_BINDING_KEYS` looks like a quiet chat: everything is connected, bound
-//! and empty. So where users are online and nothing has come for a while, this takes a
-//! look at what the exchange carries: for a short time, over a connection of its own, and
-//! the more rarely the longer the silence lasts.
+//! and empty. So while users are online and nothing has arrived for a while, this module
+//! looks at what the exchange carries: for a short time, over a separate connection, and
+//! more rarely the longer the silence lasts.
 //!
-//! Only an update for a user who is online here, of a known generation of Chat3, and
-//! whom no configured template reaches, is a finding. A quiet exchange, or one that carries
-//! what is for others, tells nothing.
+//! The only finding is an update of a known generation of Chat3, for a user who is online
+//! here, that no configured template matches. A quiet exchange, or one that carries
+//! updates for others only, proves nothing.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -22,45 +22,45 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    connection::LinkError,
+    link_error::LinkError,
     shared::Shared,
     side_connection::{Scope, SideConnection},
 };
 use crate::{broker::survey::Survey, user::User};
 
-/// How long one look takes at most; not longer than the silence that led to it.
+/// The longest time of one look; it also lasts no longer than the silence before it.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// Limit of all that a look asks RabbitMQ for, beside listening.
+/// Time limit of all requests of a look to RabbitMQ, beside listening.
 const AROUND_LOOK: Duration = Duration::from_secs(60);
 
-/// Updates that are looked at, at most.
+/// The most updates that a look examines.
 const ENOUGH: usize = 2_000;
 
-/// Updates of users online here that are missed, after which no more are needed.
+/// A look ends after this many missed updates for users who are online here.
 const ENOUGH_MISSED: usize = 20;
 
-/// What the queue keeps at most: on a busy exchange some updates will do.
+/// The most updates that the queue keeps: on a busy exchange, some are enough.
 const QUEUE_LENGTH: i64 = 500;
 
-/// Users for whom other keys are tried, where not everything may be listened to.
+/// Users for whom other keys are tried where `#` is not permitted.
 const SAMPLE: usize = 20;
 
-/// Longest pause between two looks, if the first one comes no later.
+/// Longest pause between two looks, unless the configured silence is longer.
 const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
 
-/// Between two looks at whether anything has come.
+/// Longest pause between two checks whether anything has arrived.
 const MAX_TICK: Duration = Duration::from_secs(30);
 
-/// What a look has found.
+/// The result of a look.
 enum Found {
-    /// Nobody's updates, or those of users who are not online here.
+    /// No updates, or only updates for users who are not online here.
     Nothing { heard: usize },
-    /// An update of a user online here that the bindings match: it will come.
+    /// An update for a user who is online here that the bindings match: it will arrive.
     Matched,
-    /// Updates of users online here that no binding matches, and what to do about it.
+    /// Updates for users who are online here that no binding matches, and what to do.
     Dead { missed: usize, advice: String },
-    /// What may not be listened to.
+    /// RabbitMQ does not permit to listen.
     Refused(LinkError),
 }
 
@@ -103,7 +103,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// How long nothing has come, and what is known about it.
+/// How long no update has arrived, and what is known about it.
 struct Silence {
     after: Duration,
     received: u64,
@@ -122,14 +122,14 @@ impl Silence {
             received: shared.received.load(Ordering::Relaxed),
             since: Instant::now(),
             looked_at: Instant::now(),
-            // Instances that were started together do not look together.
+            // Instances that started together must not look together.
             pause: after.mul_f64(rand::random_range(1.0..=1.25)),
             is_dead: false,
             warned_of_refusal: false,
         }
     }
 
-    /// Whether users are online, nothing comes, and a look is due.
+    /// Whether users are online, nothing arrives, and a look is due.
     fn has_lasted(&mut self, shared: &Shared) -> bool {
         let received = shared.received.load(Ordering::Relaxed);
         let has_come = received != self.received;
@@ -156,7 +156,7 @@ impl Silence {
         let outcome = found.as_ref().map_or("failed", Found::outcome);
         shared.metrics.silence_look(outcome);
         match found {
-            // Meanwhile something has come after all.
+            // Something has arrived meanwhile after all.
             Ok(Found::Dead { .. }) if shared.received.load(Ordering::Relaxed) != self.received => {}
             Ok(Found::Dead { missed, advice }) => {
                 shared.metrics.bindings_dead.set(1);
@@ -232,8 +232,8 @@ async fn look_over(
     })
 }
 
-/// Who is subscribed here of those who may get `user`'s updates: with that tenant, or
-/// without any.
+/// The user who is subscribed here and gets the updates of `user`: with the same tenant,
+/// or without one.
 fn subscriber(shared: &Shared, user: User) -> Option<User> {
     let without_tenant = User {
         id: user.id.clone(),

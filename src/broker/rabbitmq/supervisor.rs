@@ -13,8 +13,8 @@ use tracing::{info, warn};
 use super::{
     backoff::Backoff,
     channels::Channels,
-    connection::LinkError,
     link::{Ended, Link},
+    link_error::LinkError,
     shared::Shared,
     silence,
 };

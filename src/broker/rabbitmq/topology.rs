@@ -1,7 +1,7 @@
-//! The actual state: what users have at the broker on one connection. A seam between the
-//! reconciliation and the topologies, of which `RABBITMQ_TOPOLOGY` chooses one.
+//! The actual state: what users have at the broker on one connection. The seam between the
+//! reconciler and the topologies, of which `RABBITMQ_TOPOLOGY` chooses one.
 //!
-//! Either each user has a queue of their own ([`own_queues`]), or users share
+//! Either each user has a separate queue ([`own_queues`]), or users share
 //! queues ([`common_queues`]): one or a few that are bound for them, or one that is bound
 //! for everybody.
 //!
@@ -23,40 +23,40 @@ use tokio::time::Instant;
 use self::{common_queues::CommonQueues, own_queues::OwnQueues};
 use super::{
     channels::Channels,
-    connection::{LinkError, ServerClose},
     desired::Subscription,
+    link_error::{LinkError, ServerClose},
     shared::Shared,
 };
 use crate::{config, user::User};
 
-/// Users who were refused, together, and what the broker said.
+/// Users who were tried and refused together, and what the broker said.
 pub(super) struct Refusal {
     pub(super) users: Vec<(User, Subscription)>,
     pub(super) close: ServerClose,
 }
 
-/// The subscriptions that exist, and how they are made. `C` is what the broker is spoken
-/// to over; in tests of the reconciliation, that is something else.
+/// The subscriptions that exist, and how they are made, over `C`: the channels to a broker,
+/// or nothing in tests of the reconciler.
 #[async_trait]
 pub(super) trait Topology<C = Channels>: Send {
-    /// Makes what users need in common, if it is not there.
+    /// Makes what users share, if it does not exist.
     async fn prepare(&mut self, channels: &C) -> Result<(), LinkError>;
 
-    /// Subscribes users who are not, and activates their subscriptions; returns those
-    /// whom the broker refused, in groups that were tried as one.
+    /// Subscribes users who are not subscribed, and activates their subscriptions; returns
+    /// the users whom the broker refused, in the groups in which they were tried.
     async fn subscribe(
         &mut self,
         channels: &C,
         users: Vec<(User, Subscription)>,
     ) -> Result<Vec<Refusal>, LinkError>;
 
-    /// Ends subscriptions: of each user who has one.
+    /// Ends the subscriptions of `users`, all of whom have one.
     async fn unsubscribe(&mut self, channels: &C, users: Vec<User>) -> Result<(), LinkError>;
 
-    /// Removes some of what is of no use any more.
+    /// Removes some queues or bindings that are no longer needed.
     async fn tidy(&mut self, channels: &C) -> Result<(), LinkError>;
 
-    /// When there is something to [`tidy`](Self::tidy).
+    /// When to [`tidy`](Self::tidy), if there is anything to remove.
     fn tidy_at(&self) -> Option<Instant>;
 
     /// The queue with this name was deleted by somebody else: returns the users who
@@ -69,11 +69,11 @@ pub(super) trait Topology<C = Channels>: Send {
     /// How many users are subscribed.
     fn count(&self) -> usize;
 
-    /// A single user was refused that: whether it was one of several binding keys, and
-    /// the user can be subscribed without it.
+    /// Whether `refused`, which a single user got, concerns one of several binding keys, so
+    /// that the user can be subscribed without it.
     fn do_without(&mut self, user: &User, refused: &ServerClose) -> bool;
 
-    /// One of the bindings that exist.
+    /// A binding that exists.
     fn a_binding(&self) -> Option<QueueBindArguments>;
 
     /// How many users to subscribe in one round.

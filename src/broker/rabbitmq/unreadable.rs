@@ -1,6 +1,6 @@
-//! Messages that amqprs cannot read: a text that is not UTF-8, a header of a type that
-//! it does not know. It then gives up the connection, and tells why only in its log
-//! (its source, 2.1.5), where [`Unreadable`] listens: in the command, which owns the
+//! Messages that amqprs cannot read: a text that is not UTF-8, a header of an unknown
+//! type. amqprs then gives up the connection, and says why only in its log (source of
+//! 2.1.5), where [`Unreadable`] listens: in the command, which owns the
 //! process's subscriber. Elsewhere such a loss has no cause.
 
 use std::sync::{Mutex, PoisonError};
@@ -71,7 +71,8 @@ mod listening {
         }
     }
 
-    /// What it says of a frame that it could not read. Its own words may quote the message.
+    /// Reads why a frame could not be read. The words of amqprs are not repeated: they may
+    /// quote the message.
     pub(super) fn cause(line: &str) -> Option<&'static str> {
         let (_, error) = line.split_once("failure of reading frame, cause: ")?;
         if !error.starts_with("framing error") && !error.starts_with("serde error") {

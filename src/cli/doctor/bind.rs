@@ -1,9 +1,9 @@
-//! Whether the gateway may bind its queues to Chat3's exchange, with the keys that its
-//! topology takes: topic permissions may allow some and not others.
+//! Checks whether the gateway may bind its queues to Chat3's exchange with the keys of its
+//! topology: topic permissions may permit some keys and refuse others.
 
 use clap::ValueEnum;
 
-use super::Report;
+use super::{grants::topic_permissions, report::Report};
 use crate::{
     broker::rabbitmq::{LinkError, NOT_FOUND, SideConnection},
     broker::survey,
@@ -12,17 +12,17 @@ use crate::{
 };
 
 pub(super) enum Bound {
-    /// With these of the configured templates.
+    /// Binding is permitted with these of the configured templates.
     With(BindingKeys),
-    /// There is no exchange to bind to; the rights are there, but for those on keys.
+    /// There is no exchange to bind to. The rights are sufficient, except perhaps on keys.
     NoExchange,
     Refused,
 }
 
 /// Binds `queue` as `serve` would, with each template. An error means that the connection
-/// is gone.
+/// is lost.
 pub(super) async fn examine(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     queue: &str,
     grant: &str,
@@ -33,7 +33,10 @@ pub(super) async fn examine(
     let mut refusal = None;
     for text in config.binding_keys.templates() {
         let template = survey::one(text);
-        let close = match bind(session, config, queue, &keys(config, &template)).await {
+        let close = match side
+            .bind_all(queue, &config.exchange, &keys(config, &template))
+            .await
+        {
             Ok(()) => {
                 permitted.push(text);
                 continue;
@@ -49,7 +52,7 @@ pub(super) async fn examine(
             report.ok("bind", finding);
             return Ok(Bound::NoExchange);
         }
-        // RabbitMQ asks in this order, and names what it is about.
+        // RabbitMQ checks in this order, and its text names the resource.
         if !close.text.contains("access to topic") {
             let what = match close.text.contains("access to exchange") {
                 true => "no right to read the exchange",
@@ -98,7 +101,7 @@ pub(super) async fn examine(
             permitted.join(",").parse()
         }
         (false, None) => {
-            dots(session, config, queue, &how(&permitted), report).await?;
+            dots(side, config, queue, &how(&permitted), report).await?;
             Ok(config.binding_keys.clone())
         }
     };
@@ -107,9 +110,10 @@ pub(super) async fn examine(
     ))
 }
 
-/// A firehose's keys miss users whose ids are several words; those users are bound one by one.
+/// The keys of a firehose miss users whose ids have several words; `serve` binds each of
+/// those users. Checks that this is permitted, too.
 async fn dots(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     queue: &str,
     how: &str,
@@ -120,7 +124,7 @@ async fn dots(
         Topology::PerUser | Topology::Shared => Ok(()),
         Topology::Firehose => {
             let keys: Vec<_> = config.binding_keys.render(&nobody(".x")).collect();
-            bind(session, config, queue, &keys).await
+            side.bind_all(queue, &config.exchange, &keys).await
         }
     };
     match dotted {
@@ -135,30 +139,18 @@ async fn dots(
     Ok(())
 }
 
-/// Binds `queue` for a user whose updates nobody publishes.
+/// Binds `queue` for a user who does not exist.
 pub(super) async fn to_nobody(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     permitted: &BindingKeys,
     queue: &str,
 ) -> Result<(), LinkError> {
     let keys: Vec<_> = permitted.render(&nobody("")).collect();
-    bind(session, config, queue, &keys).await
+    side.bind_all(queue, &config.exchange, &keys).await
 }
 
-async fn bind(
-    session: &mut SideConnection,
-    config: &RabbitMqConfig,
-    queue: &str,
-    keys: &[String],
-) -> Result<(), LinkError> {
-    for key in keys {
-        session.bind(queue, &config.exchange, key).await?;
-    }
-    Ok(())
-}
-
-/// The keys that the topology binds with a template.
+/// The keys that the topology binds for a template.
 fn keys(config: &RabbitMqConfig, template: &BindingKeys) -> Vec<String> {
     match config.topology {
         Topology::PerUser | Topology::Shared => template.render(&nobody("")).collect(),
@@ -166,7 +158,7 @@ fn keys(config: &RabbitMqConfig, template: &BindingKeys) -> Vec<String> {
     }
 }
 
-/// A user whom nobody knows; `ending` ends the id.
+/// A user who does not exist; `ending` is the end of the id.
 fn nobody(ending: &str) -> User {
     let id = format!("doctor-{:016x}{ending}", rand::random::<u64>());
     User {
@@ -175,37 +167,7 @@ fn nobody(ending: &str) -> User {
     }
 }
 
-/// The command that permits the keys of all templates, and no more.
-pub(super) fn topic_permissions(config: &RabbitMqConfig) -> String {
-    let (any_id, any_word) = ("[^*#]+", "([^*#]+|\\*)");
-    let user_id = match config.topology {
-        Topology::PerUser | Topology::Shared => any_id,
-        Topology::Firehose => any_word,
-    };
-    let word = |word: &str| match word {
-        "{userId}" => user_id.to_owned(),
-        "{tenantId|*}" => any_word.to_owned(),
-        "*" => "\\*".to_owned(),
-        word => match config.topology {
-            Topology::Firehose if word.contains("{tenantId}") => any_word.to_owned(),
-            _ => word.replace("{tenantId}", any_id),
-        },
-    };
-    let pattern = |template: &str| {
-        let words: Vec<_> = template.split('.').map(word).collect();
-        words.join("\\.")
-    };
-    let patterns: Vec<_> = config.binding_keys.templates().map(pattern).collect();
-    format!(
-        "rabbitmqctl set_topic_permissions -p {} {} {} '^$' '^({})$'",
-        config.url.first().vhost,
-        config.url.first().user,
-        config.exchange,
-        patterns.join("|")
-    )
-}
-
-/// As `RABBITMQ_TOPOLOGY` says it.
+/// The value of `RABBITMQ_TOPOLOGY`.
 fn name(topology: Topology) -> String {
     let value = topology.to_possible_value().expect("none is hidden");
     value.get_name().to_owned()

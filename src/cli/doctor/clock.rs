@@ -2,24 +2,24 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Report;
+use super::report::Report;
 
-/// Clock differences that tokens tolerate, with the default `JWT_LEEWAY`.
+/// The clock difference that tokens tolerate with the default `JWT_LEEWAY`.
 const TOLERATED: Duration = Duration::from_secs(5);
 
-/// From here on tokens are refused that should not be, whatever the leeway.
+/// A difference above which valid tokens are refused, whatever the leeway.
 const INTOLERABLE: Duration = Duration::from_secs(60);
 
-/// Timestamps from here on are milliseconds (see `rabbitmq::consumer`).
+/// Timestamps from this value on are milliseconds (see `rabbitmq::consumer`).
 const FIRST_MILLISECONDS: u64 = 100_000_000_000;
 
-/// The least difference seen, in milliseconds: it is without time spent in queues.
-/// Positive: this machine's clock is ahead.
+/// The smallest difference seen, in milliseconds: the one with the least time spent in
+/// queues. Positive if the clock of this machine is ahead.
 #[derive(Default)]
 pub(super) struct Clock(Option<i128>);
 
 impl Clock {
-    /// Notes an update's AMQP timestamp and when it came.
+    /// Notes the AMQP timestamp of an update, and when the update arrived.
     pub(super) fn note(&mut self, timestamp: Option<u64>, at: SystemTime) {
         let Some(ahead) = timestamp.and_then(|timestamp| ahead(timestamp, at)) else {
             return;
@@ -30,7 +30,7 @@ impl Clock {
         }
     }
 
-    /// Says what that tells.
+    /// Reports the difference.
     pub(super) fn tell(&self, report: &mut Report) {
         let Some(ahead) = self.0 else {
             return report.unknown("clock", "cannot be told: the updates have no timestamp");

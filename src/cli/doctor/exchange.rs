@@ -1,27 +1,27 @@
-//! What an exchange is, without making one.
+//! Examines an exchange without creating one.
 
 use amqprs::{FieldValue, channel::ExchangeDeclareArguments};
 
 use crate::broker::rabbitmq::{ACCESS_REFUSED, LinkError, SideConnection};
 
-/// What an exchange is.
+/// The state of an exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Exchange {
     AsExpected,
     Missing,
     OtherType(String),
-    /// The type is right; another property is not.
+    /// The type is as expected; another property is not.
     Otherwise(String),
-    /// The broker does not tell who may not declare it.
+    /// The broker says nothing to a user who may not declare it.
     NotPermitted,
     Unclear(String),
 }
 
-/// Looks at an exchange by a declaration that RabbitMQ must refuse: its
-/// `alternate-exchange` is no name. What is there is compared with it first,
-/// type before durability before arguments; where nothing is there, nothing is made.
+/// Examines an exchange by a declaration that RabbitMQ must refuse: its
+/// `alternate-exchange` is not a name. RabbitMQ compares an existing exchange with the
+/// declaration first: type, durability, arguments. A missing exchange is not created.
 pub(super) async fn look_at(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     name: &str,
     kind: &str,
 ) -> Result<Exchange, LinkError> {
@@ -31,7 +31,7 @@ pub(super) async fn look_at(
     let impossible = "alternate-exchange".try_into().expect("a short name");
     arguments.insert(impossible, FieldValue::t(true));
     declare.arguments(arguments);
-    let asked = session.ask(|channel| async move { channel.exchange_declare(declare).await });
+    let asked = side.ask(|channel| async move { channel.exchange_declare(declare).await });
     match asked.await {
         Ok(()) => Ok(Exchange::Unclear("the broker is not RabbitMQ".to_owned())),
         Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED => Ok(Exchange::NotPermitted),
@@ -40,7 +40,7 @@ pub(super) async fn look_at(
     }
 }
 
-/// Reads RabbitMQ's words for what differs.
+/// Reads from RabbitMQ's text what differs.
 fn by_refusal(text: &str) -> Exchange {
     let current = || {
         let after = text.split("current is ").nth(1).unwrap_or("another");

@@ -1,4 +1,4 @@
-//! This machine and the settings that concern it: file limits, port, log file,
+//! Checks this machine and the settings that concern it: file limits, port, log file,
 //! admin token, origins.
 
 use std::{net::IpAddr, path::Path, time::Duration};
@@ -12,16 +12,16 @@ use rustix::{
 };
 use tokio::{net::TcpListener, time::timeout};
 
-use super::{Report, report::counted};
+use super::report::{Report, counted};
 use crate::{
     cli::command_line::{NodeEnv, ServeArgs},
     config::{CorsOrigins, HttpConfig, MIN_ADMIN_TOKEN_BYTES, Secret},
 };
 
-/// Files that are not sockets of clients: logs, RabbitMQ, listeners, timers.
+/// File descriptors other than clients' sockets: logs, RabbitMQ, listeners, timers.
 const OTHER_FILES: u64 = 64;
 
-/// Fewer are too few for any use: what a login shell has.
+/// A limit below that of a login shell is too low for any use.
 const FEWEST_FILES: u64 = 1024;
 
 const STEP: Duration = Duration::from_secs(3);
@@ -106,7 +106,7 @@ async fn port(host: &str, config: &HttpConfig, report: &mut Report) {
     };
     match error.kind() {
         std::io::ErrorKind::AddrInUse => match health(host, port).await {
-            // Only the operator knows whether it is the one that these settings are for.
+            // Only the operator knows whether that gateway has these settings.
             Some(rabbitmq) => report.unclear(
                 "port",
                 format!(
@@ -133,7 +133,7 @@ async fn port(host: &str, config: &HttpConfig, report: &mut Report) {
     }
 }
 
-/// What a gateway that listens there says of RabbitMQ; `None` if it is no gateway.
+/// What the gateway at that address reports about RabbitMQ; `None` if it is not a gateway.
 async fn health(host: &str, port: u16) -> Option<String> {
     let host = match host.parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1".to_owned(),
@@ -144,7 +144,7 @@ async fn health(host: &str, port: u16) -> Option<String> {
     let request = Request::get(format!("http://{host}:{port}/health")).body(Empty::<&[u8]>::new());
     let client = Client::builder(TokioExecutor::new()).build_http();
     let request = request.ok()?;
-    let exchange = async {
+    let answer = async {
         let response = client.request(request).await.ok()?;
         Some(
             Limited::new(response.into_body(), 4096)
@@ -154,7 +154,7 @@ async fn health(host: &str, port: u16) -> Option<String> {
                 .to_bytes(),
         )
     };
-    let body = timeout(STEP, exchange).await.ok()??;
+    let body = timeout(STEP, answer).await.ok()??;
     let health: serde_json::Value = serde_json::from_slice(&body).ok()?;
     health.get("isConnected")?;
     match health.get("rabbitmq")?.as_str()? {
@@ -185,7 +185,7 @@ fn log_file(path: &Path, report: &mut Report) {
     if path.as_os_str().is_empty() {
         return report.ok("log_file", "none: stdout only");
     }
-    // Without making it: the examination leaves nothing behind.
+    // The file is not created: the examination leaves nothing behind.
     let mut existing = path;
     while !existing.exists() {
         match existing.parent() {

@@ -1,10 +1,10 @@
-//! The keys that tokens are verified with, and the fate of one token.
+//! Checks the keys that verify tokens, and whether one token is accepted.
 
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::Report;
+use super::report::Report;
 use crate::{
     auth::{
         Fit, Refusal, Verifier, configured_keys,
@@ -16,10 +16,10 @@ use crate::{
     user::User,
 };
 
-/// Limit of a token's verification: more than it waits for a key set.
+/// Time limit of verifying a token: longer than the verifier waits for a key set.
 const VERDICT: Duration = Duration::from_secs(10);
 
-/// Words of secrets that were copied from a page, in lower case.
+/// Parts of secrets that were copied from documentation, in lower case.
 const PLACEHOLDERS: [&str; 12] = [
     "changeme",
     "change-me",
@@ -35,7 +35,7 @@ const PLACEHOLDERS: [&str; 12] = [
     "supersecret",
 ];
 
-/// Whether a secret is one that others know: from a page, or of too few characters.
+/// Whether a secret is known or guessable: from documentation, or of few characters.
 pub(super) fn is_placeholder(secret: &str) -> bool {
     let text = secret.to_lowercase();
     let mut characters: Vec<char> = text.chars().collect();
@@ -45,7 +45,8 @@ pub(super) fn is_placeholder(secret: &str) -> bool {
     simple || characters.len() < 6 || PLACEHOLDERS.iter().any(|word| text.contains(word))
 }
 
-/// Examines the configuration. Returns what `serve` would verify with, if it would start.
+/// Examines the configuration. Returns the verifier that `serve` would use, if `serve`
+/// would start.
 pub(super) async fn examine(
     config: &JwtConfig,
     tenant_required: bool,
@@ -200,7 +201,7 @@ fn claims(config: &JwtConfig, report: &mut Report) {
     }
 }
 
-/// Whose token it is, if `serve` would let them in.
+/// The user of the token, if `serve` would accept it.
 pub(super) async fn user(
     config: &JwtConfig,
     tenant_required: bool,
@@ -213,7 +214,7 @@ pub(super) async fn user(
     Some(verdict.ok()?.user().clone())
 }
 
-/// Explains what becomes of `token`, by the verifier that `serve` would use.
+/// Explains whether `serve` would accept `token`, and why.
 pub(super) async fn examine_token(
     verifier: Option<&Verifier>,
     token: &str,

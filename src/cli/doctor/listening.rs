@@ -1,10 +1,14 @@
-//! Listens for a while to what the exchange carries, as far as that is permitted.
+//! Listens to the exchange for a while, as far as RabbitMQ permits.
 
 use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{broker::Rights, clock::Clock, trial::Trial};
+use super::{
+    clock::Clock,
+    rights::Rights,
+    trial::{FIRST_NUMBER, Trial},
+};
 use crate::{
     broker::rabbitmq::{LinkError, Scope, SideConnection},
     broker::survey::Survey,
@@ -12,62 +16,61 @@ use crate::{
     user::User,
 };
 
-/// Enough to know; a busy exchange is not listened to any longer.
+/// Listening ends after this many updates: they are enough on a busy exchange.
 const ENOUGH: usize = 5_000;
 
-/// What the broker keeps for us at most, if we are slower than Chat3.
+/// The most updates that a queue keeps if the doctor is slower than Chat3.
 const MAX_WAITING: i64 = 1_000;
 
-/// Users for whom bindings are tried, and how long is waited for more of them after the
-/// first.
+/// The most users for whom bindings are tried, and how long to wait for more of them after
+/// the first.
 const TRIED_USERS: usize = 20;
 const MORE_USERS: Duration = Duration::from_millis(300);
 
-/// How long the last updates may take to all queues.
+/// How long the last updates may take to reach all queues.
 const SETTLED: Duration = Duration::from_secs(3);
 
-// The numbers of the queues.
+// The numbers of the queues; those of the trial follow.
 const EVERYTHING: usize = 0;
 const NOBODYS: usize = 1;
-pub(super) const COMPARED: usize = 2;
-pub(super) const FIRST_TEMPLATE: usize = 3;
+const _: () = assert!(NOBODYS < FIRST_NUMBER);
 
-/// What was heard.
+/// What arrived while listening.
 pub(super) struct Heard<'r> {
     pub(super) survey: Survey<'r>,
     pub(super) clock: Clock,
-    /// All updates, also those that are no user's.
+    /// All messages, including those that are for no user.
     pub(super) updates: usize,
-    /// Updates for a user whom nobody publishes to.
+    /// Updates for a user who does not exist.
     pub(super) for_nobody: usize,
     pub(super) trial: Option<Trial>,
 }
 
-/// A queue to listen with, and what it gets.
+/// A queue to listen to, and which updates it receives.
 pub(super) struct Ear {
     queue: String,
     pub(super) scope: Scope,
 }
 
 impl Ear {
-    /// Binds a queue with `#`, or else with all keys that RabbitMQ permits of those that
-    /// the gateway and its users could have. `users` are known without listening.
+    /// Binds a queue with `#`, or otherwise with every permitted key that the gateway could
+    /// use. `users` are users who are known in advance.
     pub(super) async fn open(
-        session: &mut SideConnection,
+        side: &mut SideConnection,
         config: &RabbitMqConfig,
         users: &[User],
     ) -> Result<Self, LinkError> {
-        let queue = format!("{}.listen", session.prefix);
-        session.declare(&queue, MAX_WAITING).await?;
-        let scope = session.bind_widely(&queue, config, users).await?;
+        let queue = format!("{}.listen", side.prefix);
+        side.declare(&queue, MAX_WAITING).await?;
+        let scope = side.bind_widely(&queue, config, users).await?;
         Ok(Self { queue, scope })
     }
 
-    /// Listens until the time is over or enough has come. The queue for nobody
-    /// must get nothing.
+    /// Listens until the time is over or enough updates have arrived. The queue for nobody
+    /// must receive nothing.
     pub(super) async fn listen<'r>(
         &self,
-        session: &mut SideConnection,
+        side: &mut SideConnection,
         config: &RabbitMqConfig,
         rights: &'r Rights,
         listen: Duration,
@@ -84,7 +87,7 @@ impl Ear {
             Scope::Some(keys) => keys.clone(),
             Scope::Nothing(_) => Vec::new(),
         };
-        let mut listening = session.listen().await?;
+        let mut listening = side.listen().await?;
         if let Some(probe) = &rights.probe {
             listening.to(probe, NOBODYS).await?;
         } else if everything.is_empty() {
@@ -104,14 +107,8 @@ impl Ear {
                 }
                 let templates = heard.survey.templates();
                 let users = std::mem::take(&mut users);
-                let trial = Trial::begin(
-                    session,
-                    &mut listening,
-                    config,
-                    templates,
-                    users,
-                    &everything,
-                );
+                let trial =
+                    Trial::begin(side, &mut listening, config, templates, users, &everything);
                 heard.trial = Some(trial.await?);
                 continue;
             };

@@ -1,24 +1,24 @@
-//! Findings, and how they are shown: line by line as they come, or as one JSON object.
+//! Findings and their output: line by line as they are made, or as one JSON object.
 
 use std::{fmt::Write as _, process::ExitCode};
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
-/// How a thing is. The order is from good to bad.
+/// The state of a thing, from good to bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Status {
     Ok,
-    /// Could not be told, or was not tried because something before it failed.
+    /// It could not be determined, or was not tried because an earlier check failed.
     Unknown,
-    /// Works, and probably is not meant so.
+    /// It works, but is probably not intended.
     Warning,
-    /// Does not work.
+    /// It does not work.
     Problem,
 }
 
-/// What findings are about. The names are part of the JSON format.
+/// What a finding is about. The names are part of the JSON format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Section {
@@ -48,7 +48,7 @@ pub(crate) struct Finding {
     /// Names the check within its section.
     check: &'static str,
     status: Status,
-    /// One line: how it is.
+    /// One line: the state.
     finding: String,
     /// One line: what to do about it.
     advice: Option<String>,
@@ -70,7 +70,7 @@ impl Report {
         }
     }
 
-    /// What follows is about `section`.
+    /// Starts a section: the findings that follow belong to it.
     pub(crate) fn begin(&mut self, section: Section) {
         self.section = section;
         if !self.json {
@@ -80,7 +80,7 @@ impl Report {
         }
     }
 
-    /// Says what takes a while, to somebody who waits.
+    /// Tells a waiting operator what takes a while.
     pub(crate) fn announce(&self, what: &str) {
         if !self.json {
             let dim = Style::new().dimmed();
@@ -92,7 +92,7 @@ impl Report {
         self.add(check, Status::Ok, finding.into(), None);
     }
 
-    /// Well, and could be better.
+    /// It works, and could be better.
     pub(crate) fn recommend(
         &mut self,
         check: &'static str,
@@ -106,7 +106,7 @@ impl Report {
         self.add(check, Status::Unknown, finding.into(), None);
     }
 
-    /// Unknown, and how to get to know it.
+    /// It is unknown, and the advice says how to find out.
     pub(crate) fn unclear(
         &mut self,
         check: &'static str,
@@ -141,7 +141,7 @@ impl Report {
         finding: String,
         advice: Option<String>,
     ) {
-        // What servers and files say may have line breaks and worse.
+        // Text from servers and files may contain line breaks and control characters.
         let finding = one_line(&finding);
         let advice = advice.as_deref().map(one_line);
         let finding = Finding {
@@ -162,7 +162,7 @@ impl Report {
         self.findings.iter().filter(of_it).count()
     }
 
-    /// Prints the summary, and says how the process shall end.
+    /// Prints the summary; returns the exit code.
     pub(crate) fn finish(self, strict: bool) -> ExitCode {
         let problems = self.count(Status::Problem);
         let warnings = self.count(Status::Warning);
@@ -200,7 +200,7 @@ impl Report {
     }
 }
 
-/// The JSON output. Field names are kept; more may be added.
+/// The JSON output. Field names stay; more may be added.
 #[derive(Serialize)]
 struct Document {
     version: &'static str,

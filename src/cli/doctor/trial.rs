@@ -1,15 +1,13 @@
-//! What RabbitMQ itself says of the binding keys: queues that are bound as the gateway
-//! binds for users who were heard of, held against a queue that gets all that may be
-//! listened to.
+//! Tries the binding keys at RabbitMQ: compares queues that are bound as the gateway would
+//! bind them, for users who were seen, with a queue that receives everything permitted.
 //!
-//! That one is bound last. So whatever comes to it was routed when the others were bound,
-//! and must have come to them as well, or not, as their keys say.
+//! The latter is bound last. So an update that arrives there was routed when the other
+//! queues were bound, and must have arrived in those whose keys match.
 
 use std::collections::HashSet;
 
 use tokio::time::Instant;
 
-use super::listening::{COMPARED, FIRST_TEMPLATE};
 use crate::{
     broker::rabbitmq::{Heard, LinkError, Listening, SideConnection},
     broker::survey::Template,
@@ -17,11 +15,16 @@ use crate::{
     user::User,
 };
 
-/// Updates that are compared at most. Fewer than a queue keeps, so that none is lost.
+/// The numbers of the queues of a [`Trial`] begin here.
+pub(super) const FIRST_NUMBER: usize = 2;
+const COMPARED: usize = FIRST_NUMBER;
+const FIRST_TEMPLATE: usize = FIRST_NUMBER + 1;
+
+/// The most updates that are compared: fewer than a queue keeps, so that none is lost.
 const ENOUGH: usize = 500;
 const QUEUE_LENGTH: i64 = 1_000;
 
-/// Templates that are tried at most, each with a queue.
+/// The most templates that are tried, each with one queue.
 const MAX_TEMPLATES: usize = 16;
 
 /// Queues bound for some users.
@@ -31,7 +34,7 @@ pub(super) struct Trial {
     templates: Vec<Tried>,
 }
 
-/// What came by one template, and what should have.
+/// How many updates arrived through one template, and how many should have.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Tried {
     pub(super) came: usize,
@@ -41,9 +44,9 @@ pub(super) struct Tried {
 }
 
 impl Trial {
-    /// Binds a queue by each template, for each of the users, and one with `everything`.
+    /// Binds one queue per template, for all of the users, and one with `everything`.
     pub(super) async fn begin(
-        session: &mut SideConnection,
+        side: &mut SideConnection,
         listening: &mut Listening,
         config: &RabbitMqConfig,
         templates: &[Template],
@@ -52,10 +55,10 @@ impl Trial {
     ) -> Result<Self, LinkError> {
         let mut tried = Vec::new();
         for (index, template) in templates.iter().take(MAX_TEMPLATES).enumerate() {
-            let queue = format!("{}.template{index}", session.prefix);
-            session.declare(&queue, QUEUE_LENGTH).await?;
+            let queue = format!("{}.template{index}", side.prefix);
+            side.declare(&queue, QUEUE_LENGTH).await?;
             let keys = keys(config, template, &users);
-            let refused = match bind(session, config, &queue, &keys).await {
+            let refused = match side.bind_all(&queue, &config.exchange, &keys).await {
                 Ok(()) => false,
                 Err(LinkError::Closed(_)) => true,
                 Err(error) => return Err(error),
@@ -66,9 +69,9 @@ impl Trial {
                 ..Tried::default()
             });
         }
-        let queue = format!("{}.compare", session.prefix);
-        session.declare(&queue, QUEUE_LENGTH).await?;
-        bind(session, config, &queue, everything).await?;
+        let queue = format!("{}.compare", side.prefix);
+        side.declare(&queue, QUEUE_LENGTH).await?;
+        side.bind_all(&queue, &config.exchange, everything).await?;
         listening.to(&queue, COMPARED).await?;
         Ok(Self {
             users,
@@ -77,7 +80,7 @@ impl Trial {
         })
     }
 
-    /// Notes what came to one of its queues.
+    /// Counts an update that arrived in one of the queues.
     pub(super) fn note(&mut self, heard: &Heard, templates: &[Template]) {
         let Some(user) = heard.user.as_ref().filter(|user| self.users.contains(user)) else {
             return;
@@ -92,13 +95,13 @@ impl Trial {
         }
     }
 
-    /// Whether all has come that should have.
+    /// Whether all updates have arrived that should have.
     pub(super) fn is_settled(&self) -> bool {
         let is_complete = |tried: &Tried| tried.refused || tried.came >= tried.expected;
         self.templates.iter().all(is_complete)
     }
 
-    /// Waits for what was routed and is on its way.
+    /// Waits for updates that are still in flight.
     pub(super) async fn settle(
         &mut self,
         listening: &mut Listening,
@@ -115,7 +118,7 @@ impl Trial {
         Ok(())
     }
 
-    /// How it went with each template.
+    /// The result for each template.
     pub(super) fn templates(&self) -> &[Tried] {
         &self.templates
     }
@@ -131,16 +134,4 @@ fn keys(config: &RabbitMqConfig, template: &Template, users: &HashSet<User>) -> 
         true => keys.render_for_all().chain(own).collect(),
         false => own.collect(),
     }
-}
-
-async fn bind(
-    session: &mut SideConnection,
-    config: &RabbitMqConfig,
-    queue: &str,
-    keys: &[String],
-) -> Result<(), LinkError> {
-    for key in keys {
-        session.bind(queue, &config.exchange, key).await?;
-    }
-    Ok(())
 }

@@ -1,14 +1,14 @@
-//! What is being published right now: of which generation it is, whether its users get
-//! it, and what the publisher's clock says.
+//! Examines what is being published: its generation, whether its users receive it, and the
+//! publisher's clock.
 
 use std::time::Duration;
 
 use super::{
-    Report, Section,
-    broker::Rights,
     exchange::Exchange,
+    grants::topic_permissions,
     listening::{Ear, Heard},
-    report::counted,
+    report::{Report, Section, counted},
+    rights::Rights,
     trial::{Trial, Tried},
 };
 use crate::{
@@ -18,13 +18,13 @@ use crate::{
     user::User,
 };
 
-/// Kinds of keys that are shown.
+/// The most shapes of unknown keys that are shown.
 const MAX_SHAPES: usize = 5;
 
-/// Listens, and says what that tells about exchange, keys and clock. `known` is a user
-/// whose updates may be listened to even where nobody else's may.
+/// Listens, and reports on exchange, keys and clock. `known` is a user whose updates may
+/// be listened to even where others' may not.
 pub(super) async fn examine(
-    mut session: SideConnection,
+    mut side: SideConnection,
     config: &RabbitMqConfig,
     rights: &Rights,
     known: Option<User>,
@@ -32,7 +32,7 @@ pub(super) async fn examine(
     report: &mut Report,
 ) {
     let known: Vec<User> = known.into_iter().collect();
-    match hear(&mut session, config, rights, &known, listen, report).await {
+    match hear(&mut side, config, rights, &known, listen, report).await {
         Ok((scope, heard)) => {
             told_exchange(config, rights, &heard, report);
             report.begin(Section::Updates);
@@ -47,18 +47,18 @@ pub(super) async fn examine(
             skip("listening failed", report);
         }
     }
-    session.close().await;
+    side.close().await;
 }
 
 async fn hear<'r>(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     rights: &'r Rights,
     known: &[User],
     listen: Duration,
     report: &Report,
 ) -> Result<(Scope, Heard<'r>), LinkError> {
-    let ear = Ear::open(session, config, known).await?;
+    let ear = Ear::open(side, config, known).await?;
     let with = match &ear.scope {
         Scope::Everything => Some("#".to_owned()),
         Scope::Some(keys) => Some(keys.join(",")),
@@ -71,12 +71,12 @@ async fn hear<'r>(
             humantime::format_duration(listen)
         ));
     }
-    let heard = ear.listen(session, config, rights, listen);
+    let heard = ear.listen(side, config, rights, listen);
     let heard = heard.await?;
     Ok((ear.scope, heard))
 }
 
-/// Notes what was not tried.
+/// Reports that nothing was tried.
 pub(super) fn skip(why: &str, report: &mut Report) {
     report.begin(Section::Updates);
     skip_all(&["keys", "bindings", "clock"], why, report);
@@ -88,7 +88,7 @@ fn skip_all(checks: &[&'static str], why: &str, report: &mut Report) {
     }
 }
 
-/// Why nothing could be listened to.
+/// Reports why listening was not possible.
 fn heard_nothing(refusal: &LinkError, report: &mut Report) {
     let why = match refusal {
         LinkError::Closed(close) if close.text.contains("access to topic") => {
@@ -109,7 +109,7 @@ fn heard_nothing(refusal: &LinkError, report: &mut Report) {
 
 const AS_CHAT3: &str = "to check keys and clock, run doctor once with RABBITMQ_URL of Chat3's own user, or with the token of a user who gets updates meanwhile";
 
-/// What the behaviour of the exchange tells, where RabbitMQ itself did not.
+/// Reports what the behaviour of the exchange shows where RabbitMQ did not tell its type.
 fn told_exchange(config: &RabbitMqConfig, rights: &Rights, heard: &Heard, report: &mut Report) {
     let name = &config.exchange;
     if heard.for_nobody > 0 && !matches!(rights.exchange, Exchange::OtherType(_)) {
@@ -144,7 +144,7 @@ fn tell(
     report: &mut Report,
 ) {
     let listened = humantime::format_duration(listen);
-    // Of what was not permitted to be heard, nothing is known.
+    // Nothing is known of updates that may not be listened to.
     let limit = match scope {
         Scope::Some(keys) => format!(
             "; the topic permissions let only {} be heard",
@@ -184,7 +184,7 @@ fn tell(
     heard.clock.tell(report);
 }
 
-/// Of which generations it is.
+/// Reports the generations of the keys.
 fn keys(survey: &Survey, report: &mut Report) {
     for (generation, count) in survey.generations() {
         let (since, form) = (generation.since(), generation.form());
@@ -227,7 +227,7 @@ fn keys(survey: &Survey, report: &mut Report) {
     }
 }
 
-/// Whether the users get it.
+/// Reports whether users receive their updates.
 fn bindings(permitted: &BindingKeys, survey: &Survey, report: &mut Report) {
     let (updates, missed) = (survey.updates(), survey.missed());
     if updates == 0 {
@@ -278,7 +278,7 @@ fn bindings(permitted: &BindingKeys, survey: &Survey, report: &mut Report) {
     }
 }
 
-/// What one template gets.
+/// Reports how many updates one template matches.
 fn of_template(
     config: &RabbitMqConfig,
     template: &Template,
@@ -296,7 +296,7 @@ fn of_template(
         Some(tried) if tried.refused && template.gets > 0 => report.problem(
             "templates",
             format!("{finding}, but RabbitMQ refuses to bind so"),
-            super::bind::topic_permissions(config),
+            topic_permissions(config),
         ),
         Some(Tried { came, expected, .. }) if came < expected => report.problem(
             "templates",
@@ -308,7 +308,7 @@ fn of_template(
             format!("{finding}; RabbitMQ routed {expected} of {expected} to a queue bound so"),
         ),
         _ if template.gets > 0 => report.ok("templates", finding),
-        // The summary says whether that is bad.
+        // The line about the bindings says whether that is bad.
         _ => report.ok("templates", format!("{finding}: no key is of its form")),
     }
 }

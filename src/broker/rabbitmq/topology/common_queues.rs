@@ -1,14 +1,13 @@
-//! Queues that users have in common: `shared` and `firehose`.
+//! Queues that users share: the topologies `shared` and `firehose`.
 //!
 //! A queue is exclusive, has one consumer, and lives as long as its link. Users are
-//! spread over the queues by a hash of their id, so that the order of a user's
-//! updates holds. What a user needs of their own are bindings, or not even those,
-//! where the queue is bound for everybody. Who gets which update is found by the
-//! routing key (`Routes`).
+//! spread over the queues by a hash of their id, so that the order of each user's
+//! updates holds. Each user has bindings, except where the queue is bound for everybody.
+//! `Routes` finds the recipients of an update by its routing key.
 //!
-//! Bindings are made in pipelined batches, and removed later and slowly: one who
-//! comes back before that has lost nothing. Updates that come for somebody who has
-//! left are acknowledged and counted.
+//! Bindings are made in pipelined batches, and removed later and slowly: a user who
+//! returns before that has missed nothing. Updates for users who have left are
+//! acknowledged and counted.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -25,8 +24,8 @@ use tracing::{debug, info};
 use super::{
     super::{
         channels::{ADMIN_CHANNELS, Answer, Channels},
-        connection::{LinkError, NOT_FOUND, ServerClose},
         desired::Subscription,
+        link_error::{LinkError, NOT_FOUND, ServerClose},
         refused::RETRY_PAUSE,
         shared::Shared,
     },
@@ -40,44 +39,44 @@ use crate::{
     user::{User, UserId},
 };
 
-/// Users who are bound on one channel between two waits for the broker.
+/// Users who are bound on one channel between two barriers.
 const BATCH: usize = 256;
 
 /// Channels for binding, fewer than there are: RabbitMQ's transactions on bindings
-/// get in each other's way. One always has work while the other is waited for.
+/// conflict with each other. With two, the broker always has work during a round trip.
 const BIND_CHANNELS: usize = 2;
 
-/// How long one who has left keeps the bindings: about as long as a page takes to load.
+/// How long a user who has left keeps the bindings: about as long as a page takes to load.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// Pause between two portions of unbinding. With the portions that `Members` gives,
-/// at least 160 users a second, and a small part of what the broker can do.
+/// Pause between two portions of unbinding. With the portions of `Members`, at least
+/// 160 users a second are unbound, a small part of what the broker can do.
 const UNBIND_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct CommonQueues {
     shared: Arc<Shared>,
     epoch: u64,
-    /// The queues are bound for everybody, and users need no bindings of their own,
-    /// but those whom one key for all does not cover.
+    /// Whether the queue is bound for everybody. Then only users whom the keys for all do
+    /// not cover have bindings.
     for_all: bool,
     queues: Vec<Option<Queue>>,
     declarations: u64,
-    /// Why queues could not be made, and how long not to try again.
+    /// Why a queue could not be made, and when to try again.
     refused: Option<(ServerClose, Instant)>,
     permitted: Permitted,
     members: Members,
-    /// Not to unbind before.
+    /// When the next portion may be unbound.
     unbind_after: Instant,
 }
 
 struct Queue {
     name: String,
     routes: Arc<Routes>,
-    /// It has the bindings that are not a user's own.
+    /// Whether it has the bindings for everybody, if there are any.
     is_ready: bool,
 }
 
-/// A user whose bindings are to be made.
+/// A user whose bindings must be made.
 struct Newcomer {
     user: User,
     subscription: Subscription,
@@ -126,7 +125,7 @@ impl CommonQueues {
             },
         };
         let (name, is_ready) = (queue.name.clone(), queue.is_ready);
-        // Kept also if the exchange is missing.
+        // The queue is kept even if the exchange is missing.
         let queue = self.queues[index].insert(queue);
         if is_ready {
             return Ok(Ok(()));
@@ -175,7 +174,7 @@ impl CommonQueues {
         }))
     }
 
-    /// The users have their bindings.
+    /// Notes that the user has the bindings.
     fn activate(&mut self, user: &User, subscription: &Subscription) {
         info!(user_id = %user.id, "User subscribed to updates");
         let gauge = GaugeGuard::new(&self.shared.metrics.subscriptions);
@@ -183,7 +182,7 @@ impl CommonQueues {
         subscription.activation.activate();
     }
 
-    /// The user's queue, if it is there.
+    /// The user's queue, if it exists.
     fn queue_of(&self, id: &UserId) -> Option<&Queue> {
         self.queues[self.index_of(id)].as_ref()
     }
@@ -195,12 +194,12 @@ impl CommonQueues {
         usize::try_from(hasher.finish() % count).expect("less than the count of queues")
     }
 
-    /// Whether the user needs no bindings.
+    /// Whether the bindings for everybody cover the user.
     fn is_covered(&self, user: &User) -> bool {
         self.for_all && self.shared.config.binding_keys.cover(user)
     }
 
-    /// Binds newcomers, in batches, each on an admin channel.
+    /// Binds newcomers in batches, each on one admin channel.
     async fn bind_batches(
         &mut self,
         channels: &Channels,
@@ -228,8 +227,8 @@ impl CommonQueues {
                             self.activate(&new.user, &new.subscription);
                         }
                     }
-                    // What the batch has bound stays, without effect, until the same
-                    // users are bound again or the link ends.
+                    // Bindings that the batch has made stay, without effect, until the
+                    // same users are bound again or the link ends.
                     Err(close) => {
                         let users = batch.drain(..).map(|new| {
                             new.routes.remove(&new.user);
@@ -294,7 +293,7 @@ impl Topology for CommonQueues {
                 without_queue.push((user, subscription));
                 continue;
             };
-            // Before the bindings: what they bring shall find its way.
+            // Before the bindings, so that no update arrives without a recipient.
             let routes = queue.routes.clone();
             routes.insert(&user, subscription.handler.clone());
             if self.is_covered(&user) || self.members.contains(&user) {
@@ -342,8 +341,8 @@ impl Topology for CommonQueues {
         Ok(())
     }
 
-    /// Unbinds some of those who left some time ago, each channel some of them: there
-    /// is no unbinding without waiting for the answer.
+    /// Unbinds some of the users who left some time ago, spread over the channels: an
+    /// unbind cannot be pipelined.
     async fn tidy(&mut self, channels: &Channels) -> Result<(), LinkError> {
         let now = Instant::now();
         self.unbind_after = now + UNBIND_PAUSE;
@@ -391,7 +390,7 @@ impl Topology for CommonQueues {
             return Vec::new();
         };
         if let Some(queue) = self.queues[index].take() {
-            // What its consumer still holds must not come after what the next brings.
+            // Updates that its consumer still holds must not arrive after newer ones.
             queue.routes.clear();
         }
         let mut members = std::mem::take(&mut self.members);

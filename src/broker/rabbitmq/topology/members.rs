@@ -1,9 +1,8 @@
-//! Which users have bindings on the common queues, and who of them has left.
+//! Which users have bindings on the common queues, and which of them have left.
 //!
 //! Bookkeeping without I/O. A user who has left keeps the bindings for a while,
-//! because binding churn is dear at the broker and many come back. Invariant: a
-//! user is either present, or has left and stands once in the list of departures
-//! that counts.
+//! because binding churn is expensive at the broker and many users return. Invariant: a
+//! user is either present, or has left and has one departure that is not outdated.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,19 +15,19 @@ use crate::{
 
 #[derive(Default)]
 pub(super) struct Members {
-    /// Users of the same id share keys, and so bindings.
+    /// Users with the same id share keys, and so bindings.
     by_id: HashMap<UserId, Vec<Member>>,
     present: usize,
-    /// In the order of leaving. Who has come back since is still in it.
+    /// In the order of leaving; outdated for users who have returned since.
     departures: VecDeque<(Instant, User)>,
 }
 
 struct Member {
     tenant: Option<TenantId>,
-    state: State,
+    standing: Standing,
 }
 
-enum State {
+enum Standing {
     Present { serial: u64, _gauge: GaugeGuard },
     Left(Instant),
 }
@@ -41,9 +40,9 @@ impl Members {
 
     /// The serial of `user`'s subscription, if the user is present.
     pub(super) fn serial(&self, user: &User) -> Option<u64> {
-        match self.find(user)?.state {
-            State::Present { serial, .. } => Some(serial),
-            State::Left(_) => None,
+        match self.find(user)?.standing {
+            Standing::Present { serial, .. } => Some(serial),
+            Standing::Left(_) => None,
         }
     }
 
@@ -54,22 +53,22 @@ impl Members {
     pub(super) fn arrive(&mut self, user: &User, serial: u64, gauge: GaugeGuard) {
         self.remove(user);
         self.present += 1;
-        let state = State::Present {
+        let standing = Standing::Present {
             serial,
             _gauge: gauge,
         };
-        self.insert(user, state);
+        self.insert(user, standing);
     }
 
-    /// `user` has left, and keeps the bindings for now.
+    /// Notes that `user` has left, and keeps the bindings for now.
     pub(super) fn leave(&mut self, user: &User, now: Instant) {
         if self.remove(user) {
-            self.insert(user, State::Left(now));
+            self.insert(user, Standing::Left(now));
             self.departures.push_back((now, user.clone()));
         }
     }
 
-    /// Whether it was there.
+    /// Forgets `user`; returns whether the user had bindings.
     pub(super) fn remove(&mut self, user: &User) -> bool {
         let Some(all) = self.by_id.get_mut(&user.id) else {
             return false;
@@ -77,7 +76,7 @@ impl Members {
         let Some(index) = all.iter().position(|member| member.tenant == user.tenant) else {
             return false;
         };
-        if let State::Present { .. } = all.swap_remove(index).state {
+        if let Standing::Present { .. } = all.swap_remove(index).standing {
             self.present -= 1;
         }
         if all.is_empty() {
@@ -86,12 +85,12 @@ impl Members {
         true
     }
 
-    /// Removes all whose id is one of those; returns who of them was present.
+    /// Forgets all users whose id `is_one`; returns those who were present.
     pub(super) fn remove_all(&mut self, is_one: impl Fn(&UserId) -> bool) -> Vec<User> {
         let mut present = Vec::new();
         for (id, all) in self.by_id.extract_if(|id, _| is_one(id)) {
             for member in all {
-                if let State::Present { .. } = member.state {
+                if let Standing::Present { .. } = member.standing {
                     present.push(User {
                         id: id.clone(),
                         tenant: member.tenant,
@@ -103,12 +102,13 @@ impl Members {
         present
     }
 
-    /// When the first of those who have left did so.
+    /// When the first user of those who have left did so.
     pub(super) fn first_departure(&self) -> Option<Instant> {
         self.departures.front().map(|(at, _)| *at)
     }
 
-    /// Removes some who have left before `deadline`: more, the more have left.
+    /// Forgets some users who left before `deadline`, and returns them: the more have left,
+    /// the more at a time.
     pub(super) fn take_departed(&mut self, deadline: Instant) -> Vec<User> {
         let limit = (self.departures.len() / 64).clamp(16, 256);
         let mut departed = Vec::new();
@@ -117,8 +117,8 @@ impl Members {
             let Some((at, user)) = due else {
                 break;
             };
-            // Not those who have come back, and perhaps left again.
-            if matches!(self.find(&user), Some(Member { state: State::Left(left), .. }) if *left == at)
+            // Users who have returned, and perhaps left again, are not meant.
+            if matches!(self.find(&user), Some(Member { standing: Standing::Left(left), .. }) if *left == at)
             {
                 self.remove(&user);
                 departed.push(user);
@@ -127,8 +127,8 @@ impl Members {
         departed
     }
 
-    /// The keys of `user`, who is removed, that nobody else of the same id needs;
-    /// `keys` are those of one of them.
+    /// The keys of `user`, who is forgotten, that no other user with the same id needs.
+    /// `keys` returns the keys of a user.
     pub(super) fn unused_keys(
         &self,
         user: &User,
@@ -149,7 +149,7 @@ impl Members {
         unused
     }
 
-    /// Somebody who has bindings.
+    /// A user who has bindings.
     pub(super) fn anybody(&self) -> Option<User> {
         let (id, all) = self.by_id.iter().next()?;
         Some(User {
@@ -163,10 +163,10 @@ impl Members {
         all.find(|member| member.tenant == user.tenant)
     }
 
-    fn insert(&mut self, user: &User, state: State) {
+    fn insert(&mut self, user: &User, standing: Standing) {
         let tenant = user.tenant.clone();
         let all = self.by_id.entry(user.id.clone()).or_default();
-        all.push(Member { tenant, state });
+        all.push(Member { tenant, standing });
     }
 }
 
@@ -203,7 +203,7 @@ mod tests {
         members.arrive(&carl, 2, gauge());
         assert_eq!(members.take_departed(start), [bob]);
         assert_eq!(members.serial(&carl), Some(2));
-        // Left again: it is the last departure that counts.
+        // A user who leaves again is not due before the last departure is.
         members.leave(&carl, start);
         members.arrive(&carl, 3, gauge());
         members.leave(&carl, start + second);

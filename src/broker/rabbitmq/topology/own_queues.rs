@@ -1,8 +1,8 @@
-//! A queue for each user: `per-user`.
+//! A queue for each user: the topology `per-user`.
 //!
-//! Exclusive and auto-delete, named after the instance, the connection's epoch, a
-//! hash of the user and a serial of the declaration. The serial keeps a returning
-//! user's queue apart from the one that is being deleted.
+//! A queue is exclusive and auto-delete, and named after the instance, the epoch of the
+//! connection, a hash of the user and a serial of the declaration. The serial keeps the
+//! queue of a returning user apart from the previous one, which may still be going.
 //!
 //! The changes of a round are spread over the admin channels, as one batch on each.
 
@@ -20,9 +20,9 @@ use tracing::{debug, info};
 use super::{
     super::{
         channels::{ADMIN_CHANNELS, Answer, Channels},
-        connection::{LinkError, ServerClose},
         consumer::hand_off,
         desired::Subscription,
+        link_error::{LinkError, ServerClose},
         shared::Shared,
     },
     Refusal, Topology,
@@ -30,12 +30,11 @@ use super::{
 };
 use crate::{broker::Delivery, observability::metrics::GaugeGuard, user::User};
 
-/// Users that are declared, bound and consumed on one channel between two waits
-/// for the broker: enough to hide the round trip, few enough to keep a failure's
-/// repair small.
+/// Users whose queues are declared, bound and consumed on one channel between two
+/// barriers: enough to hide the round trip, few enough to make a failure cheap to repair.
 const BATCH: usize = 16;
 
-/// How often it is tried to delete what could not be deleted.
+/// How often deleting leftover queues is tried again.
 const LEFTOVERS_RETRY: Duration = Duration::from_secs(5);
 
 pub(super) struct OwnQueues {
@@ -46,7 +45,7 @@ pub(super) struct OwnQueues {
     users_by_queue: HashMap<String, User>,
     /// Queues that may have been declared for subscriptions that were then refused.
     leftovers: Vec<String>,
-    /// Not to try to delete them before.
+    /// When to try to delete them.
     clean_up_after: Instant,
     declarations: u64,
 }
@@ -65,7 +64,7 @@ struct Queue {
     name: String,
 }
 
-/// One step of making it.
+/// One step of making a queue.
 enum Step {
     Declare(QueueDeclareArguments),
     Bind(QueueBindArguments),
@@ -98,7 +97,7 @@ impl OwnQueues {
         users.into_iter().map(name_queue).collect()
     }
 
-    /// The users' queues are consumed.
+    /// Notes that the users' queues are consumed.
     fn activate(&mut self, queues: Vec<Queue>) {
         for Queue {
             user,
@@ -119,7 +118,7 @@ impl OwnQueues {
         }
     }
 
-    /// Subscribes the users in batches, one on each admin channel.
+    /// Subscribes users in batches, one on each admin channel.
     async fn subscribe_batches(
         &mut self,
         channels: &Channels,
@@ -132,7 +131,7 @@ impl OwnQueues {
         }
         let answers = {
             let this = &*self;
-            // The channel of the consumers has one RPC in flight, as every channel.
+            // The consumers' channel may have one RPC in flight, like every channel.
             let consuming = Mutex::new(());
             let consuming = &consuming;
             let each = batches.iter().enumerate();
@@ -151,7 +150,7 @@ impl OwnQueues {
             match answer? {
                 Ok(()) => self.activate(batch),
                 Err(close) => {
-                    // A single user whose declare is refused has left nothing.
+                    // The refused declaration of a single queue leaves nothing behind.
                     if batch.len() > 1 || !close.is_of_declare() {
                         let names = batch.iter().map(|queue| queue.name.clone());
                         self.leftovers.extend(names);
@@ -221,8 +220,8 @@ impl OwnQueues {
         let deletes = deletes.map(|(admin, names)| Self::delete(channels, admin, names));
         let answers = join_all(deletes).await;
         for (names, answer) in batches().zip(answers) {
-            // A permission was withdrawn. To end a consumer needs none, and with
-            // it goes its queue: slower, one wait for the broker each.
+            // A permission was withdrawn. Cancelling a consumer needs none, and its queue
+            // goes with it; but it is slower, with one round trip each.
             if answer?.is_err() {
                 Self::cancel(channels, names).await?;
             }
@@ -242,7 +241,7 @@ impl OwnQueues {
         channels.pipeline(admin, deletes, delete).await
     }
 
-    /// Ends the queues' consumers, if they have not ended yet.
+    /// Cancels the queues' consumers, if they have not ended yet.
     async fn cancel(channels: &Channels, names: &[String]) -> Result<(), LinkError> {
         let on = &channels.consumers[0].channel;
         for name in names {
@@ -254,15 +253,15 @@ impl OwnQueues {
         Ok(())
     }
 
-    /// Deletes what refused batches have left, as far as that is permitted. One by
-    /// one, each awaited: a second refusal must not meet further frames.
+    /// Deletes the queues that refused batches have left behind, as far as that is
+    /// permitted. One at a time: no frame may follow a refusal.
     async fn clean_up(&mut self, channels: &Channels, admin: usize) -> Result<(), LinkError> {
         self.clean_up_after = Instant::now() + LEFTOVERS_RETRY;
         while let Some(name) = self.leftovers.last() {
             let delete = QueueDeleteArguments::new(name);
             let delete = |channel: Channel| async move { channel.queue_delete(delete).await };
             if channels.on_admin(admin, delete).await?.is_err() {
-                // The permission went meanwhile: tried again later.
+                // The permission was withdrawn: try again later.
                 break;
             }
             self.leftovers.pop();
@@ -292,8 +291,8 @@ impl Topology for OwnQueues {
     }
 
     /// Deletes the users' queues, in batches. Each consumer ends when the server's
-    /// `basic.cancel` arrives, behind all deliveries; a `basic.cancel` of ours that
-    /// does not wait would make amqprs drop what is still on its way.
+    /// `basic.cancel` arrives, after all deliveries. Sending `basic.cancel` without
+    /// waiting would make amqprs drop deliveries that are in flight.
     async fn unsubscribe(
         &mut self,
         channels: &Channels,
@@ -306,7 +305,7 @@ impl Topology for OwnQueues {
                 names.push(active.queue);
             }
         }
-        // Besides those who have left, some may be subscribed anew: more than a round.
+        // Users who left, and users whose subscription is replaced: more than a round.
         for names in names.chunks(BATCH * ADMIN_CHANNELS) {
             self.delete_batches(channels, names).await?;
         }

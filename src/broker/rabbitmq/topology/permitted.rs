@@ -1,19 +1,19 @@
-//! Which binding keys RabbitMQ permits: topic permissions may allow those of some
-//! templates, and not of others.
+//! Which binding keys RabbitMQ permits: topic permissions may permit the keys of some
+//! templates and refuse those of others.
 //!
 //! Bookkeeping for one connection. A user is bound with the keys that are permitted, and
-//! is refused only if none is. Invariant: no user's refusal takes a
-//! template from others, unless nobody has been permitted it.
+//! is refused only if none is. Invariant: the refusal of a template to one user does not
+//! take it from others, unless nobody is permitted to use it.
 
 use std::collections::HashSet;
 
 use tracing::{debug, warn};
 
-use super::super::{connection::ServerClose, shared::Shared};
+use super::super::{link_error::ServerClose, shared::Shared};
 use crate::{config::BindingKeys, observability::metrics::Metrics, user::User};
 
-/// So many users are refused a template, and nobody is permitted it, before it is not
-/// asked for any more: each refusal costs a channel.
+/// After this many users were refused a template, and nobody was permitted it, it is not
+/// tried any more: each refusal costs a channel.
 const REFUSED_TO_ALL: usize = 3;
 
 pub(super) struct Permitted {
@@ -24,7 +24,7 @@ pub(super) struct Permitted {
 
 #[derive(Default)]
 struct Template {
-    /// Somebody is bound with it.
+    /// A user is bound with it.
     is_permitted: bool,
     refused_to: HashSet<User>,
     /// The key for all users at once was refused.
@@ -44,7 +44,7 @@ impl Permitted {
         }
     }
 
-    /// The keys to bind for `user`, as far as is known.
+    /// The keys to bind for `user`, as far as they are known to be permitted.
     pub(super) fn keys(&self, user: &User) -> impl Iterator<Item = String> {
         self.open(user).map(|(_, key)| key)
     }
@@ -56,7 +56,7 @@ impl Permitted {
             .map(|(key, _)| key)
     }
 
-    /// `user` is bound with the keys.
+    /// Notes that `user` is bound with the keys.
     pub(super) fn accept(&mut self, user: &User) {
         if self.templates.iter().all(|template| template.is_permitted) {
             return;
@@ -67,7 +67,7 @@ impl Permitted {
         }
     }
 
-    /// One of the keys was refused to `user`: whether others are left to try.
+    /// Notes that one of the keys was refused to `user`; returns whether others are left.
     pub(super) fn refuse(&mut self, user: &User, close: &ServerClose) -> bool {
         let open: Vec<_> = self.open(user).collect();
         let Some((place, _)) = open.iter().find(|(_, key)| close.refuses_key(key)) else {
@@ -80,14 +80,14 @@ impl Permitted {
             self.note(*place, close, is_first);
             return true;
         }
-        // The next time, all are asked for once more.
+        // The next time, all are tried again.
         for template in &mut self.templates {
             template.refused_to.remove(user);
         }
         false
     }
 
-    /// One of the keys for everybody was refused: whether others are left to try.
+    /// Notes that one of the keys for everybody was refused; returns whether others are left.
     pub(super) fn refuse_for_all(&mut self, close: &ServerClose) -> bool {
         let mut keys = self.keys.render_for_all();
         let Some(place) = keys.position(|key| close.refuses_key(&key)) else {
@@ -163,9 +163,9 @@ mod tests {
         assert!(permitted.refuse(&user("a"), &refusal("update.a")));
         assert_eq!(keys(&permitted, "a"), ["user.a.*"]);
         assert_eq!(keys(&permitted, "b"), ["user.b.*", "update.b"]);
-        // Nothing that it could do without.
+        // It is not a key of this user.
         assert!(!permitted.refuse(&user("b"), &refusal("update.a")));
-        // Of none that are left, all are tried anew.
+        // When none is left, all are tried again.
         assert!(!permitted.refuse(&user("a"), &refusal("user.a.*")));
         assert_eq!(keys(&permitted, "a"), ["user.a.*", "update.a"]);
     }

@@ -1,8 +1,8 @@
-//! Who gets the updates of a common queue: found by routing key.
+//! Finds the recipients of an update from a common queue by its routing key.
 //!
-//! The link's task writes, the queue's consumer reads. Invariant: an update goes,
-//! once each, to the users to whom the broker would have routed it if they had
-//! queues of their own.
+//! The link's task writes, the queue's consumer reads. Invariant: an update reaches,
+//! once each, exactly the users to whom the broker would have routed it if each had a
+//! separate queue.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -27,7 +27,7 @@ pub(super) struct Routes {
     recipients: Mutex<HashMap<UserId, Arc<[Recipient]>>>,
 }
 
-/// Users of the same id differ by tenant.
+/// One of the users with the same id, who differ by tenant.
 #[derive(Clone)]
 struct Recipient {
     user: User,
@@ -43,7 +43,7 @@ impl Routes {
         }
     }
 
-    /// Replaces an earlier handler of the same user's.
+    /// Adds `user`; replaces an earlier handler of the same user.
     pub(super) fn insert(&self, user: &User, handler: Handler) {
         let mut recipients = self.recipients();
         let recipient = Recipient {
@@ -71,7 +71,7 @@ impl Routes {
         self.recipients().clear();
     }
 
-    /// Hands an update to those whose it is.
+    /// Hands an update to each user it is addressed to.
     pub(super) fn deliver(&self, delivery: &Delivery) {
         let mut is_claimed = false;
         for recipient in self
@@ -93,7 +93,7 @@ impl Routes {
         }
     }
 
-    /// Those whom the routing key may mean. No lock is held while they are served.
+    /// The users whom the routing key may mean. No lock is held while handlers run.
     fn find(&self, routing_key: &str) -> SmallVec<[Arc<[Recipient]>; 1]> {
         let mut found = SmallVec::<[Arc<[Recipient]>; 1]>::new();
         let recipients = self.recipients();

@@ -1,8 +1,7 @@
-//! What RabbitMQ lets the gateway do: login, vhost, the rights on its own queues,
-//! on Chat3's exchange and on the control exchange.
+//! Checks what RabbitMQ permits the gateway to do: its rights on its queues, on Chat3's
+//! exchange and on the control exchange.
 //!
-//! Rights are tried on an exclusive queue of the gateway's own kind, which is gone
-//! afterwards; what a [`SideConnection`] can do, and cannot.
+//! Rights are tried on an exclusive queue like the gateway's, which is deleted afterwards.
 
 use amqprs::{
     channel::{BasicConsumeArguments, ExchangeUnbindArguments},
@@ -10,28 +9,27 @@ use amqprs::{
 };
 
 use super::{
-    Report,
     bind::{self, Bound},
     exchange::{self, Exchange},
+    grants::permissions,
+    report::Report,
 };
 use crate::{
-    broker::rabbitmq::{ACCESS_REFUSED, LinkError, SideConnection, instance_id},
+    broker::rabbitmq::{ACCESS_REFUSED, LinkError, SideConnection},
     config::{BindingKeys, RabbitMqConfig},
 };
 
-/// Examines all that needs a login. What can be listened over, or why it cannot.
+/// Examines the rights. Returns the connection and what was found out, if updates can be
+/// listened to, or why they cannot.
 pub(super) async fn examine(
+    mut side: SideConnection,
     config: &RabbitMqConfig,
     report: &mut Report,
 ) -> Result<(SideConnection, Rights), &'static str> {
-    let Some(mut session) = log_in(config, report).await else {
-        skip_rights(config, "there is no login", report);
-        return Err("there is no login");
-    };
-    match rights(&mut session, config, report).await {
-        Ok(rights) if rights.may_consume => Ok((session, rights)),
+    match rights(&mut side, config, report).await {
+        Ok(rights) if rights.may_consume => Ok((side, rights)),
         Ok(_) => {
-            session.close().await;
+            side.close().await;
             Err("no queue of its own can be read")
         }
         Err(error) => {
@@ -41,13 +39,8 @@ pub(super) async fn examine(
     }
 }
 
-/// Notes what was not tried because RabbitMQ cannot be reached.
-pub(super) fn skip(config: &RabbitMqConfig, report: &mut Report) {
-    report.unknown("login", "not tried: RabbitMQ is not reached");
-    skip_rights(config, "RabbitMQ is not reached", report);
-}
-
-fn skip_rights(config: &RabbitMqConfig, why: &str, report: &mut Report) {
+/// Reports that the rights were not tried.
+pub(super) fn skip(config: &RabbitMqConfig, why: &str, report: &mut Report) {
     report.unknown("rights", format!("not tried: {why}"));
     report.unknown("exchange", format!("not tried: {why}"));
     if !config.control_exchange.is_empty() {
@@ -55,93 +48,31 @@ fn skip_rights(config: &RabbitMqConfig, why: &str, report: &mut Report) {
     }
 }
 
-/// What was found out about the exchange that listening can add to.
+/// What is known of the rights and the exchange before listening.
 pub(super) struct Rights {
-    /// The queue for the updates of a user who does not exist, if it is bound.
+    /// The queue that is bound for a user who does not exist, if there is one.
     pub(super) probe: Option<String>,
     pub(super) exchange: Exchange,
-    /// The binding keys that are permitted: the configured ones, as far as is known.
+    /// The configured binding keys that are permitted, as far as is known.
     pub(super) permitted: BindingKeys,
     may_consume: bool,
 }
 
-/// Connects and logs in as `serve` does.
-async fn log_in(config: &RabbitMqConfig, report: &mut Report) -> Option<SideConnection> {
-    let instance = instance_id(config);
-    match SideConnection::open(config, "doctor", &instance).await {
-        Ok(session) => {
-            report.ok("login", format!("as {}", config.url.first().user));
-            report.ok("vhost", config.url.first().vhost.clone());
-            if let Err(error) = session.check_channels(config) {
-                let advice = "channel_max in its rabbitmq.conf, or the plan of a hosted one";
-                report.problem("channels", error.to_string(), advice);
-            }
-            Some(session)
-        }
-        Err(LinkError::Timeout(limit)) => {
-            let finding = format!("no answer within {limit:?}");
-            let advice =
-                "RabbitMQ accepts, but does not answer: is it starting, or out of memory or files?";
-            report.problem("login", finding, advice);
-            None
-        }
-        Err(error) => {
-            refused(&error, config, report);
-            None
-        }
-    }
-}
-
-fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
-    let user = &config.url.first().user;
-    match error {
-        LinkError::Login(_) | LinkError::LoginOverTls(_) => {
-            let advice = match user.as_str() {
-                "guest" => {
-                    "check the password; and guest may log in from the broker's own machine only: use another user"
-                }
-                _ => {
-                    "check user and password in RABBITMQ_URL (special characters percent-encoded), and rabbitmqctl list_users"
-                }
-            };
-            report.problem(
-                "login",
-                format!("refused: no user {user} with this password"),
-                advice,
-            );
-        }
-        LinkError::Closed(close) if close.code == ACCESS_REFUSED => {
-            let advice = "check user and password in RABBITMQ_URL (special characters percent-encoded), and rabbitmqctl list_users";
-            report.problem("login", format!("refused: {close}"), advice);
-        }
-        // The vhost is opened after the login.
-        LinkError::Closed(close) => {
-            report.ok("login", format!("as {user}"));
-            let advice = match close.text.contains("refused for user") {
-                true => grant(config),
-                false => "the vhost is the path of RABBITMQ_URL (/ in it as %2F); rabbitmqctl list_vhosts shows those that exist".to_owned(),
-            };
-            report.problem("vhost", format!("refused: {close}"), advice);
-        }
-        other => report.problem("login", other.to_string(), "RabbitMQ's own log says why"),
-    }
-}
-
-/// Tries the gateway's rights one by one. An error means that the connection is gone.
+/// Tries the gateway's rights one by one. An error means that the connection is lost.
 async fn rights(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     report: &mut Report,
 ) -> Result<Rights, LinkError> {
-    let queue = format!("{}.probe", session.prefix);
-    let grant = grant(config);
+    let queue = format!("{}.probe", side.prefix);
+    let grant = permissions(config);
     let mut rights = Rights {
         probe: None,
         exchange: Exchange::Unclear(String::new()),
         permitted: config.binding_keys.clone(),
         may_consume: false,
     };
-    match session.declare(&queue, 10).await {
+    match side.declare(&queue, 10).await {
         Ok(()) => report.ok("configure", "may declare its queues, chat3-gateway.*"),
         Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED => {
             report.problem(
@@ -152,7 +83,7 @@ async fn rights(
             for check in ["bind", "consume", "exchange"] {
                 report.unknown(check, "not tried: there is no queue to try it with");
             }
-            control(session, config, None, report).await?;
+            control(side, config, None, report).await?;
             return Ok(rights);
         }
         Err(LinkError::Closed(close)) => {
@@ -169,13 +100,13 @@ async fn rights(
         }
         Err(error) => return Err(error),
     }
-    let bound = bind::examine(session, config, &queue, &grant, report).await?;
+    let bound = bind::examine(side, config, &queue, &grant, report).await?;
     let consume = BasicConsumeArguments::new(&queue, &queue)
         .auto_ack(true)
         .finish();
     let consumer = DefaultConsumer::new(true);
     let consuming =
-        session.ask(|channel| async move { channel.basic_consume(consumer, consume).await });
+        side.ask(|channel| async move { channel.basic_consume(consumer, consume).await });
     match consuming.await {
         Ok(_) => {
             rights.may_consume = true;
@@ -190,18 +121,18 @@ async fn rights(
         }
         Err(error) => return Err(error),
     }
-    rights.exchange = updates_exchange(session, config, &bound, report).await?;
-    control(session, config, Some(&queue), report).await?;
-    // Its consumer was the first; another queue listens, so that nothing was missed.
-    match session.delete(&queue).await {
+    rights.exchange = updates_exchange(side, config, &bound, report).await?;
+    control(side, config, Some(&queue), report).await?;
+    // Its consumer was only a try; a new queue listens later.
+    match side.delete(&queue).await {
         Ok(()) | Err(LinkError::Closed(_)) => {}
         Err(error) => return Err(error),
     }
     if let Bound::With(permitted) = bound {
-        let queue = format!("{}.nobody", session.prefix);
-        let declared = session.declare(&queue, 10).await;
+        let queue = format!("{}.nobody", side.prefix);
+        let declared = side.declare(&queue, 10).await;
         if declared.is_ok()
-            && bind::to_nobody(session, config, &permitted, &queue)
+            && bind::to_nobody(side, config, &permitted, &queue)
                 .await
                 .is_ok()
         {
@@ -213,7 +144,7 @@ async fn rights(
 }
 
 async fn updates_exchange(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     bound: &Bound,
     report: &mut Report,
@@ -232,7 +163,7 @@ async fn updates_exchange(
         missing(report);
         return Ok(Exchange::Missing);
     }
-    let found = exchange::look_at(session, name, "topic").await?;
+    let found = exchange::look_at(side, name, "topic").await?;
     match &found {
         Exchange::AsExpected => report.ok("exchange", format!("{name} is a durable topic exchange")),
         Exchange::Missing => missing(report),
@@ -246,7 +177,7 @@ async fn updates_exchange(
             format!("{name} is a topic exchange, but {what}"),
             "Chat3 declares it durable and plain: somebody else made it, and Chat3 may fail to start",
         ),
-        // What is published may tell: see `updates`.
+        // Published updates may show the type: see `updates`.
         Exchange::NotPermitted if matches!(bound, Bound::With(_)) => {}
         Exchange::NotPermitted => report.unknown("exchange", "not told to a user without rights on it"),
         Exchange::Unclear(why) => report.unclear(
@@ -258,9 +189,9 @@ async fn updates_exchange(
     Ok(found)
 }
 
-/// The rights on the control exchange, without a message that other instances would see.
+/// Tries the rights on the control exchange, without sending other instances a message.
 async fn control(
-    session: &mut SideConnection,
+    side: &mut SideConnection,
     config: &RabbitMqConfig,
     queue: Option<&str>,
     report: &mut Report,
@@ -277,10 +208,10 @@ async fn control(
         );
         return Ok(());
     }
-    let found = exchange::look_at(session, name, "fanout").await?;
+    let found = exchange::look_at(side, name, "fanout").await?;
     let advice = format!(
         "{} Without it, orders to send users away reach one instance only",
-        grant(config)
+        permissions(config)
     );
     let state = match found {
         Exchange::AsExpected => "exists, as fanout",
@@ -312,11 +243,11 @@ async fn control(
             return Ok(());
         }
     };
-    // Rights are checked before existence: a refusal is 403, a missing exchange 404.
+    // RabbitMQ checks rights before existence: a refusal is 403, a missing exchange 404.
     let is_refused = |answer: &Result<(), LinkError>| matches!(answer, Err(LinkError::Closed(close)) if close.code == ACCESS_REFUSED);
     let nothing = format!("doctor-{:016x}", rand::random::<u64>());
     if let Some(queue) = queue {
-        let bound = session.bind(queue, name, &nothing).await;
+        let bound = side.bind(queue, name, &nothing).await;
         if is_refused(&bound) {
             report.problem(
                 "control_exchange",
@@ -326,9 +257,9 @@ async fn control(
             return Ok(());
         }
     }
-    // To take away a binding that is not there needs the right to write and does nothing.
+    // Removing a binding that does not exist needs the right to write, and does nothing.
     let unbind = ExchangeUnbindArguments::new(name, name, &nothing);
-    let unbound = session.ask(|channel| async move { channel.exchange_unbind(unbind).await });
+    let unbound = side.ask(|channel| async move { channel.exchange_unbind(unbind).await });
     if is_refused(&unbound.await) {
         report.problem(
             "control_exchange",
@@ -342,27 +273,6 @@ async fn control(
         format!("{name} {state}; may declare, read and write it"),
     );
     Ok(())
-}
-
-/// The command that gives the gateway's user what it needs.
-fn grant(config: &RabbitMqConfig) -> String {
-    let pattern = |name: &str| name.replace('.', "\\.");
-    let (own, updates) = (r"chat3-gateway\..*", pattern(&config.exchange));
-    let (own_only, all) = match config.control_exchange.as_str() {
-        "" => (
-            r"^chat3-gateway\.".to_owned(),
-            format!("^({own}|{updates})$"),
-        ),
-        control => {
-            let control = pattern(control);
-            (
-                format!("^({own}|{control})$"),
-                format!("^({own}|{updates}|{control})$"),
-            )
-        }
-    };
-    let (vhost, user) = (&config.url.first().vhost, &config.url.first().user);
-    format!("rabbitmqctl set_permissions -p {vhost} {user} '{own_only}' '{own_only}' '{all}'")
 }
 
 fn lost(error: &LinkError) -> String {
