@@ -38,7 +38,7 @@ test('imports run down the list of wings in src/lib.rs', () => {
 });
 
 test('no modules of one parent import each other in a circle', () => {
-  assert.deepEqual(circles(edges(modules(join(root, 'src')))), []);
+  assert.deepEqual(Object.fromEntries(circles(edges(modules(join(root, 'src'))))), {});
 });
 
 test('every module says what it owns', () => {

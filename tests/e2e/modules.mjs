@@ -119,28 +119,22 @@ export function edges(all) {
   return found;
 }
 
-/** The circles among the modules of each parent, one line for each. */
+/** The groups of modules that reach each other by imports, `parent::{a, b}` each, with the imports that close the circle. */
 export function circles(found) {
-  const graph = new Map();
-  for (const edge of found) {
-    const from = `${edge.parent}::${edge.from}`;
-    if (!graph.has(from)) graph.set(from, new Map());
-    graph.get(from).set(`${edge.parent}::${edge.to}`, edge);
-  }
-  const reported = new Map();
-  const done = new Set();
-  const visit = (node, way) => {
-    const at = way.findIndex(([name]) => name === node);
-    if (at >= 0) {
-      const circle = way.slice(at);
-      const key = circle.map(([name]) => name).sort().join();
-      reported.set(key, circle.map(([, edge]) => `${edge.file} imports ${edge.path}`).join('; '));
-      return;
+  const groups = new Map();
+  for (const parent of new Set(found.map((edge) => edge.parent))) {
+    const within = found.filter((edge) => edge.parent === parent);
+    const reach = (from, seen = new Set()) => {
+      for (const { to } of within.filter((edge) => edge.from === from)) if (!seen.has(to)) reach(to, seen.add(to));
+      return seen;
+    };
+    const reached = new Map([...new Set(within.map(({ from }) => from))].map((name) => [name, reach(name)]));
+    for (const [name, all] of reached) {
+      if (!all.has(name)) continue;
+      const group = [...all].filter((other) => reached.get(other)?.has(name)).sort();
+      const imports = within.filter(({ from, to }) => group.includes(from) && group.includes(to)).map(({ file, path }) => `${file} imports ${path}`);
+      groups.set(`${parent}::{${group.join(', ')}}`, [...new Set(imports)]);
     }
-    if (done.has(node)) return;
-    for (const [next, edge] of graph.get(node) ?? []) visit(next, [...way, [node, edge]]);
-    done.add(node);
-  };
-  for (const node of graph.keys()) visit(node, []);
-  return [...reported.values()];
+  }
+  return groups;
 }
