@@ -50,6 +50,7 @@ clippy-otlp:
 # What a backend that embeds the service compiles.
 clippy-library:
 	cargo clippy --locked --lib --no-default-features -- -D warnings
+	cargo clippy --locked --example embed --no-default-features -- -D warnings
 
 rustdoc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet

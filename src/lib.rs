@@ -1,34 +1,65 @@
 //! Delivers Chat3 updates from RabbitMQ to browsers over Socket.IO.
 //!
+//! Chat3 publishes each update to a topic exchange, with the recipient in the routing
+//! key. This crate verifies a browser's token, subscribes its user, and emits every
+//! update of that user to all of the user's sockets, in order. A connection that was lost
+//! is recovered with what it missed. The command `chat3-gateway` runs the service as a
+//! process of its own; this library puts it into a backend.
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//! use chat3_gateway::{Config, Server};
+//!
+//! # async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut config = Config::default();
+//! config.rabbitmq.url = "amqp://gateway:secret@rabbitmq/".parse()?;
+//! config.jwt.jwt_secret = Some("the secret that tokens are signed with".into());
+//! let server = Server::builder(config)
+//!     .routes(Router::new().route("/hello", get(|| async { "hello" })))
+//!     .bind()
+//!     .await?;
+//! server.run(async { /* completes when the backend stops */ }).await;
+//! # Ok(()) }
+//! ```
+//!
+//! `examples/embed.rs` is a whole backend, which also subscribes a user without a browser.
+//! [`RabbitMqService`] works without a server, too.
+//!
+//! # Features
+//!
+//! - `cli` (default): the command, and what only it needs: command line, logs, `doctor`,
+//!   `publish`, `dev` with its page, jemalloc. Embed with `default-features = false`.
+//! - `otlp`: the command exports spans over OTLP/HTTP.
+//!
+//! # What an embedder brings
+//!
+//! - A Tokio runtime whose threads have a stack of [`RabbitMqService::THREAD_STACK_BYTES`].
+//! - A `tracing` subscriber, if log lines are wanted.
+//! - Signals: [`Server::run`] takes a future that says when to stop.
+//!
 //! # The path of an update
 //!
-//! Chat3 publishes an update to a topic exchange. [`broker::rabbitmq`] consumes the
-//! update from its user's queue (in development, [`broker::embedded`] takes that
-//! place) and hands it over the seam of [`broker`] to the [`sessions`] of that user.
-//! They decode as much of it as they must ([`update`]), check that it is this
-//! user's, and emit it to each of the user's sockets. Then it is acknowledged.
+//! `broker::rabbitmq` consumes an update from a queue of its user; in development,
+//! [`broker::embedded`] takes that place. The update crosses the seam of [`broker`] to the
+//! `sessions` of that user. They decode it with `update`, check that the user is the
+//! recipient, and emit it to each of the user's sockets. Then it is acknowledged.
 //!
 //! # The path of a socket
 //!
-//! `socketio::transport` accepts the connection, `socketio::endpoint` verifies its
-//! token with [`auth`] and joins it to the sessions, which subscribe the user when
-//! this is the first socket and unsubscribe when the last one is gone.
+//! `socketio::transport` accepts the connection. `socketio::endpoint` verifies the token
+//! with `auth` and joins the socket to the sessions. They subscribe the user with the
+//! first socket and unsubscribe the user when the last session has ended.
 //!
 //! # The wings
 //!
 //! Imports run down this list, never up:
 //!
 //! - `cli`: the commands; each uses what is below
-//! - [`server`]: puts the parts together; probes, metrics and the admin API
+//! - `server`: puts the parts together; probes, metrics and the admin API
 //! - `socketio`: connections, tokens and sockets
-//! - [`sessions`]: who is online, and what goes to whom
-//! - [`broker`]: where updates come from
-//! - [`auth`], [`config`], [`update`], [`user`], `tls`, [`observability`]: what all share
-//!
-//! # Embedding
-//!
-//! [`Server::bind`] takes a backend's own routes; [`RabbitMqService`] also works alone.
-//! `examples/embed.rs` does both.
+//! - `sessions`: who is online, and which socket gets which update
+//! - `broker`: where updates come from
+//! - `auth`, `config`, `update`, `user`, `tls`, `observability`: what all share
 
 pub mod broker;
 pub mod config;

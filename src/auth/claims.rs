@@ -157,6 +157,7 @@ pub(super) fn time(claims: &Map<String, Value>, name: &str) -> Result<Option<Sys
 }
 
 /// Seconds since 1970, as tokens count them.
+#[cfg(any(test, feature = "cli"))]
 pub(super) fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())

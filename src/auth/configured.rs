@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::{
     MAX_TRIES,
-    jwks::{JwksError, Source},
+    jwks::JwksError,
     keys::{InvalidKey, Key, MIN_SECRET_BYTES},
 };
 use crate::config::{JwtConfig, Secret};
@@ -33,7 +33,7 @@ pub enum KeyError {
 pub(crate) async fn read_key_set(
     config: &JwtConfig,
 ) -> Result<Option<super::keys::KeySet>, JwksError> {
-    match Source::new(&config.jwt_jwks, config.jwks_ca_file())? {
+    match super::jwks::Source::new(&config.jwt_jwks, config.jwks_ca_file())? {
         Some(source) => source.read().await.map(Some),
         None => Ok(None),
     }

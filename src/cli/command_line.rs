@@ -12,7 +12,8 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use super::publisher::Generation;
+use serde::Deserialize;
+
 use crate::{
     config::{
         AmqpUrls, BindingKeys, Config, HttpConfig, JwtConfig, OptionalAddress, RabbitMqConfig,
@@ -266,6 +267,23 @@ pub struct PublishArgs {
     pub routing_key: Option<String>,
     #[command(flatten)]
     pub rabbitmq: PublishRabbitMqArgs,
+}
+
+/// Chat3's keys and bodies, as they have changed over its life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+pub enum Generation {
+    /// Since 0.0.86: update.{dialog|user}.{tenantId}.{userType}.{userId}.{segment}
+    #[default]
+    #[value(alias = "0.0.86")]
+    #[serde(rename = "current", alias = "0.0.86")]
+    Current,
+    /// Since 0.0.77: update.{dialog|user}.{userType}.{userId}.{segment}
+    #[value(name = "0.0.77")]
+    #[serde(rename = "0.0.77")]
+    V0_0_77,
+    /// As first documented: user.{userId}.{slug}
+    #[serde(rename = "original")]
+    Original,
 }
 
 /// Which gateway `health` asks, by that gateway's own settings.

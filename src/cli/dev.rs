@@ -21,9 +21,9 @@ use serde_json::{Map, Value, json};
 use crate::{
     auth::Signer,
     broker::embedded::EmbeddedExchange,
-    cli::publisher::{
-        Generation,
-        original::{self, DOCUMENTED_TYPES, OTHER_TYPES},
+    cli::{
+        command_line::Generation,
+        publisher::original::{self, DOCUMENTED_TYPES, OTHER_TYPES},
     },
     server::admin::error,
     user::{TenantId, User, UserId},

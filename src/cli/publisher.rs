@@ -17,33 +17,14 @@ use amqprs::{
     channel::{BasicPublishArguments, ConfirmSelectArguments, ExchangeDeclareArguments},
 };
 use anyhow::Context;
-use clap::ValueEnum;
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use crate::{
     broker::rabbitmq::{self, ACCESS_REFUSED, LinkError},
-    cli::command_line::PublishArgs,
+    cli::command_line::{Generation, PublishArgs},
     user::{TenantId, UserId},
 };
-
-/// Chat3's keys and bodies, as they have changed over its life.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
-pub enum Generation {
-    /// Since 0.0.86: update.{dialog|user}.{tenantId}.{userType}.{userId}.{segment}
-    #[default]
-    #[value(alias = "0.0.86")]
-    #[serde(rename = "current", alias = "0.0.86")]
-    Current,
-    /// Since 0.0.77: update.{dialog|user}.{userType}.{userId}.{segment}
-    #[value(name = "0.0.77")]
-    #[serde(rename = "0.0.77")]
-    V0_0_77,
-    /// As first documented: user.{userId}.{slug}
-    #[serde(rename = "original")]
-    Original,
-}
 
 impl Generation {
     /// The event types that it has, in the order of its documentation.
