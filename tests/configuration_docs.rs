@@ -134,7 +134,7 @@ fn item(name: &str, text: &str) -> String {
     for word in text.split_whitespace() {
         if line.chars().count() + 1 + word.chars().count() > WIDTH {
             item += &(line + "\n");
-            line = " ".to_owned();
+            " ".clone_into(&mut line);
         }
         line += " ";
         line += word;
