@@ -1,7 +1,7 @@
 # What people run. Every target installs what it needs that is missing (Debian
 # packages, npm packages, commands of cargo) and nothing else.
 
-.PHONY: run react test docs lint format clippy clippy-otlp clippy-library rustdoc test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick \
+.PHONY: run react test docs lint format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick \
 	proxies deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
@@ -28,14 +28,14 @@ react: examples/react-chat/node_modules ## Run the React example at http://local
 	cd examples/react-chat && npm run dev
 
 # Every part runs, whatever became of those before it; the last line is the verdict.
-parts := format clippy clippy-otlp clippy-library rustdoc dependencies test-rust test-e2e test-topologies-lean
+parts := format clippy clippy-otlp library rustdoc dependencies test-rust test-e2e test-topologies-lean
 test: ## Run every check and test
 	@failed=; for part in $(parts); do \
 		begun=$$(date +%s); $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 		echo "== $$part: $$(($$(date +%s) - begun)) s"; done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; else echo "all parts passed"; fi
 
-lint: format clippy clippy-otlp clippy-library rustdoc ## Formatting and lints, warnings denied
+lint: format clippy clippy-otlp library rustdoc ## Formatting and lints, warnings denied
 
 format:
 	cargo fmt --check
@@ -47,10 +47,11 @@ clippy:
 clippy-otlp:
 	cargo clippy --locked --lib --bins --features otlp -- -D warnings
 
-# What a backend that embeds the service compiles.
-clippy-library:
+# What a backend that embeds the service compiles, and the examples it copies.
+library:
 	cargo clippy --locked --lib --no-default-features -- -D warnings
 	cargo clippy --locked --example embed --no-default-features -- -D warnings
+	cargo test --locked --doc --no-default-features --quiet
 
 rustdoc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet

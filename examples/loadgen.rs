@@ -1,10 +1,9 @@
-//! The load generator of the benchmark: simulated users on websockets, updates
-//! published to RabbitMQ as Chat3 does, every event of every socket checked for
-//! loss, doubles, order and owner while it is measured. One thread, so that it
-//! leaves the two cores to what it measures.
+//! The load generator of the benchmark. It simulates users on websockets, publishes updates
+//! to RabbitMQ as Chat3 does, and checks every event of every socket for loss, duplicates,
+//! order and owner while it measures. It has one thread, to leave the CPU to the server.
 //!
-//! Runs the phases given as arguments one after the other with the same
-//! sockets; prints a line of JSON for each. Losses are reported, not fatal.
+//! Runs the phases given as arguments one after the other with the same sockets, and
+//! prints a line of JSON for each. Losses are reported and do not end the run.
 
 mod loadgen {
     pub mod bench;
@@ -24,7 +23,7 @@ use loadgen::bench::Bench;
 use loadgen::phase::Phase;
 use serde_json::{Map, Value};
 
-/// The binding keys that the server uses.
+/// The binding keys of the server.
 #[derive(Clone, Copy, ValueEnum)]
 enum Binding {
     /// `user.{userId}.*`

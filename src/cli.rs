@@ -1,7 +1,7 @@
-//! The commands, and what only they need.
+//! The commands, and the modules that only they need.
 //!
-//! Owns what each command does; the process that runs it (signals, exit codes, systemd)
-//! is `main`'s. A command prints its results, and returns its mistakes to `main`.
+//! Owns what each command does. `main` owns the process that runs it: signals, exit codes,
+//! systemd. A command prints its results and returns its errors to `main`.
 
 mod command_line;
 pub(crate) mod dev;
@@ -31,7 +31,7 @@ use crate::{
     user::{TenantId, User, UserId},
 };
 
-/// The server of `serve`, bound.
+/// Binds the server of `serve`.
 ///
 /// # Errors
 /// When a setting is wrong, or an address cannot be bound.
@@ -39,7 +39,7 @@ pub async fn serve(config: Config) -> anyhow::Result<Server> {
     Ok(Server::builder(config).bind().await?)
 }
 
-/// The server of `dev`, bound, once the terminal was told how to try it.
+/// Binds the server of `dev`, and prints how to try it.
 ///
 /// # Errors
 /// When a setting is wrong, or an address cannot be bound.
@@ -81,7 +81,7 @@ pub async fn develop(mut args: DevArgs) -> anyhow::Result<Server> {
     Ok(server)
 }
 
-/// The token of `token`.
+/// Signs the token that `token` prints.
 ///
 /// # Errors
 /// When there is no secret to sign with.
@@ -97,7 +97,7 @@ pub fn token(args: &TokenArgs) -> anyhow::Result<String> {
     Ok(token)
 }
 
-/// Publishes, and fails where no queue was reached: nobody can have received it.
+/// Publishes. Fails if no update reached a queue, since nobody can have received any.
 ///
 /// # Errors
 /// When RabbitMQ cannot be reached or refuses.

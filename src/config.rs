@@ -1,13 +1,12 @@
 //! Every setting of the service, its default and its validation.
 //!
 //! Values are parsed once, into types that cannot hold a wrong value; the rest of the
-//! crate never sees an unparsed setting. Each type's `Default` is the only place that
-//! says a default: the command line (the feature `cli`) derives its flags, environment
-//! variables and help text from the same structs. Secrets appear in no help text,
-//! `Debug` output or error.
+//! crate never sees an unparsed setting. The `Default` of each type is the only place that
+//! defines its defaults: the command line (the feature `cli`) derives flags, environment
+//! variables and help texts from the same structs. Secrets appear in no help text, `Debug`
+//! output or error.
 //!
-//! Imports nothing of this crate but the ids of [`crate::user`] and the shapes of an
-//! update.
+//! Imports from this crate only the ids of [`crate::user`] and the shapes of an update.
 
 pub(crate) mod amqp_url;
 mod amqp_urls;
@@ -47,17 +46,17 @@ pub struct Config {
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "HOST",
         default_value_t = Self::default().host, help_heading = headings::LISTENER))]
     pub host: String,
-    /// The listener, and what is served on it.
+    /// The listener and what it serves.
     #[cfg_attr(feature = "cli", command(flatten))]
     pub http: HttpConfig,
-    /// What a token must be to be let in.
+    /// Which tokens are accepted.
     #[cfg_attr(feature = "cli", command(flatten))]
     pub jwt: JwtConfig,
 }
 
 impl Default for Config {
-    /// The documented defaults, without a look at the environment. A key to verify
-    /// tokens with has none: set one in [`Config::jwt`].
+    /// The documented defaults; the environment is not read. There is no default key to
+    /// verify tokens with: set one in [`Config::jwt`].
     fn default() -> Self {
         Self {
             rabbitmq: RabbitMqConfig::default(),

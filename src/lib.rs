@@ -2,9 +2,10 @@
 //!
 //! Chat3 publishes each update to a topic exchange, with the recipient in the routing
 //! key. This crate verifies a browser's token, subscribes its user, and emits every
-//! update of that user to all of the user's sockets, in order. A connection that was lost
-//! is recovered with what it missed. The command `chat3-gateway` runs the service as a
-//! process of its own; this library puts it into a backend.
+//! update of that user to all of the user's sockets, in order. A client that lost its
+//! connection recovers it together with the updates it missed. The command
+//! `chat3-gateway` runs the service as a separate process; this library embeds it in a
+//! backend.
 //!
 //! ```no_run
 //! use axum::{Router, routing::get};
@@ -27,8 +28,9 @@
 //!
 //! # Features
 //!
-//! - `cli` (default): the command, and what only it needs: command line, logs, `doctor`,
-//!   `publish`, `dev` with its page, jemalloc. Embed with `default-features = false`.
+//! - `cli` (default): the command and what only the command needs: command line, logs,
+//!   `doctor`, `publish`, `dev` with its page, jemalloc. Embed with
+//!   `default-features = false`.
 //! - `otlp`: the command exports spans over OTLP/HTTP.
 //!
 //! # What an embedder brings
@@ -40,21 +42,22 @@
 //! # The path of an update
 //!
 //! `broker::rabbitmq` consumes an update from a queue of its user; in development,
-//! [`broker::embedded`] takes that place. The update crosses the seam of [`broker`] to the
-//! `sessions` of that user. They decode it with `update`, check that the user is the
-//! recipient, and emit it to each of the user's sockets. Then it is acknowledged.
+//! [`broker::embedded`] takes its place. The update crosses the seam of [`broker`] to the
+//! `sessions` of that user. They decode the update with `update`, check that the user is
+//! its recipient, and emit it to each of the user's sockets. Then RabbitMQ receives the
+//! acknowledgement.
 //!
 //! # The path of a socket
 //!
 //! `socketio::transport` accepts the connection. `socketio::endpoint` verifies the token
-//! with `auth` and joins the socket to the sessions. They subscribe the user with the
-//! first socket and unsubscribe the user when the last session has ended.
+//! with `auth` and joins the socket to the sessions. The sessions subscribe the user with
+//! the first socket and unsubscribe the user when the last session has ended.
 //!
 //! # The wings
 //!
 //! Imports run down this list, never up:
 //!
-//! - `cli`: the commands; each uses what is below
+//! - `cli`: the commands
 //! - `server`: puts the parts together; probes, metrics and the admin API
 //! - `socketio`: connections, tokens and sockets
 //! - `sessions`: who is online, and which socket gets which update
@@ -81,8 +84,8 @@ pub use config::Config;
 pub use observability::metrics::Metrics;
 pub use server::{BindError, Server, ServerBuilder};
 
-/// Open to this package's own command, tests, examples and fuzz targets; no promise to
-/// anybody else.
+/// Open to this package's own command, tests, examples and fuzz targets. No semantic
+/// versioning applies to it.
 #[doc(hidden)]
 pub mod internal {
     pub mod auth {

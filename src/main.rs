@@ -1,5 +1,5 @@
 //! The process of the `chat3-gateway` command: its memory, threads, `.env` file, signals,
-//! exit codes, and what systemd is told. What each command does is in `cli`.
+//! exit codes and notifications to systemd. `cli` owns what each command does.
 
 use std::{process::ExitCode, thread, time::Duration};
 
@@ -21,25 +21,25 @@ use tokio::{
 };
 use tracing::warn;
 
-/// Returns memory to the system after a burst, where glibc's keeps it, and costs
-/// less time. See "Memory" in docs/SCALING.md for what was measured.
+/// jemalloc returns memory to the system after a burst, where glibc's allocator keeps
+/// it, and takes less time. See "Memory" in docs/SCALING.md for what was measured.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     forbid_core_dumps();
-    // Its own thread does the returning. Without one, only busy threads would.
+    // A background thread returns memory even while all others sleep.
     if let Err(error) = background_thread::write(true) {
         eprintln!("chat3-gateway: the allocator returns memory late: {error}");
     }
     let cli = load_dotenv().and_then(|()| Cli::from_process().map_err(anyhow::Error::msg));
-    match cli.and_then(on_a_thread_of_its_own) {
+    match cli.and_then(run_on_large_stack) {
         Ok(code) => code,
         Err(error) => {
-            // One line, causes included: for the last line of a log as well as a terminal.
+            // One line, causes included, reads well in a terminal and at the end of a log.
             eprintln!("chat3-gateway: {error:#}");
             match std::env::args_os().nth(1) {
-                // Whose 1 means that it found something.
+                // `doctor` ends with 1 when it has found a problem.
                 Some(command) if command == "doctor" => ExitCode::from(2),
                 _ => ExitCode::FAILURE,
             }
@@ -47,8 +47,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// A core dump would hold keys, passwords and tokens. Also keeps other processes of
-/// this user from reading the memory.
+/// A core dump would hold keys, passwords and tokens. A process that is not dumpable
+/// also keeps the other processes of its user from reading its memory.
 fn forbid_core_dumps() {
     let no_core = Rlimit {
         current: Some(0),
@@ -61,8 +61,8 @@ fn forbid_core_dumps() {
     }
 }
 
-/// Reads `.env`, here or in the nearest folder above, into the environment; what
-/// is set already wins.
+/// Reads `.env` from the working directory or the nearest folder above it into the
+/// environment. Variables that are set already keep their values.
 fn load_dotenv() -> anyhow::Result<()> {
     let here = std::env::current_dir().context("cannot tell the working directory")?;
     let candidates = here.ancestors().map(|folder| folder.join(".env"));
@@ -71,7 +71,7 @@ fn load_dotenv() -> anyhow::Result<()> {
     };
     let read = std::fs::read_to_string(&path);
     let text = read.with_context(|| format!("cannot read {}", path.display()))?;
-    // No variable can hold it, and the library would panic, with the value in its words.
+    // No variable can hold a NUL, and the library would panic with the value in its message.
     if let Some((before, _)) = text.split_once('\0') {
         let number = 1 + before.matches('\n').count();
         anyhow::bail!("{}:{number} holds a NUL character", path.display());
@@ -88,8 +88,9 @@ fn load_dotenv() -> anyhow::Result<()> {
     })
 }
 
-/// The main thread's stack is as large as the shell's limit says; see the constant.
-fn on_a_thread_of_its_own(cli: Cli) -> anyhow::Result<ExitCode> {
+/// Runs the command on a thread whose stack is as large as [`RabbitMqService`] needs: the
+/// shell's limit decides about the main thread's.
+fn run_on_large_stack(cli: Cli) -> anyhow::Result<ExitCode> {
     let thread = thread::Builder::new()
         .name("runtime".to_owned())
         .stack_size(RabbitMqService::THREAD_STACK_BYTES)
@@ -101,13 +102,13 @@ fn on_a_thread_of_its_own(cli: Cli) -> anyhow::Result<ExitCode> {
 fn run_to_end(cli: Cli) -> anyhow::Result<ExitCode> {
     let runtime = runtime(&cli).context("cannot start")?;
     let result = runtime.block_on(run(cli));
-    // Without waiting for a name look-up that hangs.
+    // Does not wait for a name look-up that hangs.
     runtime.shutdown_background();
     result
 }
 
-/// One thread needs no wake-ups across threads, which cost more than decoding an
-/// update; only `serve` may be asked for more.
+/// One thread needs no wake-ups across threads, which cost more than decoding an update.
+/// Only `serve` can be configured to use more.
 fn runtime(cli: &Cli) -> std::io::Result<Runtime> {
     let threads = match &cli.command {
         None => cli.serve.worker_threads.get(),
@@ -145,8 +146,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Serves until a signal, and tells systemd, where it is there and asked to be told
-/// (`Type=notify`).
+/// Serves until a signal arrives. Tells systemd when the server is ready and when it stops,
+/// if the unit asks for that (`Type=notify`).
 async fn run_server(server: Server, terminated: impl Future<Output = ()>) {
     notify_systemd(NotifyState::Ready);
     let stopping = async {
@@ -162,10 +163,10 @@ fn notify_systemd(state: NotifyState<'_>) {
     }
 }
 
-/// Tools like `timeout` signal a process twice in one breath: that is one wish.
+/// Tools like `timeout` send a signal twice within milliseconds and mean one request.
 const SAME_SIGNAL: Duration = Duration::from_millis(300);
 
-/// Completes on SIGTERM or SIGINT; a second one ends the process at once.
+/// Completes on SIGTERM or SIGINT. A second signal ends the process at once.
 fn termination() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -176,7 +177,7 @@ fn termination() -> anyhow::Result<impl Future<Output = ()>> {
         }
         tokio::spawn(async move {
             tokio::time::sleep(SAME_SIGNAL).await;
-            // What arrived meanwhile.
+            // Discards the repetition.
             let _ = terminate.recv().now_or_never();
             let _ = interrupt.recv().now_or_never();
             tokio::select! {

@@ -1,4 +1,4 @@
-//! What the gateway tells operators while it serves: metrics and sampled log lines.
+//! What operators observe while the gateway serves: metrics and sampled log lines.
 
 pub mod metrics;
 pub(crate) mod sampled;

@@ -1,8 +1,8 @@
 //! A gateway that is bound to an address: [`builder`] puts the parts together,
 //! [`Server::run`] serves and shuts down in order.
 //!
-//! Speaks for no process: signals, and what a service manager is told, are the caller's.
-//! Two servers in one process share nothing but what both were given.
+//! Handles no signals and notifies no service manager: the caller does. Two servers in one
+//! process share only what the caller gave to both.
 
 pub(crate) mod admin;
 mod builder;
@@ -31,8 +31,8 @@ use crate::{
 
 /// A gateway that is bound to its port. It serves once [`Server::run`] is called.
 ///
-/// The server owns its accept loop, since it must be able to close one client's
-/// transport: a router that is served elsewhere could not do that.
+/// The server owns its accept loop because it must be able to close the transport of a
+/// single client, which a router that another server runs could not do.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -45,7 +45,7 @@ use crate::{
 /// config.http.port = 0;
 /// config.jwt.jwt_secret = Some("thirty-two-bytes-of-a-secret-key".into());
 /// let server = Server::builder(config)
-///     // In production leave this out: updates come from RabbitMQ.
+///     // Leave this out in production: updates then come from RabbitMQ.
 ///     .broker(Arc::new(EmbeddedExchange::new("user.{userId}.*".parse()?)))
 ///     .routes(Router::new().route("/hello", get(|| async { "hello" })))
 ///     .bind()
@@ -58,7 +58,7 @@ pub struct Server {
     listener: TcpListener,
     local_addr: SocketAddr,
     router: Router,
-    /// Metrics and the admin API, where they have a listener of their own.
+    /// Metrics and the admin API, where they have a separate listener.
     admin: Option<AdminListener>,
     io: SocketIo,
     broker: Arc<dyn Broker>,
@@ -76,22 +76,22 @@ struct AdminListener {
 }
 
 impl Server {
-    /// A server that is yet to be bound.
+    /// Starts to build a server from `config`.
     pub fn builder(config: Config) -> ServerBuilder {
         ServerBuilder::new(config)
     }
 
-    /// The bound address, with the real port where port 0 was asked for.
+    /// The bound address. With port 0 in the configuration, it has the port that was chosen.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Where updates come from: a backend can subscribe users here without a browser.
+    /// The source of updates. A backend can subscribe users here without a browser.
     pub fn broker(&self) -> &Arc<dyn Broker> {
         &self.broker
     }
 
-    /// What the server counts, which `/metrics` shows as well.
+    /// The metrics that `/metrics` shows.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -119,12 +119,12 @@ impl Server {
         shutdown.await;
         info!("Shutting down");
         let until = Deadlines::new(self.shutdown_timeout);
-        // Not ready, and handshakes are refused; established sockets still work.
+        // `/ready` answers 503 and handshakes are refused; established sockets still work.
         self.transports.drain();
         until
             .within(0.35, "consumers", self.broker.stop_consuming())
             .await;
-        // From here on no socket is sent anything new; some have not been sent all.
+        // From here on no new update arrives, but some sockets lag behind.
         let sockets = self.io.sockets();
         let closed = self
             .transports
@@ -132,7 +132,7 @@ impl Server {
         let closed = join(closed, self.hub.caught_up());
         until.within(0.6, "sockets one by one", closed).await;
         self.transports.close_unwatched();
-        // Flushes each that is left, then closes its transport.
+        // Flushes each remaining socket, then closes its transport.
         until.within(0.8, "sockets", self.io.close()).await;
         self.transports.close_all();
         until.within(0.9, "RabbitMQ", self.broker.close()).await;
@@ -142,8 +142,8 @@ impl Server {
     }
 }
 
-/// Shares the time of a shutdown among its steps: one that hangs takes nothing
-/// from the steps after it.
+/// Divides the time of a shutdown among its steps: a step that hangs takes no time from
+/// the steps after it.
 struct Deadlines {
     start: Instant,
     total: Duration,
@@ -157,7 +157,7 @@ impl Deadlines {
         }
     }
 
-    /// Awaits `step` until `share` of the total time is over.
+    /// Awaits `step` at most until `share` of the total time has passed.
     async fn within<T>(&self, share: f64, what: &str, step: impl Future<Output = T>) {
         let deadline = self.start + self.total.mul_f64(share);
         if tokio::time::timeout_at(deadline, step).await.is_err() {

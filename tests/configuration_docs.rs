@@ -1,8 +1,13 @@
-//! Holds `docs/CONFIGURATION.md` against the command line's own definitions. Its lists of
-//! settings stand between `<!-- generated: … -->` and `<!-- /generated -->`; the prose
-//! around them is written by hand. `make docs` writes the lists again.
+//! Compares what the documentation says of settings with the definitions of the command
+//! line. The lists of `docs/CONFIGURATION.md` stand between `<!-- generated: … -->` and
+//! `<!-- /generated -->`; the prose around them is written by hand. `make docs` writes the
+//! lists again.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
 
 use chat3_gateway::internal::cli::Cli;
 use clap::{Arg, Command, CommandFactory};
@@ -10,7 +15,7 @@ use clap::{Arg, Command, CommandFactory};
 const OPEN: &str = "<!-- generated: ";
 const CLOSE: &str = "<!-- /generated -->";
 
-/// The mark of the list of commands.
+/// The name of the list of commands.
 const COMMANDS: &str = "commands";
 
 /// Longer lines are hard to read in an editor.
@@ -65,6 +70,127 @@ fn every_variable_is_in_the_russian_page_and_in_the_example() {
     assert_eq!(missing(&in_example), none, "not in .env.example");
 }
 
+/// Where operators read the names of variables: pages, help texts, errors, log lines,
+/// deployments, examples.
+const TEXTS: [&str; 7] = [
+    ".env.example",
+    "CHANGELOG.md",
+    "README.md",
+    "docker",
+    "docs",
+    "examples",
+    "src",
+];
+
+/// Names in capitals that these texts use and that are no settings; a final `*` stands
+/// for any rest.
+const FOREIGN: [&str; 26] = [
+    // Variables that others read: Cargo, OpenTelemetry, the images of the Compose files,
+    // Vite, this project's tests.
+    "ABSENT_USERS",
+    "CARGO_*",
+    "FLOOD_REFUSALS",
+    "GATEWAY_BIN",
+    "GF_*",
+    "JITTER_SECONDS",
+    "OTEL_*",
+    "OUT_DIR",
+    "RABBITMQ_DEFAULT_PASS",
+    "RABBITMQ_DEFAULT_USER",
+    "RUST_LOG",
+    "SOAK_*",
+    "VITE_GATEWAY_URL",
+    // Names of AMQP and Linux.
+    "AF_*",
+    "CAP_NET_BIND_SERVICE",
+    "CONNECTION_FORCED",
+    "PRECONDITION_FAILED",
+    "PR_SET_DUMPABLE",
+    // Items of crates that are imported by name, a variant, a placeholder.
+    "BASE64_*",
+    "ECDSA_*",
+    "EVENT_TYPE",
+    "RSA_PKCS1_*",
+    "RSA_PSS_*",
+    "UNIX_EPOCH",
+    "URL_SAFE_NO_PAD",
+    "V0_0_77",
+];
+
+#[test]
+fn every_variable_that_a_text_names_is_a_setting() {
+    let mut texts = Vec::new();
+    for place in TEXTS {
+        collect_texts(&path(place), &mut texts);
+    }
+    let mut known: BTreeSet<String> = command()
+        .get_subcommands()
+        .flat_map(Command::get_arguments)
+        .filter_map(variable)
+        .collect();
+    let mut named: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for (file, text) in &texts {
+        for (at, word) in words(text) {
+            let (before, behind) = (&text[..at], &text[at + word.len()..]);
+            if before.ends_with("const ") || before.ends_with("static ") {
+                known.insert(word.to_owned());
+            }
+            let is_item = before.ends_with("::");
+            let is_page = behind.starts_with(".md") || behind.starts_with(".ru.md");
+            if is_upper_snake(word) && !is_item && !is_page {
+                let file = file.strip_prefix(path("")).unwrap_or(file);
+                let files = named.entry(word).or_default();
+                files.insert(file.display().to_string());
+            }
+        }
+    }
+    let is_foreign = |name: &str, foreign: &str| match foreign.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == foreign,
+    };
+    let unused: Vec<_> = FOREIGN
+        .iter()
+        .filter(|foreign| !named.keys().any(|name| is_foreign(name, foreign)))
+        .collect();
+    assert!(unused.is_empty(), "no text names {unused:?}");
+    named.retain(|name, _| {
+        !known.contains(*name) && !FOREIGN.iter().any(|foreign| is_foreign(name, foreign))
+    });
+    assert!(named.is_empty(), "no settings: {named:#?}");
+}
+
+/// The files at or below `place` that are text.
+fn collect_texts(place: &Path, texts: &mut Vec<(PathBuf, String)>) {
+    let skipped = ["node_modules", "dist"];
+    if place.is_dir() {
+        let entries = fs::read_dir(place).unwrap();
+        for entry in entries.map(|entry| entry.unwrap()) {
+            if !skipped.iter().any(|name| entry.file_name() == *name) {
+                collect_texts(&entry.path(), texts);
+            }
+        }
+    } else if let Ok(text) = fs::read_to_string(place) {
+        texts.push((place.to_owned(), text));
+    }
+}
+
+/// The identifiers in `text`, with their places.
+fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let between = |c: char| !c.is_alphanumeric() && c != '_';
+    let pieces = text.split(between).filter(|word| !word.is_empty());
+    pieces.map(|word| (word.as_ptr() as usize - text.as_ptr() as usize, word))
+}
+
+/// `TWO_WORDS` or more: a single word in capitals is more often an abbreviation.
+fn is_upper_snake(word: &str) -> bool {
+    let is_capital = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let parts: Vec<&str> = word.split('_').collect();
+    word.starts_with(|c: char| c.is_ascii_uppercase())
+        && word.chars().all(is_capital)
+        && parts.len() > 1
+        && parts.iter().all(|part| !part.is_empty())
+}
+
 /// The page with its lists written again, and the names of the lists.
 fn regenerate(page: &str) -> (String, BTreeSet<String>) {
     let (mut text, mut names, mut in_list) = (String::new(), BTreeSet::new(), false);
@@ -100,7 +226,7 @@ fn settings_list(section: &str) -> String {
     of_section.map(setting).collect()
 }
 
-/// A variable, its default and its help. The page says how its flag is named.
+/// A variable, its default and its help. The page explains how flags are named.
 fn setting(argument: &Arg) -> String {
     let variable = variable(argument).expect("each setting has a variable");
     let named = variable.to_lowercase().replace('_', "-");
@@ -111,7 +237,7 @@ fn setting(argument: &Arg) -> String {
     )
 }
 
-/// The commands. Their `--help` has the flags that only one of them has.
+/// The commands. The flags of a single command are in its `--help`.
 fn commands_list() -> String {
     let command = command();
     let shown = command
@@ -149,7 +275,7 @@ fn command() -> Command {
     command
 }
 
-/// What `serve` reads.
+/// The settings of `serve`.
 fn settings() -> Vec<Arg> {
     let command = command();
     let serve = command.find_subcommand("serve").expect("serve is there");

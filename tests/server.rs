@@ -47,7 +47,7 @@ fn token(claims: Value) -> String {
     encode(&Header::default(), &claims, &key).unwrap()
 }
 
-/// A token without an end: the tests configure that none is needed.
+/// A token that expires in 2100.
 fn token_of(user: &str) -> String {
     token(json!({"userId": user, "exp": 4_102_444_800_u64}))
 }
@@ -85,16 +85,16 @@ impl Running {
     }
 }
 
-/// A client that speaks as much of Engine.IO 4 and Socket.IO 5 as the tests need.
+/// A client with as much of Engine.IO 4 and Socket.IO 5 as the tests need.
 #[derive(Debug)]
 struct Client(WebSocketStream<TcpStream>);
 
-/// Why there is no client.
+/// Why a client could not connect.
 #[derive(Debug, PartialEq)]
 enum Refused {
-    /// The handshake, by its HTTP status.
+    /// The handshake was refused, with this HTTP status.
     Handshake(u16),
-    /// The socket, with the message of `connect_error`.
+    /// The socket was refused, with this message of `connect_error`.
     Socket(String),
 }
 
@@ -127,7 +127,7 @@ impl Client {
     async fn packet(&mut self) -> Option<String> {
         loop {
             match timeout(DEADLINE, self.0.next()).await.unwrap() {
-                // A ping of Engine.IO.
+                // An Engine.IO ping.
                 Some(Ok(Message::Text(text))) if text.as_str() == "2" => {
                     self.0.send(Message::text("3")).await.unwrap();
                 }
@@ -202,7 +202,7 @@ async fn a_client_that_is_refused_is_told_why() {
     server.stop().await;
 }
 
-/// Nobody has to say twice that the keys need a tenant.
+/// The verifier learns from the broker that the binding keys need a tenant.
 #[tokio::test]
 async fn a_token_without_a_tenant_is_refused_where_the_binding_keys_need_one() {
     let server = Running::start(config(), exchange("{tenantId}.{userId}.*")).await;
@@ -240,7 +240,7 @@ async fn a_shutdown_hands_over_what_was_published_and_then_closes() {
     assert!(TcpStream::connect(address).await.is_err());
 }
 
-/// They share what they were given, a broker and the metrics that it counts into.
+/// The servers share a broker and its metrics, but no limits.
 #[tokio::test]
 async fn two_servers_in_one_process_share_no_limits() {
     let nowhere = RabbitMqConfig {
@@ -265,7 +265,7 @@ async fn two_servers_in_one_process_share_no_limits() {
     let metrics = one.get("/metrics").await;
     assert!(metrics.contains("chat3_gateway_sockets 2\n"), "{metrics}");
     one.stop().await;
-    // The first server's end is not that of the other.
+    // The end of the first server does not end the other.
     assert!(other.get("/ready").await.starts_with("HTTP/1.1 200"));
     other.stop().await;
 }

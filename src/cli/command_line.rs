@@ -1,17 +1,13 @@
-//! The command line: the commands, their arguments, and what is wrong with them.
+//! The command line: the commands and their arguments. `mistakes` words what is wrong
+//! with them.
+//!
+//! The settings of the service are defined in [`crate::config`] and only flattened here.
 
-use std::{
-    error::Error,
-    num::{IntErrorKind, NonZeroUsize, ParseIntError},
-    path::PathBuf,
-    time::Duration,
-};
+mod mistakes;
 
-use clap::{
-    Args, CommandFactory, Parser, Subcommand, ValueEnum,
-    error::{ContextKind, ContextValue, ErrorKind},
-};
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
 use crate::{
@@ -49,96 +45,19 @@ impl Cli {
     /// `--help` and `--version`.
     ///
     /// # Errors
-    /// A mistake, in one line that names flag and variable. The value is repeated
-    /// only if it cannot be a secret.
+    /// One line about the mistake, which names flag and variable. It repeats the value only
+    /// if the value cannot be a secret.
     pub fn from_process() -> Result<Self, String> {
         Self::try_parse().map_err(|error| {
             if !error.use_stderr() {
                 error.exit();
             }
-            describe(&error)
+            mistakes::describe(&error)
         })
     }
 }
 
-fn describe(error: &clap::Error) -> String {
-    let text = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    if let (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) =
-        (error.kind(), error.get(ContextKind::InvalidArg))
-    {
-        let settings = missing.iter().map(|setting| named(flag_of(setting)).0);
-        let settings = settings.collect::<Vec<_>>().join(" and ");
-        return format!("required but not given: {settings}");
-    }
-    let flag = text(ContextKind::InvalidArg).map(flag_of);
-    let (Some((name, Some(argument))), Some(value)) =
-        (flag.map(named), text(ContextKind::InvalidValue))
-    else {
-        // Not about a value: clap's first paragraph says it, without the usage.
-        let text = error.to_string();
-        let paragraph = text.split("\n\n").next().unwrap_or(&text);
-        let line = paragraph.lines().map(str::trim).collect::<Vec<_>>();
-        return format!(
-            "{} (see --help)",
-            line.join(" ").trim_start_matches("error: ")
-        );
-    };
-    let reason = match (error.get(ContextKind::ValidValue), error.source()) {
-        (Some(ContextValue::Strings(valid)), _) if !valid.is_empty() => {
-            format!("is none of {}", valid.join(", "))
-        }
-        (_, Some(source)) => in_words(source),
-        _ => "must have a value".to_owned(),
-    };
-    let value = format!("{value:?}");
-    match argument.is_hide_env_values_set() {
-        true => format!("{name} {reason}"),
-        // A reason that begins with the value has no need of it before.
-        false if reason.starts_with(&value) => format!("{name}: {reason}"),
-        false => format!("{name}: {value} {reason}"),
-    }
-}
-
-/// The flag in clap's notation of an argument (`--port <PORT>`).
-fn flag_of(notation: &str) -> &str {
-    notation.split([' ', '=']).next().unwrap_or(notation)
-}
-
-/// A flag by the name that most settings are made by, and what it stands for.
-fn named(flag: &str) -> (String, Option<clap::Arg>) {
-    let argument = find_argument(&Cli::command(), flag);
-    let variable = argument.as_ref().and_then(clap::Arg::get_env);
-    let name = match variable {
-        Some(variable) => format!("{} ({flag})", variable.to_string_lossy()),
-        None => flag.to_owned(),
-    };
-    (name, argument)
-}
-
-/// What is wrong with a value. Rust's own words for numbers are about its types.
-fn in_words(source: &(dyn Error + 'static)) -> String {
-    match source.downcast_ref().map(ParseIntError::kind) {
-        Some(IntErrorKind::PosOverflow) => "is too large".to_owned(),
-        Some(IntErrorKind::Zero) => "must be at least 1".to_owned(),
-        Some(_) => "must be a whole number, and not negative".to_owned(),
-        None => source.to_string(),
-    }
-}
-
-fn find_argument(command: &clap::Command, flag: &str) -> Option<clap::Arg> {
-    let is_it = |argument: &&clap::Arg| {
-        let long = argument.get_long();
-        long.is_some_and(|long| flag.strip_prefix("--") == Some(long))
-    };
-    let own = command.get_arguments().find(is_it).cloned();
-    let find_in = |command| find_argument(command, flag);
-    own.or_else(|| command.get_subcommands().find_map(find_in))
-}
-
-/// What the program is asked to do.
+/// A command and its arguments.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve browsers from RabbitMQ (the default)
@@ -149,9 +68,9 @@ pub enum Command {
     Token(TokenArgs),
     /// Publish updates to RabbitMQ in Chat3's format
     Publish(PublishArgs),
-    /// Ask the gateway on this machine how it is: exit code 0 or 1, for container health checks
+    /// Check the health of the gateway on this machine, for containers: exit code 0 or 1
     Health(HealthArgs),
-    /// Check settings, RabbitMQ, what is published there, keys for tokens and this machine
+    /// Check settings, RabbitMQ, the updates published there, keys for tokens and this machine
     Doctor(Box<DoctorArgs>),
 }
 
@@ -161,15 +80,15 @@ pub enum Command {
 pub struct ServeArgs {
     #[command(flatten)]
     pub config: Config,
-    /// Threads that serve; one costs the least per update and is enough for most,
-    /// see docs/SCALING.md
+    /// Threads that serve clients; one costs the least per update and suffices for most
+    /// deployments, see docs/SCALING.md
     #[arg(long, env, value_name = "NUMBER", default_value = "1", help_heading = LISTENER)]
     pub worker_threads: NonZeroUsize,
     #[command(flatten)]
     pub log: LogConfig,
 }
 
-/// What is logged, and to where.
+/// What the process logs, and where to.
 #[derive(Debug, Clone, Args)]
 pub struct LogConfig {
     /// development logs details of every update; `RUST_LOG` overrides
@@ -241,7 +160,7 @@ pub struct TokenArgs {
 #[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct PublishArgs {
-    /// The user who shall receive the updates
+    /// The user the updates are for
     #[arg(long, value_name = "USER_ID", value_parser = UserId::parse)]
     pub user: UserId,
     /// The user's tenant
@@ -250,26 +169,26 @@ pub struct PublishArgs {
     /// The event type, e.g. message.create or dialog.member.add
     #[arg(long, value_name = "EVENT_TYPE")]
     pub event: String,
-    /// The update's data as JSON; a sample that fits the event when absent
+    /// The update's data as JSON; without it, a sample that fits the event
     #[arg(long, value_name = "JSON", value_parser = parse_json)]
     pub data: Option<serde_json::Value>,
     /// How many updates to publish
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub count: u64,
-    /// Updates per second; as fast as possible when absent
+    /// Updates per second; without it, as fast as possible
     #[arg(long, value_name = "N", value_parser = parse_rate)]
     pub rate: Option<f64>,
-    /// Chat3 whose keys and bodies to publish
+    /// Generation of Chat3 whose routing keys and bodies to publish
     #[arg(long, value_enum, value_name = "GENERATION", default_value_t)]
     pub generation: Generation,
-    /// Routing key; the generation's when absent
+    /// Routing key; without it, the one of the generation
     #[arg(long, value_name = "KEY", value_parser = parse_short_name)]
     pub routing_key: Option<String>,
     #[command(flatten)]
     pub rabbitmq: PublishRabbitMqArgs,
 }
 
-/// Chat3's keys and bodies, as they have changed over its life.
+/// A period in which Chat3 published routing keys and bodies of one form.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 pub enum Generation {
     /// Since 0.0.86: update.{dialog|user}.{tenantId}.{userType}.{userId}.{segment}
@@ -286,19 +205,19 @@ pub enum Generation {
     Original,
 }
 
-/// Which gateway `health` asks, by that gateway's own settings.
+/// The gateway that `health` asks, found by the settings of that gateway.
 #[derive(Debug, Clone, Args)]
 pub struct HealthArgs {
-    /// Whether it takes new clients (/ready), not whether it is up (/health)
+    /// Check whether the gateway takes new clients (/ready), not whether it is up (/health)
     #[arg(long)]
     pub ready: bool,
-    /// Address that the gateway listens on; all of them stand for loopback
+    /// Address that the gateway listens on; 0.0.0.0 and :: stand for loopback
     #[arg(long, env, value_name = "HOST", default_value_t = Config::default().host, help_heading = LISTENER)]
     pub host: String,
     /// Port that the gateway listens on
     #[arg(long, env, value_name = "PORT", default_value_t = HttpConfig::default().port, help_heading = LISTENER)]
     pub port: u16,
-    /// Address and port of its listener for operators, asked in place of the other
+    /// Address and port of the separate listener for operators, which is asked if it is set
     #[arg(long, env, value_name = "ADDRESS:PORT", value_parser = parse_optional_address,
         default_value = "", hide_default_value = true, help_heading = LISTENER)]
     pub admin_addr: OptionalAddress,
@@ -310,13 +229,13 @@ pub struct HealthArgs {
     after_help = "Exit code: 0 no problem found, 1 problems found, 2 the settings cannot be read."
 )]
 pub struct DoctorArgs {
-    /// A token to examine; - reads it from stdin, since others see command lines
+    /// A token to examine; - reads it from stdin, since other users can see command lines
     #[arg(long, value_name = "TOKEN|-", conflicts_with = "token_file", help_heading = DOCTOR)]
     pub token: Option<Secret>,
     /// File that holds a token to examine
     #[arg(long, value_name = "PATH", help_heading = DOCTOR)]
     pub token_file: Option<PathBuf>,
-    /// How long to listen to what is published
+    /// How long to listen to the updates that are published
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_listening,
         help_heading = DOCTOR)]
     pub listen: Duration,
@@ -331,7 +250,7 @@ pub struct DoctorArgs {
     pub serve: ServeArgs,
 }
 
-/// Where `publish` publishes to.
+/// The RabbitMQ that `publish` publishes to.
 #[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone, Args)]
 pub struct PublishRabbitMqArgs {
@@ -349,7 +268,7 @@ pub struct PublishRabbitMqArgs {
     pub tls: RabbitMqTls,
 }
 
-/// Long enough for a quiet exchange, short enough for somebody who waits.
+/// Ten minutes are enough for a quiet exchange, and not too long to wait for.
 fn parse_listening(text: &str) -> Result<Duration, String> {
     let listening = parse_delay(text)?;
     match listening > Duration::from_secs(600) {
@@ -368,6 +287,7 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 fn parse_json(text: &str) -> Result<serde_json::Value, String> {
     serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))
 }
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, Parser};

@@ -1,9 +1,9 @@
-//! The development mode's own routes: the page at `/`, tokens for anybody, and
-//! publishing by HTTP. Merged into the server by `chat3-gateway dev` only.
+//! The routes of the development mode: the page at `/`, tokens for anybody, and
+//! publishing by HTTP. Only `chat3-gateway dev` merges them into its server.
 //!
-//! A foreign site open in the developer's browser must not be able to ask for
-//! tokens: so there is no CORS here, and requests must name this host (a site
-//! whose own name suddenly resolves to this machine would need no CORS).
+//! A foreign site in the developer's browser must not be able to ask for tokens.
+//! Therefore there is no CORS here, and requests must name this host: DNS rebinding, where
+//! the name of a foreign site resolves to this machine, needs no CORS.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ use crate::{
 /// How long the page's tokens live: a working day.
 pub const TOKEN_LIFETIME: Duration = Duration::from_hours(12);
 
-/// Shorter ones round to tokens that have expired when they arrive.
+/// A shorter lifetime rounds to a token that has expired when it arrives.
 const MIN_LIFETIME: Duration = Duration::from_secs(1);
 
 /// The tenant of updates and tokens that name none.
@@ -48,8 +48,8 @@ const SCRIPTS: [(&str, &str); 5] = [
     ("/dev/publish.js", include_str!("dev/publish.js")),
 ];
 
-/// Nothing inline, nothing from elsewhere. `connect-src` names what older
-/// browsers do not count as `'self'`: the websocket.
+/// Nothing inline, nothing from other hosts. `connect-src` names websockets because older
+/// browsers do not count them as `'self'`.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; \
     style-src 'self'; connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; \
     form-action 'none'; frame-ancestors 'none'";
@@ -57,7 +57,7 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; \
 const JAVASCRIPT: [(HeaderName, &str); 1] =
     [(header::CONTENT_TYPE, "text/javascript; charset=utf-8")];
 
-/// The official client; empty when npm had not installed it before the build.
+/// The official client; empty if npm had not installed it before the build.
 const SOCKET_IO_CLIENT: &str = include_str!(concat!(env!("OUT_DIR"), "/socket.io.js"));
 
 #[derive(Clone)]
@@ -66,7 +66,7 @@ struct Dev {
     signer: Arc<Signer>,
 }
 
-/// The routes of the development mode, for requests to a local name, an address
+/// The routes of the development mode. They answer requests to a local name, an IP address
 /// or `own_host`.
 pub fn router(exchange: Arc<EmbeddedExchange>, signer: Signer, own_host: &str) -> Router {
     let own_host = own_host.to_owned();
@@ -154,7 +154,7 @@ async fn templates() -> Json<Value> {
 struct TokenRequest {
     user_id: String,
     tenant_id: Option<String>,
-    /// Such as `40s`: to see a token expire.
+    /// Such as `40s`, to watch a token expire.
     expires_in: Option<String>,
 }
 
@@ -184,7 +184,7 @@ struct PublishRequest {
     data: Option<Value>,
     #[serde(default)]
     generation: Generation,
-    /// The whole body instead of `data`; published as it is.
+    /// The whole body, which is published unchanged; excludes `data`.
     update: Option<Value>,
     /// For binding keys of another generation.
     routing_key: Option<String>,

@@ -1,7 +1,7 @@
-//! The gateway's health check by the gateway's own binary: container images
-//! without a shell and an HTTP client have nothing else to run.
+//! The command `health`: a health check for container images that have neither a shell nor
+//! an HTTP client.
 //!
-//! Asks over the network as any client would, so that a process that hangs is
+//! The check asks over the network, as any client does, so that a process that hangs is
 //! not healthy. Imports nothing of this crate but its arguments.
 
 use std::{net::IpAddr, time::Duration};
@@ -21,13 +21,13 @@ use super::command_line::HealthArgs;
 /// Below the five seconds that supervisors usually give a check.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// More than the answer is; something else listens if this does not hold it.
+/// Larger than any answer of the gateway: a longer one comes from another program.
 const MAX_ANSWER_BYTES: usize = 4096;
 
-/// Asks the gateway, and returns its answer if it is a good one.
+/// Asks the gateway and returns its answer, if the answer is a success.
 ///
 /// # Errors
-/// When the gateway is not there, does not answer in time, or says that it is not well.
+/// When the gateway cannot be reached, does not answer in time, or answers with an error.
 pub async fn check(args: &HealthArgs) -> anyhow::Result<String> {
     let uri = uri(args)?;
     let answer = timeout(PATIENCE, ask(&uri)).await;

@@ -1,8 +1,8 @@
-//! Updates as Chat3 publishes them: for the `publish` command and the
-//! development mode. Nothing here runs while the gateway serves production.
+//! Updates as Chat3 publishes them, for the `publish` command and the development mode.
+//! Nothing here runs in production.
 //!
-//! [`Generation`] tells whose keys and bodies: [`original`] has the documented
-//! original's, [`current`] today's.
+//! A [`Generation`] selects the routing keys and bodies: [`original`] has those that were
+//! first documented, [`current`] those of today.
 
 pub mod current;
 pub mod original;
@@ -27,7 +27,7 @@ use crate::{
 };
 
 impl Generation {
-    /// The event types that it has, in the order of its documentation.
+    /// The event types of this generation, in the order of its documentation.
     pub fn types(self) -> Vec<&'static str> {
         match self {
             Self::Current => current::TYPES.into(),
@@ -65,10 +65,10 @@ impl Generation {
     }
 }
 
-/// Limit of TCP connect, TLS and AMQP handshake together.
+/// Longest time for TCP connect, TLS and AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Limit of what is published until RabbitMQ has taken it.
+/// Longest time until RabbitMQ has taken an update.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 const NOT_TAKEN: &str = "RabbitMQ does not take what is published (it takes nothing while it is short of memory or disk)";
@@ -87,7 +87,7 @@ fn merged(base: Value, extra: Value) -> Value {
     Value::Object(base)
 }
 
-/// 24 hexadecimal digits, like MongoDB's.
+/// 24 hexadecimal digits, like an `ObjectId` of MongoDB.
 fn object_id() -> String {
     format!("{:024x}", rand::random::<u128>() >> 32)
 }
@@ -96,18 +96,18 @@ fn timestamp() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }
 
-/// What became of the updates of one `publish`.
+/// The result of one `publish`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
     /// How many were published.
     pub count: u64,
-    /// How many of them no queue was bound for.
+    /// How many of them reached no queue.
     pub unrouted: u64,
-    /// The key of all of them.
+    /// The routing key of all of them.
     pub routing_key: String,
 }
 
-/// Publishes as the `publish` command was told.
+/// Publishes as the arguments of the `publish` command say.
 ///
 /// # Errors
 /// When RabbitMQ cannot be reached or refuses.
@@ -126,7 +126,7 @@ pub async fn publish(args: &PublishArgs) -> anyhow::Result<Published> {
     let on = on.context("RabbitMQ does not answer")??;
     let channel = on.channel.clone();
     let exchange = &args.rabbitmq.exchange;
-    // As Chat3 declares it: the same declaration twice is no conflict.
+    // Chat3 declares the exchange the same way: a repeated declaration is no conflict.
     let declare = ExchangeDeclareArguments::new(exchange, "topic")
         .durable(true)
         .finish();
@@ -135,7 +135,7 @@ pub async fn publish(args: &PublishArgs) -> anyhow::Result<Published> {
         declaring.exchange_declare(declare).await
     });
     declared.await.map_err(|error| match error {
-        // The advice of the error itself is for the gateway's login, which must not publish.
+        // The advice of the error itself is for the gateway's login, which has no right to publish.
         LinkError::Closed(close) if close.code == ACCESS_REFUSED => anyhow::anyhow!(
             "cannot declare the exchange {exchange}: {close}; publish needs configure and write \
              on it: use Chat3's own login in RABBITMQ_URL"
@@ -169,7 +169,7 @@ pub async fn publish(args: &PublishArgs) -> anyhow::Result<Published> {
             .with_persistence(true)
             .with_timestamp(unix_milliseconds())
             .finish();
-        // Mandatory: RabbitMQ returns what no queue is bound for.
+        // Mandatory: RabbitMQ returns an update that reaches no queue.
         let arguments = BasicPublishArguments::new(exchange, &routing_key)
             .mandatory(true)
             .finish();
@@ -177,8 +177,8 @@ pub async fn publish(args: &PublishArgs) -> anyhow::Result<Published> {
         let published = tokio::time::timeout(PUBLISH_TIMEOUT, publish).await;
         published.context(NOT_TAKEN)??;
     }
-    // RPCs are answered in order: what was published before this one has arrived, and
-    // what was returned has come back.
+    // RabbitMQ handles a channel in order: when it answers the close, it has received every
+    // update and sent back those that it returns.
     let closing = channel.clone();
     let closed = on.ask(PUBLISH_TIMEOUT, async move { closing.close().await });
     closed.await.context(NOT_TAKEN)?;

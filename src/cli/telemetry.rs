@@ -1,7 +1,7 @@
-//! Where log lines go: stdout and, as the Node service did, a log file. With the
-//! cargo feature `otlp`, where spans go, too.
+//! Writes log lines to stdout and, as the Node service did, to a log file. With the cargo
+//! feature `otlp`, exports spans, too.
 //!
-//! Spans are for the collector alone: log lines read the same with and without.
+//! Only the collector sees spans: they do not change log lines.
 
 #[cfg(feature = "otlp")]
 mod otlp;
@@ -23,20 +23,20 @@ use crate::{
     cli::command_line::{LogConfig, LogFormat, NodeEnv},
 };
 
-/// Keeps the writer threads alive; dropping it flushes what they still hold.
+/// Keeps the writer threads alive. Dropping the guard flushes the lines that wait.
 #[must_use = "logs stop when the guard is dropped"]
 pub struct LogGuard {
-    // Before the writers, which write what it has to say at its end.
+    // Dropped before the writers, which still write the last log lines of the export.
     #[cfg(feature = "otlp")]
     _export: Option<otlp::Export>,
     _writers: Vec<WorkerGuard>,
 }
 
-/// Lines that may wait for a slow disk or terminal; more are lost. The room for them
-/// is taken at once: 32 bytes for each, and the library's own 128,000 are 4 MB.
+/// Log lines that may wait for a slow disk or terminal; further ones are lost. The queue is
+/// allocated at once with 32 bytes a line: the library's default of 128,000 takes 4 MB.
 const WAITING_LINES: usize = 16_384;
 
-/// Installs the process's logger. An unwritable log file is a warning: chat
+/// Installs the process's logger. A log file that cannot be written causes a warning: chat
 /// must not stop because a disk is full.
 pub fn init(config: &LogConfig) -> LogGuard {
     let (stdout, stdout_guard) = non_blocking(io::stdout());
@@ -63,8 +63,8 @@ pub fn init(config: &LogConfig) -> LogGuard {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().boxed(),
     };
-    // The hint lets what is below the level end at a static; without it, every
-    // frame that tungstenite might trace would be looked at.
+    // With the hint, events below the level end at a check of a static. Without it, each
+    // frame that tungstenite traces would pass through the filters.
     let all_events = filter_fn(is_event).with_max_level_hint(LevelFilter::TRACE);
     let events = filter(config).and(all_events);
     let subscriber = tracing_subscriber::registry()
@@ -77,13 +77,13 @@ pub fn init(config: &LogConfig) -> LogGuard {
     };
     #[cfg(feature = "otlp")]
     let subscriber = subscriber.with(export.as_ref().map(|export| {
-        // Of this crate only: the export's own requests must not become spans.
+        // Only spans of this crate: requests of the export itself must not become spans.
         let own = filter_fn(|metadata| metadata.target().starts_with("chat3_gateway"))
             .with_max_level_hint(LevelFilter::TRACE);
         let spans = tracing_opentelemetry::layer().with_tracer(export.tracer());
         spans.with_filter(filter(config).and(own))
     }));
-    // An error means that an embedder has installed its own logger, which stays.
+    // An error means that a logger is installed already, which stays.
     let _ = subscriber.try_init();
     #[cfg(feature = "otlp")]
     if let Some(error) = failure {
@@ -100,16 +100,16 @@ pub fn init(config: &LogConfig) -> LogGuard {
     }
 }
 
-/// Of a log line; but tungstenite and amqprs trace frames, tokens and passwords included,
-/// whatever the directives of `RUST_LOG` say.
+/// Whether this is an event that may become a log line. The traces of tungstenite and
+/// amqprs never may, whatever `RUST_LOG` says: their frames hold tokens and passwords.
 fn is_event(metadata: &tracing::Metadata<'_>) -> bool {
     let may_hold_tokens =
         metadata.target().starts_with("tungstenite") && *metadata.level() == Level::TRACE;
     metadata.is_event() && !may_hold_tokens && !is_of_amqprs(metadata)
 }
 
-/// `RUST_LOG` if it is set and valid, else the level that `NODE_ENV` asks for.
-/// An empty one counts as unset.
+/// `RUST_LOG` if it is set and valid, otherwise the level that `NODE_ENV` selects. An empty
+/// `RUST_LOG` counts as unset.
 fn filter(config: &LogConfig) -> EnvFilter {
     let default = match config.node_env {
         NodeEnv::Development => "info,chat3_gateway=debug",
@@ -125,14 +125,15 @@ fn filter(config: &LogConfig) -> EnvFilter {
     })
 }
 
-/// Writes in a thread of its own, for as long as the guard lives.
+/// Writes in a separate thread for as long as the guard lives.
 fn non_blocking(writer: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
     NonBlockingBuilder::default()
         .buffered_lines_limit(WAITING_LINES)
         .finish(writer)
 }
 
-/// Appends, so that a restart keeps the history and `copytruncate` rotation works.
+/// Opens the file to append, so that a restart keeps its lines and rotation by
+/// `copytruncate` works.
 fn open(path: &Path) -> io::Result<fs::File> {
     if let Some(folder) = path
         .parent()

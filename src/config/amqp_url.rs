@@ -12,21 +12,21 @@ pub(crate) const DEFAULT: &str = "amqp://rmuser:rmpassword@localhost:5672/";
 /// A broker's address and login. Neither `Debug` nor `Display` shows the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AmqpUrl {
-    /// Whether it is `amqps`.
+    /// Whether the scheme is `amqps`.
     pub tls: bool,
     /// Host name or address, IPv6 without brackets.
     pub host: String,
-    /// 5672, or 5671 with TLS, unless given.
+    /// 5672, or 5671 with TLS, where the URL has none.
     pub port: u16,
-    /// Percent-decoded, like the next two.
+    /// User of the login; percent-decoded, as the password and the vhost are.
     pub user: String,
-    /// For the login.
+    /// Password of the login.
     pub password: String,
     /// `/` where the path is empty.
     pub vhost: String,
 }
 
-/// What is wrong with a URL; never repeats the URL, which may hold a password.
+/// What is wrong with a URL. Never repeats the URL, which may hold a password.
 #[allow(missing_docs)] // Each variant's text says it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAmqpUrl {
@@ -61,8 +61,8 @@ impl FromStr for AmqpUrl {
         if url.query().is_some() || url.fragment().is_some() {
             return Err(InvalidAmqpUrl::Query);
         }
-        // The URI specification of RabbitMQ: no path or "/" alone is taken as the
-        // default vhost "/" here, as amqplib (which the Node service used) does.
+        // No path, or "/" alone, means the default vhost "/", as in amqplib, which the Node
+        // service used. In the URI specification of RabbitMQ, "/" alone is the empty vhost.
         let vhost = match url.path().trim_start_matches('/') {
             "" => "/".to_owned(),
             path if path.contains('/') => return Err(InvalidAmqpUrl::Path),
@@ -86,7 +86,7 @@ impl FromStr for AmqpUrl {
     }
 }
 
-/// 255 bytes is what an AMQP short string holds; a longer name would panic in amqprs.
+/// An AMQP short string holds 255 bytes; amqprs would panic on a longer name.
 fn decode(text: &str, what: &'static str) -> Result<String, InvalidAmqpUrl> {
     let decoded = percent_decode_str(text)
         .decode_utf8()

@@ -1,6 +1,6 @@
-//! `RABBITMQ_URL` as a list: the nodes of one RabbitMQ cluster, which are tried in turn.
+//! `RABBITMQ_URL` as a list: the nodes of one RabbitMQ cluster.
 //!
-//! The type does not decide when a node is tried. Invariant: there is at least one node,
+//! The broker side decides when to try which node. Invariant: there is at least one node,
 //! and all nodes have the same scheme, login and vhost, as the nodes of a cluster do.
 
 use std::{fmt, str::FromStr};
@@ -11,7 +11,7 @@ use super::{AmqpUrl, InvalidAmqpUrl, amqp_url};
 #[derive(Clone, PartialEq, Eq)]
 pub struct AmqpUrls(Vec<AmqpUrl>);
 
-/// What is wrong with a list of URLs; never repeats a login.
+/// What is wrong with a list of URLs. Never repeats a login.
 #[allow(missing_docs)] // Each variant's text says it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAmqpUrls {
@@ -103,7 +103,7 @@ impl FromStr for AmqpUrls {
     }
 }
 
-/// A comma divides two nodes where a scheme follows: a password may have one, too.
+/// Splits at commas that a scheme follows, since a password may contain commas, too.
 fn split(text: &str) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut start = 0;

@@ -1,4 +1,7 @@
-//! `RABBITMQ_BINDING_KEYS`: the templates that say which routing keys are a user's.
+//! `RABBITMQ_BINDING_KEYS`: the templates of the keys that a user's queue is bound with.
+//!
+//! Renders the keys of a user and, where users share a queue, finds the users of a routing
+//! key by the same rules that RabbitMQ applies to topics. Binds nothing itself.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -6,7 +9,7 @@ use crate::user::{TenantId, User};
 
 const USER_ID: &str = "{userId}";
 const TENANT_ID: &str = "{tenantId}";
-/// The tenant, or any one where the user has none.
+/// The tenant, or any tenant where the user has none.
 const TENANT_ID_OR_ANY: &str = "{tenantId|*}";
 
 /// AMQP 0-9-1: a routing key is a short string.
@@ -18,8 +21,8 @@ const DEFAULT: &str =
 
 /// One or more binding key templates, e.g. `user.{userId}.*`.
 ///
-/// Invariant: every template contains `{userId}` once, as a word of its own, so no
-/// rendered key can match the keys of all users.
+/// Invariant: every template contains `{userId}` once, as a whole word, so no rendered key
+/// can match the routing keys of all users.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindingKeys(Vec<Template>);
 
@@ -27,13 +30,13 @@ pub struct BindingKeys(Vec<Template>);
 struct Template {
     text: String,
     words: Vec<Word>,
-    /// What stands before `{userId}`, for matching.
+    /// The words before `{userId}`, for matching.
     before: Vec<Pattern>,
-    /// What stands behind it, the last word first.
+    /// The words after `{userId}`, the last word first.
     behind: Vec<Pattern>,
 }
 
-/// What stands between two dots.
+/// The text between two dots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Word {
     UserId,
@@ -49,7 +52,7 @@ enum Word {
 enum Pattern {
     Word(String),
     AnyWord,
-    /// `#`: any number of words, also none.
+    /// `#`: any number of words, including none.
     AnyWords,
 }
 
@@ -73,7 +76,7 @@ pub enum InvalidBindingKeys {
 }
 
 impl BindingKeys {
-    /// Whether the keys need a tenant, so that users without one cannot be served.
+    /// Whether a template needs a tenant: users without one then miss updates.
     pub fn need_tenant(&self) -> bool {
         let is_tenant = |word: &Word| matches!(word, Word::Tenant(_));
         self.0
@@ -86,19 +89,19 @@ impl BindingKeys {
         self.0.iter().map(|template| template.text.as_str())
     }
 
-    /// The keys to bind for `user`. A user without a tenant gets none of the
-    /// templates that need one.
+    /// The keys to bind for `user`. For a user without a tenant, templates that need one are
+    /// left out.
     pub fn render(&self, user: &User) -> impl Iterator<Item = String> {
         self.render_each(user).map(|(_, key)| key)
     }
 
-    /// As [`Self::render`], with the place of each key's template in the list.
+    /// Like [`Self::render`], with the position of each key's template in the list.
     pub fn render_each(&self, user: &User) -> impl Iterator<Item = (usize, String)> {
         let render = |(place, template): (usize, &Template)| Some((place, template.render(user)?));
         self.0.iter().enumerate().filter_map(render)
     }
 
-    /// Whether every key of `user`'s is short enough for AMQP.
+    /// Whether every key of `user` is short enough for AMQP.
     pub fn fit(&self, user: &User) -> bool {
         self.render(user).all(|key| key.len() <= MAX_KEY_BYTES)
     }
@@ -112,8 +115,8 @@ impl BindingKeys {
         })
     }
 
-    /// Whether [`Self::render_for_all`] matches all that is `user`'s: a `*` stands for
-    /// one word, and an id with dots is several.
+    /// Whether the keys of [`Self::render_for_all`] match every routing key of `user`. They do
+    /// not if an id contains dots: it is several words, and a `*` stands for one.
     pub fn cover(&self, user: &User) -> bool {
         let of_tenant = |word: &Word| matches!(word, Word::Tenant(_) | Word::TenantOrAny);
         let mut words = self.0.iter().flat_map(|template| &template.words);
@@ -130,7 +133,7 @@ impl BindingKeys {
         }
     }
 
-    /// Whether `routing_key` matches a key of `user`'s.
+    /// Whether `routing_key` matches a key of `user`.
     pub fn are_for(&self, user: &User, routing_key: &str) -> bool {
         let is_for = |template: &Template| matches(&template.words, user, Some(routing_key));
         self.0.iter().any(is_for)
@@ -156,8 +159,8 @@ impl Word {
         }
     }
 
-    /// `None` if it needs a tenant that `user` has not. What is put in is not looked
-    /// at again: an id is never a placeholder.
+    /// `None` if the word needs a tenant and `user` has none. Ids are inserted once: an id
+    /// that looks like a placeholder stays as it is.
     fn render<'t>(&'t self, user: &'t User) -> Option<Cow<'t, str>> {
         let tenant = user.tenant.as_ref().map(TenantId::as_str);
         Some(match self {
@@ -180,7 +183,8 @@ impl Word {
     }
 }
 
-/// Whether the key that `words` become for `user` matches what is left of a routing key.
+/// Whether the key that `words` render to for `user` matches `key`, the rest of a routing
+/// key; `None` when no words remain.
 fn matches(words: &[Word], user: &User, key: Option<&str>) -> bool {
     let Some((word, words_behind)) = words.split_first() else {
         return key.is_none();
@@ -197,7 +201,7 @@ fn matches(words: &[Word], user: &User, key: Option<&str>) -> bool {
     let (Some(literal), Some(key)) = (word.render(user), key) else {
         return false;
     };
-    // It may be several words; a word of the key ends where it ends.
+    // The literal may be several words, and must end where a word of the key ends.
     match key.strip_prefix(&*literal) {
         Some("") => matches(words_behind, user, None),
         Some(rest) => rest
@@ -228,7 +232,7 @@ impl Template {
         Some(words.collect::<Option<Vec<_>>>()?.join("."))
     }
 
-    /// The id is what remains when the other words are taken off at both ends.
+    /// Takes the words before and after `{userId}` off both ends of the key: the id remains.
     fn for_each_id<'k>(&self, routing_key: &'k str, found: &mut dyn FnMut(&'k str)) {
         strip(&self.before, first_word, Some(routing_key), &mut |rest| {
             strip(&self.behind, last_word, rest, &mut |id| {
@@ -244,7 +248,7 @@ fn patterns<'t>(words: impl Iterator<Item = &'t Word>) -> Vec<Pattern> {
     let mut patterns = Vec::new();
     for word in words {
         match word {
-            // Two in a row are no more than one.
+            // `#.#` matches the same as `#`.
             Word::Hash if patterns.last() == Some(&Pattern::AnyWords) => {}
             Word::Hash => patterns.push(Pattern::AnyWords),
             // A tenant's id may be several words, too.
@@ -258,7 +262,8 @@ fn patterns<'t>(words: impl Iterator<Item = &'t Word>) -> Vec<Pattern> {
     patterns
 }
 
-/// Takes a word off one end of a key: that word, and the key's rest, if there is one.
+/// Takes a word off one end of a key. Returns the word, and the rest of the key if there is
+/// any.
 type TakeWord = for<'k> fn(&'k str) -> (&'k str, Option<&'k str>);
 
 fn first_word(key: &str) -> (&str, Option<&str>) {
@@ -271,8 +276,8 @@ fn last_word(key: &str) -> (&str, Option<&str>) {
         .map_or((key, None), |(rest, word)| (word, Some(rest)))
 }
 
-/// Calls `found` with what remains of `key` behind `patterns`, for each way in which
-/// they match.
+/// Calls `found` with what remains of `key` after `patterns`, once for each way in which
+/// the patterns match.
 fn strip<'k>(
     patterns: &[Pattern],
     take_word: TakeWord,
@@ -321,7 +326,7 @@ impl FromStr for BindingKeys {
             if others.any(|word| word.contains(['{', '}'])) {
                 return Err(InvalidBindingKeys::UnknownPlaceholder(template.to_owned()));
             }
-            // The key of the shortest ids. Users whose ids make it too long are refused
+            // A key with the shortest ids. Users whose ids make a key too long are refused
             // when they connect.
             let shortest = [USER_ID, TENANT_ID_OR_ANY, TENANT_ID]
                 .iter()
@@ -346,295 +351,4 @@ impl fmt::Display for BindingKeys {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::user::{TenantId, UserId};
-
-    fn user(id: &str, tenant: Option<&str>) -> User {
-        User {
-            id: UserId::parse(id).unwrap(),
-            tenant: tenant.map(|tenant| TenantId::parse(tenant).unwrap()),
-        }
-    }
-
-    fn rendered(templates: &str, user: &User) -> Vec<String> {
-        let keys: BindingKeys = templates.parse().unwrap();
-        keys.render(user).collect()
-    }
-
-    #[test]
-    fn placeholders_are_filled_in() {
-        let carl = user("carl", Some("tnt_1"));
-        assert_eq!(rendered("user.{userId}.*", &carl), ["user.carl.*"]);
-        assert_eq!(
-            rendered(
-                " update.*.*.{userId}.* , {tenantId}.update.{userId}.#",
-                &carl
-            ),
-            ["update.*.*.carl.*", "tnt_1.update.carl.#"]
-        );
-        assert!(rendered("{tenantId}.{userId}", &user("carl", None)).is_empty());
-    }
-
-    #[test]
-    fn templates_that_would_match_other_users_are_refused() {
-        for text in [
-            "",
-            " , ",
-            "user.*.*",
-            "#",
-            "user.{userId}x.*",
-            "user.{userid}.*",
-            "user.{userId}.{slug}",
-            "{userId}.{userId}",
-            "{userId}.x{userId}",
-            "a{tenantId|*}.{userId}",
-        ] {
-            assert!(text.parse::<BindingKeys>().is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn by_default_every_generation_reaches_its_user() {
-        let keys = BindingKeys::default();
-        assert!(!keys.need_tenant());
-        let rendered = |user| keys.render(&user).collect::<Vec<_>>();
-        let before = ["user.carl.*", "user.*.carl.*", "update.*.*.carl.*"];
-        let expected = |last| [&before[..], &[last]].concat();
-        assert_eq!(
-            rendered(user("carl", Some("tnt_1"))),
-            expected("update.*.tnt_1.*.carl.*")
-        );
-        assert_eq!(
-            rendered(user("carl", None)),
-            expected("update.*.*.*.carl.*")
-        );
-        for (tenant, key, expected) in [
-            (Some("t.1"), "update.dialog.t.1.user.a.b.message", true),
-            (Some("t.2"), "update.dialog.t.1.user.a.b.message", false),
-            (None, "update.dialog.t1.user.a.b.message", true),
-            (Some("t1"), "update.dialog.user.a.b.message", true),
-            (None, "user.bot.a.b.typing", true),
-        ] {
-            assert_eq!(keys.are_for(&user("a.b", tenant), key), expected, "{key}");
-        }
-    }
-
-    #[test]
-    fn keys_that_are_too_long_are_a_single_users_matter() {
-        let text = format!("{}.{{userId}}.{{tenantId}}", "x".repeat(200));
-        let keys: BindingKeys = text.parse().unwrap();
-        assert!(keys.fit(&user("carl", Some("t1"))));
-        assert!(!keys.fit(&user("carl", Some(&"t".repeat(50)))));
-        assert!(keys.fit(&user(&"u".repeat(50), None)));
-        let text = format!("{}.{{userId}}", "x".repeat(254));
-        assert_eq!(
-            text.parse::<BindingKeys>(),
-            Err(InvalidBindingKeys::TooLong(text))
-        );
-        // The longest ids there are fit into the default ones.
-        let longest = user(&"u".repeat(128), Some(&"t".repeat(64)));
-        assert!(BindingKeys::default().fit(&longest));
-    }
-
-    fn ids<'k>(templates: &str, routing_key: &'k str) -> Vec<&'k str> {
-        let keys: BindingKeys = templates.parse().unwrap();
-        let mut ids = Vec::new();
-        keys.for_each_id(routing_key, |id| ids.push(id));
-        ids
-    }
-
-    #[test]
-    fn a_routing_key_tells_whose_it_may_be() {
-        for (templates, key, expected) in [
-            ("user.{userId}.*", "user.carl.messageupdate", &["carl"][..]),
-            (
-                "user.{userId}.*",
-                "user.a.b@example.com.x",
-                &["a.b@example.com"],
-            ),
-            ("user.{userId}.*", "user.carl", &[]),
-            ("user.{userId}.*", "users.carl.x", &[]),
-            (
-                "update.*.*.{userId}.*",
-                "update.dialog.user.carl.x",
-                &["carl"],
-            ),
-            ("update.*.*.{userId}.*", "update.dialog.user.x", &[]),
-            ("{userId}", "carl", &["carl"]),
-            ("user.{userId}.#", "user.a.b", &["a.b", "a"]),
-            ("#.{userId}.end", "a.b.end", &["a.b", "b"]),
-            ("{tenantId}.{userId}.*", "tnt_1.carl.x", &["carl"]),
-            ("{tenantId}.{userId}.*", "tnt.1.carl.x", &["1.carl", "carl"]),
-            (
-                "user.{userId}.*,user.{userId}.x",
-                "user.carl.x",
-                &["carl", "carl"],
-            ),
-        ] {
-            assert_eq!(ids(templates, key), expected, "{templates} {key}");
-        }
-    }
-
-    #[test]
-    fn a_routing_key_is_for_whom_the_broker_would_route_it_to() {
-        let keys: BindingKeys = "t.{tenantId}.{userId}.*,user.{userId}.#".parse().unwrap();
-        let (one, other) = (user("carl", Some("tnt.1")), user("carl", Some("tnt_2")));
-        let nobodys = user("carl", None);
-        let receivers = |key| [&one, &other, &nobodys].map(|user| keys.are_for(user, key));
-        assert_eq!(receivers("t.tnt.1.carl.x"), [true, false, false]);
-        assert_eq!(receivers("t.tnt_2.carl.x"), [false, true, false]);
-        assert_eq!(receivers("user.carl"), [true, true, true]);
-        assert_eq!(receivers("user.carl.x.y"), [true, true, true]);
-        assert_eq!(receivers("user.carla.x"), [false, false, false]);
-    }
-
-    #[test]
-    fn one_key_for_all_covers_ids_of_one_word() {
-        let keys: BindingKeys = "user.{userId}.#,t-{tenantId}.{userId}".parse().unwrap();
-        let for_all: Vec<_> = keys.render_for_all().collect();
-        assert_eq!(for_all, ["user.*.#", "*.*"]);
-        assert!(keys.cover(&user("carl", Some("tnt_1"))));
-        assert!(!keys.cover(&user("carl", Some("tnt.1"))));
-        assert!(!keys.cover(&user("a.b", None)));
-    }
-
-    /// A second opinion on the documented rules, by plain means.
-    mod model {
-        use super::*;
-
-        pub fn keys(templates: &[&str], user: &User) -> Vec<String> {
-            let tenant = user.tenant.as_ref().map(TenantId::as_str);
-            let key = |template: &&str| {
-                let words = template.split('.').map(|word| match word {
-                    "{userId}" => Some(user.id.as_str().to_owned()),
-                    "{tenantId|*}" => Some(tenant.unwrap_or("*").to_owned()),
-                    word => match word.split_once("{tenantId}") {
-                        Some((before, behind)) => Some(format!("{before}{}{behind}", tenant?)),
-                        None => Some(word.to_owned()),
-                    },
-                });
-                Some(words.collect::<Option<Vec<_>>>()?.join("."))
-            };
-            templates.iter().filter_map(key).collect()
-        }
-
-        /// What RabbitMQ's documentation says of topics.
-        pub fn matches(binding: &[&str], key: &[&str]) -> bool {
-            match binding {
-                [] => key.is_empty(),
-                ["#", rest @ ..] => (0..=key.len()).any(|n| matches(rest, &key[n..])),
-                ["*", rest @ ..] => !key.is_empty() && matches(rest, &key[1..]),
-                [word, rest @ ..] => key.first() == Some(word) && matches(rest, &key[1..]),
-            }
-        }
-
-        pub fn routes(binding: &str, key: &str) -> bool {
-            let (binding, key): (Vec<_>, Vec<_>) =
-                (binding.split('.').collect(), key.split('.').collect());
-            matches(&binding, &key)
-        }
-    }
-
-    const TEMPLATES: [&str; 10] = [
-        "user.{userId}.*",
-        "user.*.{userId}.*",
-        "update.*.*.{userId}.*",
-        "update.*.{tenantId|*}.*.{userId}.*",
-        "update.*.{tenantId}.*.{userId}.*",
-        "{tenantId}.{userId}",
-        "a-{tenantId}.{userId}.#",
-        "#.{userId}.#",
-        "{userId}",
-        "user.#.{userId}.a",
-    ];
-
-    /// Few, so that they meet; among them what a template is made of.
-    const WORDS: [&str; 11] = [
-        "a",
-        "b",
-        "a-b",
-        "user",
-        "update",
-        "",
-        "{tenantId}",
-        "{userId}",
-        "{tenantId|*}",
-        "x{tenantId}",
-        "*",
-    ];
-
-    fn word() -> impl Strategy<Value = &'static str> {
-        proptest::sample::select(&WORDS[..])
-    }
-
-    fn words(count: std::ops::Range<usize>) -> impl Strategy<Value = String> {
-        proptest::collection::vec(word(), count).prop_map(|words| words.join("."))
-    }
-
-    /// A user that a token may name: the rules for ids apply.
-    fn somebody() -> impl Strategy<Value = User> {
-        let id = words(1..4).prop_filter_map("no id", |id| UserId::parse(&id).ok());
-        let tenant = words(1..3).prop_filter_map("no id", |id| TenantId::parse(&id).ok());
-        (id, proptest::option::of(tenant)).prop_map(|(id, tenant)| User { id, tenant })
-    }
-
-    fn templates() -> impl Strategy<Value = Vec<&'static str>> {
-        proptest::sample::subsequence(&TEMPLATES[..], 1..=TEMPLATES.len())
-    }
-
-    /// Keys as a publisher makes them for one of the users, and any others.
-    fn published(users: &[User], place: usize, noise: &str) -> String {
-        let user = &users[place % users.len()];
-        let tenant = user.tenant.as_ref().map_or("b", TenantId::as_str);
-        match place % 5 {
-            0 => format!("user.{}.a", user.id),
-            1 => format!("user.user.{}.a", user.id),
-            2 => format!("update.a.user.{}.b", user.id),
-            3 => format!("update.a.{tenant}.user.{}.b", user.id),
-            _ => noise.to_owned(),
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
-
-        #[test]
-        fn nobody_binds_or_loses_what_is_not_exactly_theirs_in_any_topology(
-            templates in templates(),
-            users in proptest::collection::vec(somebody(), 1..5),
-            place in 0_usize..20,
-            noise in words(1..7),
-        ) {
-            let keys: BindingKeys = templates.join(",").parse().unwrap();
-            let key = published(&users, place, &noise);
-            // per-user: what is bound is what the templates say, and RabbitMQ does the rest.
-            let theirs = |user: &User| {
-                let bound = model::keys(&templates, user);
-                bound.iter().any(|binding| model::routes(binding, &key))
-            };
-            for user in &users {
-                let rendered: Vec<_> = keys.render(user).collect();
-                prop_assert_eq!(&rendered, &model::keys(&templates, user));
-                prop_assert!(keys.fit(user));
-            }
-            // shared: what comes to the queue is handed to the same users.
-            let mut ids = Vec::new();
-            keys.for_each_id(&key, |id| ids.push(id));
-            for user in &users {
-                let found = ids.contains(&user.id.as_str()) && keys.are_for(user, &key);
-                prop_assert_eq!(found, theirs(user), "{:?} {}", user, key);
-            }
-            // firehose: who is covered needs no binding of their own.
-            let for_all = || keys.render_for_all();
-            for user in users.iter().filter(|user| keys.cover(user)) {
-                if theirs(user) {
-                    let comes = for_all().any(|binding| model::routes(&binding, &key));
-                    prop_assert!(comes, "{:?} {}", user, key);
-                }
-            }
-        }
-    }
-}
+mod tests;

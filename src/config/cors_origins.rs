@@ -5,33 +5,33 @@ use std::str::FromStr;
 use http::HeaderValue;
 use url::Url;
 
-/// Pages of all sites.
+/// All sites.
 pub(super) const DEFAULT: &str = "*";
 
-/// The origins (RFC 6454) that browsers may connect from.
+/// The origins (RFC 6454) whose pages may connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CorsOrigins {
-    /// All of them.
+    /// All origins.
     Any,
-    /// Those that match an entry.
+    /// Origins that match one of the entries.
     List(Vec<Site>),
 }
 
 /// One entry of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Site {
-    /// `https://chat.example.com`: compared as text, which is how browsers send it.
+    /// `https://chat.example.com`: compared with the text that browsers send.
     Exact(String),
     /// `https://*.example.com`: the hosts below a domain, not the domain itself.
     Below {
-        /// Unset (`*.example.com`): http and https.
+        /// `None` (`*.example.com`) stands for http and https.
         scheme: Option<String>,
-        /// With its leading dot, and the port if it is not the scheme's own.
+        /// With a leading dot, and with the port unless it is the default of the scheme.
         suffix: String,
     },
 }
 
-/// What is no origin.
+/// A text that is not an origin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not an origin like https://chat.example.com, https://*.example.com or *.example.com"
@@ -39,7 +39,7 @@ pub enum Site {
 pub struct InvalidOrigin(String);
 
 impl CorsOrigins {
-    /// Whether a page of the `Origin` that a browser sent may connect.
+    /// Whether a page may connect, by the `Origin` that its browser sent.
     pub fn allow(&self, origin: &HeaderValue) -> bool {
         match self {
             Self::Any => true,
@@ -62,7 +62,7 @@ impl Site {
                     Some(scheme) => scheme == own_protocol,
                     None => matches!(own_protocol, "http" | "https"),
                 };
-                // Only what a browser would send: no other text gets this far.
+                // Refuses texts that no browser sends, such as a host with a path.
                 let below = host.strip_suffix(suffix.as_str());
                 fits && below.is_some_and(|name| !name.is_empty()) && is_origin(origin)
             }
@@ -95,7 +95,7 @@ impl FromStr for Site {
                 false => Err(invalid()),
             };
         };
-        // All of `*.com` is not one owner's.
+        // The sites below `*.com` have many owners.
         let is_domain = domain.contains('.') || domain.split(':').next() == Some("localhost");
         let example = format!("{}://{domain}", scheme.unwrap_or("https"));
         match is_domain && !domain.contains('*') && is_origin(&example) {

@@ -1,4 +1,5 @@
-//! The settings of the listener: who may connect, how many, and what they are sent.
+//! The settings of the listener: which clients may connect, how many, and what the gateway
+//! sends them.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::{
     parse::{parse_delay, parse_optional_address, parse_window, text},
 };
 
-/// The listener and what is served on it.
+/// The listener and what it serves.
 #[allow(missing_docs)] // Its parts have their names from the settings.
 #[derive(Debug, Clone)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
@@ -19,7 +20,7 @@ pub struct HttpConfig {
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "PORT",
         default_value_t = Self::default().port, help_heading = LISTENER))]
     pub port: u16,
-    /// Comma-separated origins that browsers may connect from, also as
+    /// Comma-separated origins whose pages may connect, also in the form
     /// https://*.example.com; * for all
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "ORIGINS",
         default_value = cors_origins::DEFAULT, help_heading = LISTENER))]
@@ -28,14 +29,14 @@ pub struct HttpConfig {
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "TOKEN", hide_env_values = true,
         help_heading = LISTENER))]
     pub admin_token: Option<Secret>,
-    /// How long a client may take none of the data sent to it, before its
-    /// connection is closed
+    /// Time after which the connection of a client is closed that reads none of the data
+    /// sent to it
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "DURATION",
         default_value = text(Self::default().socket_write_timeout), value_parser = parse_delay,
         help_heading = LISTENER))]
     pub socket_write_timeout: Duration,
-    /// Time over which a shutdown closes its clients' connections, so that they
-    /// do not reconnect in one wave
+    /// Time over which a shutdown closes connections, so that clients do not all reconnect at
+    /// once
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "DURATION",
         default_value = text(Self::default().shutdown_spread), value_parser = parse_delay,
         help_heading = LISTENER))]
@@ -45,21 +46,21 @@ pub struct HttpConfig {
         default_value = text(Self::default().shutdown_timeout), value_parser = parse_delay,
         help_heading = LISTENER))]
     pub shutdown_timeout: Duration,
-    /// Address and port of a listener of its own for /metrics and /api, which are
-    /// then nowhere else
+    /// Address and port of a separate listener for /metrics and /api, which the main listener
+    /// then does not serve
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "ADDRESS:PORT",
         value_parser = parse_optional_address, default_value = "", hide_default_value = true,
         help_heading = LISTENER))]
     pub admin_addr: OptionalAddress,
-    /// Addresses and networks of proxies whose X-Forwarded-For is believed
+    /// Comma-separated addresses and networks of proxies whose X-Forwarded-For is trusted
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "NETWORKS", default_value = "",
         hide_default_value = true, help_heading = LIMITS))]
     pub trusted_proxies: TrustedProxies,
-    /// Sockets in all; further handshakes get 503. 0 for no limit
+    /// Maximum number of sockets; further handshakes get 503. 0 for no limit
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
         default_value_t = Self::default().max_sockets, help_heading = LIMITS))]
     pub max_sockets: u32,
-    /// Sockets per user; 0 for no limit
+    /// Maximum number of sockets per user; 0 for no limit
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
         default_value_t = Self::default().max_sockets_per_user, help_heading = LIMITS))]
     pub max_sockets_per_user: u32,
@@ -68,7 +69,7 @@ pub struct HttpConfig {
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
         default_value_t = Self::default().max_connects_per_second, help_heading = LIMITS))]
     pub max_connects_per_second: u32,
-    /// Connections of one address that carry no socket; beyond that, the one that waits
+    /// Connections from one address that carry no socket; beyond that, the one that has waited
     /// longest for a request is closed. 0 for no limit
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
         default_value_t = Self::default().max_connections_per_address, help_heading = LIMITS))]
@@ -83,13 +84,13 @@ pub struct HttpConfig {
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "N",
         default_value_t = Self::default().max_events_per_second, help_heading = LIMITS))]
     pub max_events_per_second: u32,
-    /// How long before its token expires a client is sent auth:expiring
+    /// How long before the expiry of its token a client receives auth:expiring
     #[cfg_attr(feature = "cli", arg(long = "jwt-expiry-notice", env = "JWT_EXPIRY_NOTICE",
         value_name = "DURATION", default_value = text(Self::default().expiry_notice),
         value_parser = parse_delay, help_heading = JWT))]
     pub expiry_notice: Duration,
-    /// Shape in which updates are sent: auto as published; sections as antirek/chatapp
-    /// and pages like it read them; original as first documented
+    /// Shape of the updates sent to clients: auto as published; sections as antirek/chatapp
+    /// and similar pages read them; original as first documented
     #[cfg_attr(feature = "cli", arg(long = "chat3-envelope", env = "CHAT3_ENVELOPE",
         value_name = "SHAPE", value_enum, default_value_t = Self::default().envelope,
         help_heading = UPDATES))]
@@ -105,7 +106,7 @@ pub struct HttpConfig {
 }
 
 impl Default for HttpConfig {
-    /// The documented defaults, without a look at the environment.
+    /// The documented defaults; the environment is not read.
     fn default() -> Self {
         Self {
             port: 3001,
@@ -134,8 +135,8 @@ impl Default for HttpConfig {
 #[derive(Debug, Clone)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct RecoveryConfig {
-    /// How long after its loss a connection can be recovered with all updates
-    /// that it missed; 0 turns recovery off
+    /// How long after its loss a connection can be recovered with all updates that it
+    /// missed; 0 turns recovery off
     #[cfg_attr(feature = "cli", arg(long = "recovery-window", env = "RECOVERY_WINDOW",
         value_name = "DURATION", default_value = text(Self::default().window),
         value_parser = parse_window, help_heading = RECOVERY))]

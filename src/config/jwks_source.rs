@@ -1,22 +1,22 @@
-//! `JWT_JWKS`: where the key set is read from.
+//! `JWT_JWKS`: the place that the key set is read from.
 
 use std::{fmt, net::Ipv6Addr, path::PathBuf, str::FromStr};
 
 use url::{Host, Url};
 
-/// A file or URL of a JSON Web Key Set (RFC 7517 §5).
+/// The file or URL of a JSON Web Key Set (RFC 7517 §5).
 #[derive(Clone, PartialEq, Eq)]
 pub enum JwksSource {
-    /// Nothing given; so is an empty text (`JWT_JWKS=` in a .env file).
+    /// No source; also for an empty text (`JWT_JWKS=` in a .env file).
     Unset,
-    /// Read from a file.
+    /// A file.
     File(PathBuf),
-    /// `https`, or `http` to this machine: whoever can change the answer on its
-    /// way can sign in as anybody.
+    /// `https`, or `http` to this machine: whoever can change the answer in transit can sign
+    /// in as anybody.
     Url(Url),
 }
 
-/// What is wrong with a source; never repeats it, since URLs may hold logins.
+/// What is wrong with a source. Never repeats the source, since a URL may hold a login.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidJwksSource {
     #[error("is not a URL: {0}")]
@@ -64,7 +64,7 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// For logs: without the query, which may hold an API key.
+/// The source for logs, without the query, which may hold an API key.
 impl fmt::Display for JwksSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,4 +1,4 @@
-//! The settings of tokens: which are accepted, and what is read from them.
+//! The settings of tokens: which ones are accepted, and which claims are read.
 
 use std::{path::Path, time::Duration};
 
@@ -9,7 +9,7 @@ use super::{
     parse::{parse_delay, parse_leeway, parse_optional_tenant, text},
 };
 
-/// What a token must be to be let in.
+/// Which tokens are accepted.
 #[derive(Debug, Clone)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct JwtConfig {
@@ -18,7 +18,7 @@ pub struct JwtConfig {
         help_heading = JWT))]
     pub jwt_secret: Option<Secret>,
     /// Public keys (RSA, EC P-256 or P-384, Ed25519) that verify tokens, as PEM blocks
-    // Not printed: it would be a private key if pasted by mistake.
+    // Never printed: somebody may paste a private key by mistake.
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "PEM", hide_env_values = true,
         help_heading = JWT))]
     pub jwt_public_key: Option<Secret>,
@@ -34,7 +34,7 @@ pub struct JwtConfig {
         default_value = text(Self::default().jwt_jwks_refresh), value_parser = parse_delay,
         help_heading = JWT))]
     pub jwt_jwks_refresh: Duration,
-    /// CA certificates (PEM) of the key set's https server; public ones when absent
+    /// CA certificates (PEM) for the https server of the key set; without it, the public CAs
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "PATH", help_heading = JWT))]
     pub jwt_jwks_ca_file: Option<OptionalPath>,
     /// Refuse tokens without expiry (exp)
@@ -42,7 +42,7 @@ pub struct JwtConfig {
         default_value_t = Self::default().jwt_require_exp, action = clap::ArgAction::Set,
         value_parser = clap::builder::BoolishValueParser::new(), help_heading = JWT))]
     pub jwt_require_exp: bool,
-    /// Clock difference to the issuer that is tolerated, in whole seconds
+    /// Tolerated clock difference to the issuer, in whole seconds
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "DURATION",
         default_value = text(Self::default().jwt_leeway), value_parser = parse_leeway,
         help_heading = JWT))]
@@ -73,7 +73,7 @@ pub struct JwtConfig {
 }
 
 impl Default for JwtConfig {
-    /// The documented defaults, without a key and without a look at the environment.
+    /// The documented defaults, without a key; the environment is not read.
     fn default() -> Self {
         Self {
             jwt_secret: None,
@@ -100,22 +100,22 @@ impl JwtConfig {
         self.jwt_public_key_file.as_ref()?.path()
     }
 
-    /// The CA certificates of the key set's server.
+    /// The file of CA certificates for the server of the key set.
     pub fn jwks_ca_file(&self) -> Option<&Path> {
         self.jwt_jwks_ca_file.as_ref()?.path()
     }
 
-    /// The required issuer; an empty one counts as unset (`JWT_ISSUER=`).
+    /// The required issuer. An empty one counts as unset (`JWT_ISSUER=`).
     pub fn issuer(&self) -> Option<&str> {
         given(self.jwt_issuer.as_deref())
     }
 
-    /// The required audience; an empty one counts as unset.
+    /// The required audience. An empty one counts as unset.
     pub fn audience(&self) -> Option<&str> {
         given(self.jwt_audience.as_deref())
     }
 
-    /// The one claim that holds the user id, where one was named.
+    /// The claim that holds the user id, if one is configured.
     pub fn user_id_claim(&self) -> Option<&str> {
         given(self.jwt_user_id_claim.as_deref())
     }

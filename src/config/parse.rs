@@ -1,11 +1,11 @@
-//! How the command line reads the values of settings, and their limits.
+//! Parsers for the values of settings on the command line, with their limits.
 
 use std::time::Duration;
 
 use super::{OptionalAddress, OptionalTenant};
 use crate::user::{InvalidId, TenantId};
 
-/// A duration as a default value is written, and as [`parse_delay`] reads it.
+/// Writes a duration as a default value, in the form that [`parse_delay`] reads.
 pub fn text(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }
@@ -55,7 +55,7 @@ pub fn parse_leeway(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Whole seconds, as AMQP has it; amqprs would busy-loop with one.
+/// Whole seconds, as AMQP transmits them, and at least two: amqprs busy-loops with one.
 pub fn parse_heartbeat(text: &str) -> Result<Duration, String> {
     let heartbeat = parse_delay(text)?;
     match heartbeat.subsec_nanos() == 0 && (2..=600).contains(&heartbeat.as_secs()) {
@@ -64,7 +64,7 @@ pub fn parse_heartbeat(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// An AMQP short string; longer ones would panic in amqprs.
+/// An AMQP short string: amqprs panics on a longer one.
 pub fn parse_short_name(text: &str) -> Result<String, String> {
     match text.len() {
         1..=255 => Ok(text.to_owned()),

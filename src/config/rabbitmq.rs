@@ -1,4 +1,4 @@
-//! The settings of the RabbitMQ side.
+//! The settings of RabbitMQ: address, exchange, binding keys, queues, TLS.
 
 use std::{path::Path, time::Duration};
 
@@ -24,68 +24,69 @@ pub struct RabbitMqConfig {
         value_name = "URL", default_value = amqp_url::DEFAULT, hide_env_values = true,
         help_heading = RABBITMQ))]
     pub url: AmqpUrls,
-    /// Topic exchange that Chat3 publishes updates to (never declared here)
+    /// Topic exchange that Chat3 publishes updates to; the gateway never declares it
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-updates-exchange",
         env = "RABBITMQ_UPDATES_EXCHANGE", value_name = "NAME",
         default_value_t = Self::default().exchange, value_parser = parse_short_name,
         help_heading = RABBITMQ))]
     pub exchange: String,
-    /// Comma-separated binding key templates with {userId}, {tenantId} and {tenantId|*}; by
-    /// default, those of every Chat3 there is
+    /// Comma-separated binding key templates with {userId}, {tenantId} and {tenantId|*}; the
+    /// default covers every generation of Chat3
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-binding-keys", env = "RABBITMQ_BINDING_KEYS",
         value_name = "TEMPLATES", default_value_t = Self::default().binding_keys,
         help_heading = RABBITMQ))]
     pub binding_keys: BindingKeys,
-    /// How users share queues: one each, one or a few for all, or one that gets all updates
+    /// How users share queues: one queue per user, one or a few for all users, or one that
+    /// receives all updates
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-topology", env = "RABBITMQ_TOPOLOGY",
         value_name = "TOPOLOGY", value_enum, default_value_t = Self::default().topology,
         help_heading = RABBITMQ))]
     pub topology: Topology,
-    /// Queues of an instance in the shared topology
+    /// Number of queues of an instance in the shared topology
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-shared-queues",
         env = "RABBITMQ_SHARED_QUEUES", value_name = "N",
         default_value_t = Self::default().shared_queues,
         value_parser = clap::value_parser!(u16).range(1..=64), help_heading = RABBITMQ))]
     pub shared_queues: u16,
-    /// Wait before the first reconnect; grows by a quarter each time, with jitter, up to 30s
+    /// Delay before the first reconnect; grows by a quarter each time, with jitter, up to 30s
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-reconnect-delay",
         env = "RABBITMQ_RECONNECT_DELAY", value_name = "DURATION",
         default_value = text(Self::default().reconnect_delay), value_parser = parse_delay,
         help_heading = RABBITMQ))]
     pub reconnect_delay: Duration,
-    /// Updates per queue that the broker sends ahead of their acknowledgement; 100 with
-    /// per-user, 1000 where users share queues
+    /// Updates per queue that the broker sends before they are acknowledged; without it, 100
+    /// with per-user, 1000 where users share queues
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-prefetch", env = "RABBITMQ_PREFETCH",
         value_name = "N", value_parser = clap::value_parser!(u16).range(1..),
         help_heading = RABBITMQ))]
     pub prefetch: Option<u16>,
-    /// Heartbeat interval; a broker that is silent for two of them is lost
+    /// Heartbeat interval; a broker that is silent for two intervals counts as lost
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-heartbeat", env = "RABBITMQ_HEARTBEAT",
         value_name = "DURATION", default_value = text(Self::default().heartbeat),
         value_parser = parse_heartbeat, help_heading = RABBITMQ))]
     pub heartbeat: Duration,
-    /// Longest time that connecting to the broker may take, TLS and login included;
-    /// several nodes share it
+    /// Longest time that connecting to the broker may take, including TLS and login; the
+    /// nodes of a cluster share it
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-connect-timeout",
         env = "RABBITMQ_CONNECT_TIMEOUT", value_name = "DURATION",
         default_value = text(Self::default().connect_timeout), value_parser = parse_delay,
         help_heading = RABBITMQ))]
     pub connect_timeout: Duration,
-    /// Fanout exchange over which instances pass on who is disconnected or revoked;
+    /// Fanout exchange over which instances tell each other whom to disconnect or revoke;
     /// declared by the gateway; empty for none
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-control-exchange",
         env = "RABBITMQ_CONTROL_EXCHANGE", value_name = "NAME", default_value = "",
         hide_default_value = true, value_parser = parse_optional_short_name,
         help_heading = RABBITMQ))]
     pub control_exchange: String,
-    /// How long users may be online without an update, before the gateway looks whether
-    /// their updates are published with keys that it does not bind; 0 for never
+    /// How long users may be online without an update before the gateway checks whether their
+    /// updates are published with keys that it does not bind; 0 for never
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-silence-check",
         env = "RABBITMQ_SILENCE_CHECK", value_name = "DURATION",
         default_value = text(Self::default().silence_check), value_parser = parse_window,
         help_heading = RABBITMQ))]
     pub silence_check: Duration,
-    /// Instance name in queue and connection names; the host's name when absent
+    /// Name of the instance in queue and connection names; without it, the host name
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "NAME", default_value = "",
         hide_default_value = true, value_parser = parse_instance_name, help_heading = RABBITMQ))]
     pub instance_name: String,
@@ -99,9 +100,9 @@ pub struct RabbitMqConfig {
 pub enum Topology {
     /// A queue for each user.
     PerUser,
-    /// One queue or a few, each bound for its users.
+    /// One queue or a few, each with the bindings of its users.
     Shared,
-    /// One queue that gets the updates of all users, online or not.
+    /// One queue that receives the updates of all users, online or not.
     Firehose,
 }
 
@@ -109,7 +110,7 @@ pub enum Topology {
 #[derive(Debug, Clone, Default)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct RabbitMqTls {
-    /// CA certificates (PEM) of the broker; public ones when absent
+    /// CA certificates (PEM) for the broker; without it, the public CAs
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-ca-file", env = "RABBITMQ_CA_FILE",
         value_name = "PATH", help_heading = RABBITMQ))]
     ca_file: Option<OptionalPath>,
@@ -126,7 +127,7 @@ pub struct RabbitMqTls {
 }
 
 impl RabbitMqTls {
-    /// The file of the broker's CA.
+    /// The file of CA certificates for the broker.
     pub fn ca_file(&self) -> Option<&Path> {
         self.ca_file.as_ref()?.path()
     }
@@ -135,7 +136,8 @@ impl RabbitMqTls {
     pub fn client(&self) -> Option<(&Path, &Path)> {
         let certificate = self.client_cert_file.as_ref().and_then(OptionalPath::path);
         let key = self.client_key_file.as_ref().and_then(OptionalPath::path);
-        // One without the other is an error when it is read, not a connection without.
+        // One without the other causes an error when the empty path is read, and never a
+        // connection without the certificate.
         let empty = Path::new("");
         (certificate.is_some() || key.is_some())
             .then(|| (certificate.unwrap_or(empty), key.unwrap_or(empty)))
@@ -143,7 +145,7 @@ impl RabbitMqTls {
 }
 
 impl Default for RabbitMqConfig {
-    /// The documented defaults, without a look at the environment.
+    /// The documented defaults; the environment is not read.
     fn default() -> Self {
         Self {
             url: AmqpUrls::default(),
@@ -164,11 +166,12 @@ impl Default for RabbitMqConfig {
 }
 
 impl RabbitMqConfig {
-    /// Updates per queue that the broker sends ahead of their acknowledgement.
+    /// Updates per queue that the broker sends before they are acknowledged.
     pub fn prefetch(&self) -> u16 {
         self.prefetch.unwrap_or(match self.topology {
             Topology::PerUser => 100,
-            // Of many users: a smaller window has the broker wait for acknowledgements.
+            // The queue carries many users' updates: with a smaller window the broker would
+            // wait for acknowledgements.
             Topology::Shared | Topology::Firehose => 1_000,
         })
     }

@@ -1,4 +1,4 @@
-//! `TRUSTED_PROXIES`: whose `X-Forwarded-For` is believed.
+//! `TRUSTED_PROXIES`: the proxies whose `X-Forwarded-For` is trusted.
 
 use std::{net::IpAddr, str::FromStr};
 
@@ -8,13 +8,13 @@ use ipnet::IpNet;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
-/// What is no network.
+/// A text that is neither an address nor a network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is neither an address nor a network like 10.0.0.0/8")]
 pub struct InvalidNetwork(String);
 
 impl TrustedProxies {
-    /// Whether `address` is one of a proxy's.
+    /// Whether `address` belongs to a proxy.
     pub fn contain(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }

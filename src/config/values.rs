@@ -1,4 +1,4 @@
-//! Values that settings share: secrets, and what is unset when it is empty.
+//! Types that several settings share: secrets, and values that count as unset when empty.
 
 use std::{
     convert::Infallible,
@@ -10,7 +10,7 @@ use std::{
 
 use crate::user::TenantId;
 
-/// Shorter admin tokens can be guessed by whoever may try often.
+/// Shorter admin tokens can be guessed with many tries.
 pub const MIN_ADMIN_TOKEN_BYTES: usize = 16;
 
 /// A value that is never printed.
@@ -18,12 +18,12 @@ pub const MIN_ADMIN_TOKEN_BYTES: usize = 16;
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes `value` as the secret.
+    /// Makes a secret of `value`.
     pub fn new(value: impl Into<String>) -> Self {
         Self(value.into())
     }
 
-    /// The secret itself; an empty one counts as unset (`JWT_SECRET=` in a .env file).
+    /// The secret itself. An empty one counts as unset (`JWT_SECRET=` in a .env file).
     pub fn expose(&self) -> Option<&str> {
         Some(self.0.as_str()).filter(|secret| !secret.is_empty())
     }
@@ -41,7 +41,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A file that may be left out; an empty path counts as unset (`…_FILE=` in a .env file).
+/// An optional file. An empty path counts as unset (`…_FILE=` in a .env file).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OptionalPath(PathBuf);
 
@@ -52,7 +52,7 @@ impl From<PathBuf> for OptionalPath {
 }
 
 impl OptionalPath {
-    /// The path, unless it is left out.
+    /// The path, unless it is unset.
     pub fn path(&self) -> Option<&Path> {
         Some(self.0.as_path()).filter(|path| !path.as_os_str().is_empty())
     }
@@ -66,8 +66,8 @@ impl FromStr for OptionalPath {
     }
 }
 
-/// A setting that is off when it is empty.
+/// An address; an empty setting is `None`.
 pub type OptionalAddress = Option<SocketAddr>;
 
-/// A setting that is off when it is empty.
+/// A tenant; an empty setting is `None`.
 pub type OptionalTenant = Option<TenantId>;

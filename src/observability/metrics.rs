@@ -1,8 +1,8 @@
-//! What operators can measure: every counter, gauge and histogram of the service, and
-//! their text exposition for Prometheus.
+//! Every counter, gauge and histogram of the service, and their text exposition for
+//! Prometheus.
 //!
-//! Names are static and labels come from small enums: never a user id. A [`GaugeGuard`]
-//! holds a gauge that follows a lifetime. Metrics observe; nothing is decided by one.
+//! Names are static and labels have few values: never a user id. A [`GaugeGuard`] keeps a
+//! gauge in step with a lifetime. Metrics observe; no decision depends on one.
 //!
 //! Imports nothing of this crate.
 
@@ -37,14 +37,14 @@ struct Event {
     event: &'static str,
 }
 
-/// What one server counts, for Prometheus; clones share the same values.
+/// The metrics of one server; clones share the same values.
 ///
 /// Metrics observe. The service decides by state of its own, so servers that count into
 /// the same metrics do not share limits. [`Metrics::new`] says what each metric counts.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
-    /// What the process took before it had a socket, in bytes.
+    /// Memory of the process before it had a socket, in bytes.
     memory_at_start: i64,
     pub(crate) sockets: Gauge,
     pub(crate) users: Gauge,
@@ -89,7 +89,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A registry of its own, with everything at zero.
+    /// Metrics in a new registry, all at zero.
     #[rustfmt::skip] // One line for each: name and help text, as `/metrics` shows them.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("chat3_gateway");
@@ -138,7 +138,7 @@ impl Metrics {
         Self { registry: Arc::new(registry), ..metrics }
     }
 
-    /// Counts an update that is not delivered.
+    /// Counts an update that was not delivered.
     pub(crate) fn update_rejected(&self, reason: &'static str) {
         self.updates_rejected
             .get_or_create(&Reason { reason })
@@ -152,7 +152,7 @@ impl Metrics {
             .inc();
     }
 
-    /// Counts a connection or session that took more than its share, and is ended.
+    /// Counts a connection or session that is closed because it exceeds a limit.
     pub(crate) fn connection_closed(&self, reason: &'static str) {
         self.connections_closed
             .get_or_create(&Reason { reason })
@@ -164,14 +164,14 @@ impl Metrics {
         self.admin_refused.get_or_create(&Reason { reason }).inc();
     }
 
-    /// Counts a token that cannot extend its socket's stay.
+    /// Counts a token that `auth:refresh` refused.
     pub(crate) fn refresh_refused(&self, reason: &'static str) {
         self.refreshes_refused
             .get_or_create(&Reason { reason })
             .inc();
     }
 
-    /// Counts a reconnect that asked for what it missed.
+    /// Counts a reconnect that asked for the updates it missed.
     pub(crate) fn recovery(&self, outcome: &'static str) {
         self.recoveries.get_or_create(&Outcome { outcome }).inc();
     }
@@ -183,7 +183,7 @@ impl Metrics {
             .inc_by(connections);
     }
 
-    /// Counts a look at why no updates come.
+    /// Counts a check for the reason why no updates arrive.
     pub(crate) fn silence_look(&self, outcome: &'static str) {
         self.silence_looks.get_or_create(&Outcome { outcome }).inc();
     }
@@ -194,19 +194,19 @@ impl Metrics {
         self.jwks_reads.get_or_create(&Outcome { outcome }).inc();
     }
 
-    /// Counts `sockets` hand-offs of one event.
+    /// Counts one event that was handed to `sockets` sockets.
     pub(crate) fn emitted(&self, event: &'static str, sockets: u64) {
         self.events_emitted
             .get_or_create(&Event { event })
             .inc_by(sockets);
     }
 
-    /// Records the time from publication to hand-off.
+    /// Records the time from publication to the hand-off to sockets.
     pub(crate) fn latency(&self, latency: Duration) {
         self.latency.observe(latency.as_secs_f64());
     }
 
-    /// The exposition in OpenMetrics text, which Prometheus and `grep` both read.
+    /// Writes all metrics as OpenMetrics text.
     pub fn render(&self) -> String {
         let memory = memory();
         self.memory.set(memory);
@@ -219,7 +219,7 @@ impl Metrics {
     }
 }
 
-/// Makes metrics and puts them into a registry, in one step.
+/// Makes metrics and registers them, in one step.
 struct Register<'r>(&'r mut Registry);
 
 impl Register<'_> {
@@ -244,7 +244,7 @@ impl Register<'_> {
     }
 }
 
-/// The process's resident memory, in bytes; 0 where the system does not tell.
+/// Resident memory of the process in bytes; 0 where the system does not report it.
 fn memory() -> i64 {
     let bytes = memory_stats::memory_stats().map(|stats| stats.physical_mem);
     bytes.and_then(|bytes| bytes.try_into().ok()).unwrap_or(0)
@@ -256,12 +256,12 @@ impl Default for Metrics {
     }
 }
 
-/// Adds one to a gauge for as long as it lives.
+/// Adds one to a gauge until the guard is dropped.
 #[derive(Debug)]
 pub struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
-    /// Counts one more until it is dropped.
+    /// Adds one to `gauge`.
     pub fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())

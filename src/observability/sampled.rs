@@ -1,9 +1,8 @@
-//! Log lines that strangers can cause: the first at once, then one a second.
+//! Sampling of log lines that strangers can cause: the first at once, then one per second.
 //!
-//! Whoever floods the gateway must not flood its log as well. A place that
-//! logs what anybody can cause owns a [`Sampled`]; each kind of line there is
-//! sampled by itself, and says how many like it were left out before. What is
-//! left out at the end of a flood is in the metrics only.
+//! A flood of requests must not flood the log. Code that logs what anybody can cause owns a
+//! [`Sampled`]. Each kind of line is sampled separately and says how many lines of its kind
+//! were left out before it. Lines left out at the end of a flood appear only in metrics.
 //!
 //! Imports nothing of this crate.
 
@@ -13,10 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Time between two lines of a kind.
+/// Shortest time between two lines of one kind.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// One place's lines; a `static` there.
+/// The lines of one place in the code, which holds this in a `static`.
 #[derive(Debug, Default)]
 pub struct Sampled(Mutex<Vec<Kind>>);
 
@@ -27,21 +26,21 @@ struct Kind {
     left_out: u64,
 }
 
-/// A line that is due.
+/// Permission to write a line.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line {
-    /// How many like it were left out since the last one.
+    /// How many lines of its kind were left out since the last one.
     pub left_out: Option<NonZeroU64>,
 }
 
 impl Sampled {
-    /// Without lines yet.
+    /// No lines yet.
     pub const fn new() -> Self {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// Notes one more of the kind `name`, of which there are a few; returns whether
-    /// it is to be logged.
+    /// Notes one more line of the kind `name`; returns a [`Line`] if it should be logged. A
+    /// place has only a few kinds.
     pub fn note(&self, name: &'static str) -> Option<Line> {
         self.note_at(name, Instant::now())
     }

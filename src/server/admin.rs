@@ -1,4 +1,6 @@
 //! Everything on the listener that is not Socket.IO: health, metrics, admin API.
+//!
+//! Answers may show metrics; no decision depends on one.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -35,18 +37,18 @@ struct Http {
     metrics: Metrics,
     admin_token: Option<Secret>,
     proxies: TrustedProxies,
-    /// Of those who come without the admin token.
+    /// Counts wrong admin tokens by client network.
     refusals: Arc<RefusalLimit>,
 }
 
-/// Wrong admin tokens a second that are looked at from one address, and five times as
-/// many at once: an operator mistypes a few.
+/// Wrong admin tokens accepted for checking from one address: this many per second, and
+/// five times as many at once, because an operator mistypes a few.
 const WRONG_TOKENS_PER_SECOND: u32 = 2;
 
-/// Lines about wrong admin tokens.
+/// Log lines about wrong admin tokens.
 static REFUSED: Sampled = Sampled::new();
 
-/// The routes of probes, and those of operators: metrics and, with an admin token,
+/// The routes for probes, and the routes for operators: metrics and, with an admin token,
 /// `/api`.
 pub fn routers(
     endpoint: Arc<Endpoint>,
@@ -74,7 +76,7 @@ pub fn routers(
         refusals: Arc::new(RefusalLimit::new(WRONG_TOKENS_PER_SECOND)),
     };
     let probes = Router::new()
-        // Chat3's own services answer by both names.
+        // Chat3's own services have both names.
         .route("/health", get(health))
         .route("/livez", get(health))
         .route("/ready", get(ready))
@@ -94,7 +96,7 @@ pub fn routers(
     (probes, operators)
 }
 
-/// The process is up. 200 also without RabbitMQ: restarting would not help.
+/// Whether the process is up: 200 even without RabbitMQ, since a restart would not help.
 async fn health(State(http): State<Http>) -> Json<Value> {
     let broker = http.hub.broker();
     let connected = broker.is_connected();
@@ -106,7 +108,7 @@ async fn health(State(http): State<Http>) -> Json<Value> {
     Json(json!({"status": "ok", "rabbitmq": rabbitmq, "isConnected": connected}))
 }
 
-/// Whether new clients may be sent here.
+/// Whether a load balancer may send new clients here.
 async fn ready(State(http): State<Http>) -> (StatusCode, Json<Value>) {
     match http.transports.is_draining() {
         true => (
@@ -123,6 +125,7 @@ async fn exposition(State(http): State<Http>) -> impl IntoResponse {
 }
 
 async fn stats(State(http): State<Http>) -> Json<Value> {
+    // Three of these are metrics: the answer only shows them.
     let metrics = &http.metrics;
     Json(json!({
         "isConnected": http.hub.broker().is_connected(),
@@ -145,7 +148,7 @@ async fn user(State(http): State<Http>, Path(user_id): Path<String>) -> Response
         .into_response()
 }
 
-/// Sends a user's sockets away, on all instances that can be reached.
+/// Disconnects a user's sockets on all instances that can be reached.
 async fn disconnect_user(
     State(http): State<Http>,
     Path(user_id): Path<String>,
@@ -158,7 +161,7 @@ async fn disconnect_user(
     order(&http, target, &body).await
 }
 
-/// The same for the bearer of one token, by its `jti`.
+/// Disconnects the bearers of one token, which its `jti` names, and revokes the token.
 async fn revoke_token(
     State(http): State<Http>,
     Path(token_id): Path<String>,
@@ -189,7 +192,7 @@ async fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
     };
     let (now, asked_until) = (SystemTime::now(), text.until);
     let order = match Order::parse(text, now) {
-        // Of another instance it would still send away: it was on its way.
+        // From another instance such an order still disconnects: it was in time when sent.
         Ok(order) if order.is_over(now) => {
             return error(StatusCode::BAD_REQUEST, "until is over");
         }
@@ -206,8 +209,8 @@ async fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
     Json(answer).into_response()
 }
 
-/// Lets the holder of the admin token through. Whoever guesses is looked at less and
-/// less often; those at other addresses notice nothing.
+/// Admits the holder of the admin token. Wrong tokens exhaust the limit of their client's
+/// network; clients elsewhere are not affected.
 async fn require_admin(
     State(http): State<Http>,
     Extension(connection): Extension<Connection>,
@@ -248,7 +251,7 @@ pub async fn not_found() -> Response {
     error(StatusCode::NOT_FOUND, "not found")
 }
 
-/// An error as every JSON endpoint here answers it.
+/// The form of an error that every JSON endpoint answers with.
 pub fn error(status: StatusCode, message: &str) -> Response {
     (status, Json(json!({"error": message}))).into_response()
 }

@@ -1,7 +1,7 @@
 //! Puts the parts of a server together, from one [`Config`].
 //!
-//! Invariant: nothing is started, and RabbitMQ is not connected to, before the settings
-//! are known to be good and the addresses are bound.
+//! Invariant: nothing starts, and no connection to RabbitMQ is opened, before the settings
+//! have been checked and the addresses are bound.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -20,12 +20,12 @@ use crate::{
     },
 };
 
-/// Why a server could not be bound: what an operator has to mend. Settings are named by
-/// their environment variables.
+/// Why a server could not be bound. Messages name settings by their environment variables,
+/// since an operator has to correct them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
-    /// An address cannot be listened on.
+    /// The server cannot listen on an address.
     #[error(
         "cannot listen on {address}: {error}{}",
         advice(error, setting, address)
@@ -33,15 +33,15 @@ pub enum BindError {
     Listen {
         /// The address, with its port.
         address: String,
-        /// The setting that says the port.
+        /// The setting that holds the port.
         setting: &'static str,
-        /// What the operating system says.
+        /// The error of the operating system.
         error: io::Error,
     },
     /// Tokens cannot be verified.
     #[error(transparent)]
     Keys(#[from] KeyError),
-    /// Orders and updates would come over one exchange.
+    /// Orders and updates would share one exchange.
     #[error(
         "RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_UPDATES_EXCHANGE: orders need an exchange of their own"
     )]
@@ -56,7 +56,7 @@ fn advice(error: &io::Error, setting: &str, address: &str) -> String {
     }
 }
 
-/// What a [`Server`] is made from.
+/// Builds a [`Server`].
 #[must_use = "nothing is bound before `bind`"]
 pub struct ServerBuilder {
     config: Config,
@@ -73,15 +73,15 @@ impl ServerBuilder {
         }
     }
 
-    /// Takes updates from `broker`, in place of the RabbitMQ of [`Config::rabbitmq`]. The
-    /// server counts into the metrics of that broker, if it has any.
+    /// Takes updates from `broker` instead of the RabbitMQ of [`Config::rabbitmq`]. The
+    /// server uses the metrics of that broker, if it has any.
     pub fn broker(mut self, broker: Arc<dyn Broker>) -> Self {
         self.broker = Some(broker);
         self
     }
 
-    /// Serves routes of your own on the same port. Neither the gateway's CORS nor its
-    /// check of origins applies to them; bring your own layers. They must not use
+    /// Serves your routes on the same port. Neither the gateway's CORS nor its check of
+    /// origins applies to them; add your own layers. Your routes must not use
     /// `/socket.io`, `/health`, `/livez`, `/ready`, `/readyz`, `/metrics` or `/api`, and
     /// the gateway answers unknown paths.
     pub fn routes(mut self, routes: Router) -> Self {
@@ -89,12 +89,12 @@ impl ServerBuilder {
         self
     }
 
-    /// Binds the configured addresses, and begins to connect to RabbitMQ. Must be called
-    /// inside a Tokio runtime, whose threads have a stack of
-    /// [`RabbitMqService::THREAD_STACK_BYTES`] where there is a RabbitMQ.
+    /// Binds the configured addresses and starts to connect to RabbitMQ. Must be called
+    /// inside a Tokio runtime. Unless [`Self::broker`] was called, the threads of that
+    /// runtime need a stack of [`RabbitMqService::THREAD_STACK_BYTES`].
     ///
     /// # Errors
-    /// When a setting is wrong, or an address cannot be bound. Nothing was started then.
+    /// When a setting is wrong, or an address cannot be bound. Nothing has started then.
     pub async fn bind(self) -> Result<Server, BindError> {
         let Config {
             rabbitmq,
@@ -169,7 +169,8 @@ impl ServerBuilder {
     }
 }
 
-/// A listener on `address`, which `setting` sets, and where it listens.
+/// Binds a listener; returns it with its bound address. `address` and `setting` are for the
+/// error.
 async fn listen(
     to: impl ToSocketAddrs,
     address: String,

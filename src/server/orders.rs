@@ -13,13 +13,13 @@ use crate::{
     },
 };
 
-/// Lines about messages on the control exchange that are no orders.
+/// Log lines about messages on the control exchange that are not orders.
 static NO_ORDER: Sampled = Sampled::new();
 
-/// Longest reason in such a line.
+/// Longest reason in such a log line.
 const MAX_REASON_CHARS: usize = 200;
 
-/// Carries out the orders that other instances were given, for as long as `endpoint` lives.
+/// Carries out the orders that other instances broadcast, for as long as `endpoint` lives.
 pub fn carry_out(endpoint: &Arc<Endpoint>, broker: &dyn Broker) {
     let endpoint = Arc::downgrade(endpoint);
     broker.on_broadcast(Arc::new(move |message| {
@@ -35,7 +35,7 @@ pub fn carry_out(endpoint: &Arc<Endpoint>, broker: &dyn Broker) {
             Ok(order) => drop(endpoint.carry_out(&order)),
             Err(reason) => {
                 if let Some(line) = NO_ORDER.note("") {
-                    // It may quote the message.
+                    // The reason may quote the message.
                     let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
                     let left_out = line.left_out;
                     warn!(reason, left_out, "RabbitMQ control message ignored");

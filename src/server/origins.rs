@@ -1,4 +1,4 @@
-//! `CORS_ORIGIN`: which sites' pages may connect, and read what they are answered.
+//! `CORS_ORIGIN`: the sites whose pages may connect and read the answers.
 
 use axum::{
     Extension, Router,
@@ -19,7 +19,7 @@ use crate::{
 
 static FOREIGN_ORIGIN: Sampled = Sampled::new();
 
-/// `router` for the pages of these sites alone. CORS is the outermost layer, so that a
+/// Limits `router` to the pages of these sites. CORS is the outermost layer, so that a
 /// browser can read refusals, too.
 pub fn limit(router: Router, origins: &CorsOrigins, metrics: Metrics) -> Router {
     let state = (origins.clone(), metrics);
@@ -45,15 +45,15 @@ fn cors(origins: &CorsOrigins) -> CorsLayer {
     }
 }
 
-/// Turns away pages of sites that are not listed. CORS alone would only keep them
-/// from reading answers to polling, and does not apply to websockets at all.
+/// Refuses pages of sites that are not listed. CORS alone would only keep such pages from
+/// reading answers to polling, and does not apply to websockets at all.
 async fn check_origin(
     State((origins, metrics)): State<(CorsOrigins, Metrics)>,
     Extension(connection): Extension<Connection>,
     request: Request,
     next: Next,
 ) -> Response {
-    // Clients other than browsers send none.
+    // Clients other than browsers send no origin.
     let mut sent = request.headers().get_all(header::ORIGIN).iter();
     let Some(origin) = sent.find(|origin| !origins.allow(origin)) else {
         return next.run(request).await;

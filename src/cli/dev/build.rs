@@ -1,5 +1,5 @@
-//! Copies the official socket.io-client bundle, where npm has installed it, to
-//! where `src/cli/dev.rs` embeds it; otherwise an empty file, so that a plain
+//! Copies the official socket.io-client bundle to the place from which `src/cli/dev.rs`
+//! embeds it. If npm has not installed the bundle, the copy is empty: a plain
 //! `cargo build` succeeds and the page says what is missing.
 
 use std::{env, fs, path::Path};
@@ -7,7 +7,7 @@ use std::{env, fs, path::Path};
 fn main() {
     let folder = Path::new("src/cli/dev");
     let bundle = folder.join("node_modules/socket.io-client/dist/socket.io.min.js");
-    // Folders, because a file that does not exist would rebuild every time.
+    // The folder, because a watched file that does not exist causes a rebuild every time.
     println!("cargo::rerun-if-changed=src/cli/dev/build.rs");
     println!("cargo::rerun-if-changed=src/cli/dev/package-lock.json");
     println!("cargo::rerun-if-changed=src/cli/dev");

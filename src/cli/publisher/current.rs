@@ -1,6 +1,6 @@
-//! Updates as today's Chat3 (0.0.86, since 2026-09-28) publishes them, and since
-//! 0.0.77 (2026-05-31), whose keys had no tenant. Of the several updates that one
-//! domain event becomes there, this makes the event's own.
+//! Updates as today's Chat3 publishes them (0.0.86, since 2026-09-28), and as Chat3 has
+//! published them since 0.0.77 (2026-05-31), when routing keys had no tenant. Chat3 turns a
+//! domain event into several updates; this module makes the one that describes the event.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::user::{TenantId, UserId};
 
 const SENDER: &str = "usr_x7m2n4k9";
 
-/// The domain events that frontends are told of.
+/// The domain events that reach frontends.
 pub const TYPES: [&str; 14] = [
     "message.create",
     "message.changed",
@@ -27,7 +27,7 @@ pub const TYPES: [&str; 14] = [
     "user.changed",
 ];
 
-/// Those of 0.0.77, which told of no deletion.
+/// The domain events of 0.0.77, which did not publish deletions.
 pub const TYPES_OF_0_0_77: [&str; 13] = [
     "message.create",
     "message.changed",
@@ -72,7 +72,7 @@ pub fn update(user: &UserId, tenant: &TenantId, event_type: &str, data: Value) -
     })
 }
 
-/// Data that fits `event_type`: its sections, and the context that names them.
+/// Data that fits `event_type`: sections, and the context that names them.
 pub fn sample_data(event_type: &str) -> Value {
     let (section, about, updated, entity) = match event_type {
         "dialog.typing" => {

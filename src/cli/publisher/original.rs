@@ -26,7 +26,7 @@ pub const DOCUMENTED_TYPES: [&str; 13] = [
 /// Further types that Chat3 has published.
 pub const OTHER_TYPES: [&str; 3] = ["dialog.typing", "dialog.member.update", "user.update"];
 
-/// The routing key of an event for a user, as that generation built it.
+/// The routing key of an event for a user, as the original generation built it.
 pub fn routing_key(user: &UserId, event_type: &str) -> String {
     let slug = match event_type {
         "dialog.typing" => "typing",

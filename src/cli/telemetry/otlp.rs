@@ -1,8 +1,8 @@
 //! Spans for an OpenTelemetry collector, over OTLP/HTTP.
 //!
-//! The standard `OTEL_…` variables configure it; without an endpoint in them there
-//! is no export. A collector that is away costs spans, and nothing else: they are
-//! queued up to a limit, sent from a thread of their own, and dropped.
+//! The standard `OTEL_…` variables configure the export; without an endpoint there is none.
+//! A collector that cannot be reached costs spans and nothing else: spans wait in a bounded
+//! queue, a separate thread sends them, and those that find the queue full are dropped.
 
 use std::{
     env,
@@ -31,20 +31,20 @@ use crate::tls::{self, TlsError};
 
 const SERVICE_NAME: &str = "chat3-gateway";
 
-/// What the end of the process waits for the last spans, at most.
+/// Longest time that the end of the process waits for the last spans.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// As the specification has it.
+/// The default of the specification.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A running export. Dropping it sends what is still queued.
+/// A running export. Dropping it sends the spans that are still queued.
 pub struct Export(SdkTracerProvider);
 
 impl Export {
-    /// Begins, if the environment names a collector.
+    /// Starts the export if the environment names a collector.
     ///
     /// # Errors
-    /// When the environment asks for what cannot be done.
+    /// When the environment asks for something that is not supported.
     pub fn start() -> Result<Option<Self>, Box<dyn Error>> {
         if !is_wanted() {
             return Ok(None);
@@ -80,7 +80,8 @@ fn is_wanted() -> bool {
     exporter_variable("ENDPOINT").is_some() && !is_off
 }
 
-/// The specification's default, not the library's, which depends on its features.
+/// Without the variable, the default of the specification: the library's own default
+/// depends on its cargo features.
 fn protocol() -> Result<Protocol, String> {
     match exporter_variable("PROTOCOL").as_deref() {
         None | Some("http/protobuf") => Ok(Protocol::HttpBinary),
@@ -103,22 +104,22 @@ fn resource() -> Resource {
     }
 }
 
-/// What is said of the exporter of spans, or of all exporters.
+/// The variable of the exporter of spans, or else of all exporters.
 fn exporter_variable(name: &str) -> Option<String> {
     variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))
         .or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{name}")))
 }
 
-/// An empty variable counts as unset, as the specification has it.
+/// A variable. An empty one counts as unset, as the specification says.
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The way to the collector.
+/// The HTTP client that sends spans to the collector.
 #[derive(Debug)]
 struct Collector {
     client: HyperClient<HttpsConnector<HttpConnector>>,
-    /// An outage is two log lines, however long.
+    /// Whether the last request failed: an outage of any length causes two log lines.
     failing: AtomicBool,
 }
 
@@ -151,10 +152,10 @@ impl Collector {
 
 #[async_trait]
 impl HttpClient for Collector {
-    /// Called in the exporter's own thread, in which nothing else is to be done: a
-    /// runtime for each batch does not depend on the state of the process's own.
+    /// The exporter calls this in its own thread, which may block. A new runtime for each
+    /// batch makes the export independent of the runtime of the process.
     async fn send_bytes(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        // A connection would not outlive its runtime.
+        // A connection cannot outlive its runtime.
         let close = http::HeaderValue::from_static("close");
         request
             .headers_mut()
@@ -163,12 +164,12 @@ impl HttpClient for Collector {
             .enable_all()
             .build()?;
         let response = runtime.block_on(self.client.send_bytes(request));
-        // Without waiting for a name look-up that hangs.
+        // Does not wait for a name look-up that hangs.
         runtime.shutdown_background();
         self.note(match &response {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(format!("the collector answers {}", response.status())),
-            // Its causes hold what matters.
+            // The reason is in the causes of the error.
             Err(error) => Some(
                 anyhow::Chain::new(&**error)
                     .map(ToString::to_string)
