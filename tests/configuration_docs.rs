@@ -133,8 +133,9 @@ fn item(name: &str, text: &str) -> String {
     let (mut item, mut line) = (String::new(), format!("- {name}:"));
     for word in text.split_whitespace() {
         if line.chars().count() + 1 + word.chars().count() > WIDTH {
-            item += &(line + "\n");
-            " ".clone_into(&mut line);
+            item += &line;
+            item.push('\n');
+            line.replace_range(.., " ");
         }
         line += " ";
         line += word;
