@@ -260,8 +260,8 @@ fn item(name: &str, text: &str) -> String {
     for word in text.split_whitespace() {
         if line.chars().count() + 1 + word.chars().count() > WIDTH {
             item += &line;
-            item.push('\n');
-            line.replace_range(.., " ");
+            item += "\n";
+            " ".clone_into(&mut line);
         }
         line += " ";
         line += word;
