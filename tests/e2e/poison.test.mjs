@@ -1,5 +1,5 @@
-// Messages that no decent publisher sends: headers nested without end, texts that are no
-// text. Frames are made by hand, since no library makes them.
+// Messages that no well-behaved publisher sends: deeply nested headers, texts that are not
+// UTF-8. Frames are made by hand, since no library makes them.
 
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
@@ -8,10 +8,10 @@ import amqplib from 'amqplib';
 
 import { Broker, EXCHANGE, Gateway, Publisher, Tab, anUpdate, runGateway, SECRET, until } from './harness.mjs';
 
-/** The largest frame that RabbitMQ takes by default. */
+/** The largest frame that RabbitMQ accepts by default. */
 const FRAME_MAX = 131_072;
 
-/** Cut to 30 s by the gateway, which is past the deadlines here: whoever waits for it has failed. */
+/** Longer than the gateway's maximum of 30 s, which exceeds the deadlines here: a test that waits for it fails. */
 const NEVER = '10m';
 
 const u16 = (n) => Buffer.from([n >> 8, n & 255]);
@@ -23,7 +23,7 @@ const NOT_UTF8 = Buffer.from([0x66, 0xff, 0xfe]);
 
 const frame = (type, channel, payload) => Buffer.concat([Buffer.from([type]), u16(channel), u32(payload.length), payload, Buffer.from([0xce])]);
 
-/** `count` times `head` and the length of what it encloses. */
+/** `head` and the length of its content, nested `count` times. */
 function nested(head, count) {
   const size = head.length + 4;
   return Buffer.concat(Array.from({ length: count }, (_, i) => Buffer.concat([head, u32((count - 1 - i) * size)])));
@@ -31,7 +31,7 @@ function nested(head, count) {
 
 const headers = (entries) => ({ flags: 0x2000, properties: Buffer.concat([u32(entries.length), entries]) });
 const header = (name, type, value) => headers(Buffer.concat([shortString(name), Buffer.from(type), value]));
-/** Less than a frame by what else is in it. */
+/** A frame less the other fields in it. */
 const DEPTH_BYTES = FRAME_MAX - 64;
 
 const DEEP = {
@@ -48,7 +48,7 @@ const UNREADABLE = {
   'a routing key that is not UTF-8': { flags: 0, properties: Buffer.alloc(0), ending: NOT_UTF8 },
 };
 
-/** Publishes by frames of its own. */
+/** Publishes hand-made frames. */
 class Poisoner {
   static async connect(broker) {
     const poisoner = new Poisoner();
@@ -58,7 +58,7 @@ class Poisoner {
     return poisoner;
   }
 
-  /** Resolves when RabbitMQ has routed it. */
+  /** Resolves when RabbitMQ has routed the message. */
   async publish(userId, { flags, properties, ending = 'x' }, body = '{}') {
     const key = Buffer.concat([bytes(`user.${userId}.`), bytes(ending)]);
     const { ch } = this.channel;
@@ -100,7 +100,7 @@ for (const threads of ['1', '2']) {
   });
 }
 
-test('a message that cannot be read costs a moment, and the line and a metric name it', async () => {
+test('a message that cannot be read costs a moment, and a log line and a metric report it', async () => {
   const gateway = await start();
   const [victim, bystander] = await Promise.all([Tab.open(gateway, 'usr_victim'), Tab.open(gateway, 'usr_bystander')]);
   let losses = 0;
@@ -112,11 +112,11 @@ test('a message that cannot be read costs a moment, and the line and a metric na
     await gateway.metricIs('messages_unreadable_total', losses);
     assert.match(gateway.logs.slice(logged), /RabbitMQ connection closed reason=.*cannot be read/, what);
     await gateway.metricIs('subscriptions', 2);
-    // It is not delivered again, and nobody is left out.
+    // The message is not delivered again, and no user is left out.
     await Promise.all([victim.saw(publisher.update('usr_victim')), bystander.saw(publisher.update('usr_bystander'))]);
   }
   assert.equal(await gateway.metric('rabbitmq_reconnects_total'), losses);
-  // No text of the message.
+  // No text of the message is logged.
   assert.doesNotMatch(gateway.logs, /66, FF, FE|content =/i);
 });
 
