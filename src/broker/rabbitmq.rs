@@ -8,8 +8,9 @@
 //! - `reconciler`: brings the broker's actual state in line with the desired one, and
 //!   handles the broker's refusals; `refused` says when a refused user is tried again
 //! - `topology`: the actual state, in queues and bindings
-//! - `exchange_probe`, `control`, `orders`, `silence`: the checks of the exchange, the orders
-//!   from and to other instances, and the search for the cause when no updates arrive
+//! - `exchange_probe`, `control`, `silence`: the checks of the exchange, the orders from other
+//!   instances, and the search for the cause when no updates arrive
+//! - `orders`, `outbox`: what is published
 //! - `channels`, `connection`, `consumer`, `acks`, `unreadable`, `link_error`: AMQP
 //! - `side_connection`: connections of others than the link
 //!
@@ -27,6 +28,7 @@ mod instance;
 mod link;
 mod link_error;
 mod orders;
+mod outbox;
 mod reconciler;
 mod refused;
 mod service;
@@ -42,7 +44,8 @@ pub use self::service::RabbitMqService;
 pub(crate) use self::{
     connection::{open_channel, open_connection},
     instance::instance_id,
-    link_error::{ACCESS_REFUSED, LinkError, NOT_FOUND},
+    link_error::{ACCESS_REFUSED, LinkError, NOT_FOUND, ServerClose},
     side_connection::{Heard, Listening, Scope, SideConnection},
+    topology::stream,
     unreadable::{Unreadable, is_of_amqprs},
 };
