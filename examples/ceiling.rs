@@ -2,7 +2,7 @@
 //! with. One thread, hand-written frames, websocket only. It accepts every token, recovers
 //! nothing, counts nothing and has no limits: never use it in production.
 //!
-//! `--drop-every N` swallows every Nth event, to see that the load generator notices.
+//! `--drop-every N` swallows every Nth event, to show that the load generator notices.
 
 mod wire;
 
