@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         eprintln!("chat3-gateway: the allocator returns memory late: {error}");
     }
     let cli = load_dotenv().and_then(|()| Cli::from_process().map_err(anyhow::Error::msg));
-    match cli.and_then(on_a_thread_of_its_own) {
+    match cli.and_then(on_a_separate_thread) {
         Ok(code) => code,
         Err(error) => {
             // One line, causes included: for the last line of a log as well as a terminal.
@@ -89,7 +89,7 @@ fn load_dotenv() -> anyhow::Result<()> {
 }
 
 /// The main thread's stack is as large as the shell's limit says; see the constant.
-fn on_a_thread_of_its_own(cli: Cli) -> anyhow::Result<ExitCode> {
+fn on_a_separate_thread(cli: Cli) -> anyhow::Result<ExitCode> {
     let thread = thread::Builder::new()
         .name("runtime".to_owned())
         .stack_size(RabbitMqService::THREAD_STACK_BYTES)

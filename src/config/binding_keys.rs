@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_routing_key_tells_whose_it_may_be() {
+    fn a_routing_key_tells_which_users_it_may_mean() {
         for (templates, key, expected) in [
             ("user.{userId}.*", "user.carl.messageupdate", &["carl"][..]),
             (
