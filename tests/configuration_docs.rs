@@ -133,7 +133,8 @@ fn item(name: &str, text: &str) -> String {
     let (mut item, mut line) = (String::new(), format!("- {name}:"));
     for word in text.split_whitespace() {
         if line.chars().count() + 1 + word.chars().count() > WIDTH {
-            item += &(line + "\n");
+            item += &line;
+            item += "\n";
             " ".clone_into(&mut line);
         }
         line += " ";
