@@ -2,13 +2,15 @@
 //! how long the log keeps what they may come back for.
 //!
 //! [`fan_out`] hands an update to all sockets, [`catch_up`] hands one socket what
-//! waits for it, and [`lag`] limits how far a socket may lag.
+//! waits for it, [`lag`] limits how far a socket may lag, and [`events`] are what an
+//! update turns into for a socket.
 //!
 //! Everything happens under one lock per user, so that each change (an update, a
 //! socket that goes live, one that takes over) is atomic for all of the user's
 //! sockets.
 
 mod catch_up;
+mod events;
 mod fan_out;
 mod lag;
 
@@ -19,15 +21,15 @@ use tracing::debug;
 
 #[cfg(test)]
 pub(super) use self::catch_up::Fed;
-pub(super) use self::lag::Lag;
+use self::lag::Lag;
 use super::{
     counts::Counted,
     departures::Departure,
-    hub::Shared,
     log::{Log, Offset, Wanted},
     peer::{Crowd, Peer},
     repeated::Recent,
     resume::{Admitted, Outcome, Pid, Recovery, ResumeRequest},
+    shared::Shared,
 };
 use crate::{broker::Subscribed, user::User};
 
@@ -129,9 +131,22 @@ impl<P: Peer> Audience<P> {
         }
     }
 
-    /// Tells the audience of its subscription. Must be called once.
+    /// The user whose sessions these are.
+    pub(super) fn user(&self) -> &User {
+        &self.user
+    }
+
+    /// Tells the audience of its subscription. Must be called once, before a session
+    /// joins.
     pub(super) fn subscribed_by(&self, subscribed: Subscribed) {
         let _ = self.subscribed.set(subscribed);
+    }
+
+    /// Returns once updates published from now on will be received.
+    pub(super) async fn subscribed(&self) {
+        if let Some(subscribed) = self.subscribed.get() {
+            subscribed.clone().ready().await;
+        }
     }
 
     /// Adds a session.

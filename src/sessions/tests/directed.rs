@@ -47,7 +47,7 @@ impl House {
         user: &User,
         request: ResumeRequest,
     ) -> (Session<Wire>, Wire, Option<Admitted<u32>>) {
-        let session = self.hub.join(user, request, 0).unwrap();
+        let session = Session::join(&self.hub, user, request, 0).unwrap();
         let wire = Wire::new(u32::try_from(session.number()).unwrap(), AMPLE, false);
         let admitted = session.admit(u32::try_from(session.number()).unwrap());
         (session, wire, admitted)
@@ -133,7 +133,7 @@ fn a_user_has_as_many_sockets_as_the_limit_and_the_one_that_is_resumed() {
     let carl = user("carl");
     let (first, _, admitted) = house.admit(&carl, ResumeRequest::New);
     let (second, ..) = house.admit(&carl, ResumeRequest::New);
-    let join = |request| house.hub.join(&carl, request, 2);
+    let join = |request| Session::join(&house.hub, &carl, request, 2);
     assert!(join(ResumeRequest::New).is_none());
     assert!(join(ResumeRequest::OptOut).is_none());
     let resume = ResumeRequest::Resume {
@@ -146,15 +146,10 @@ fn a_user_has_as_many_sockets_as_the_limit_and_the_one_that_is_resumed() {
         join(ResumeRequest::New).is_some(),
         "one that is away has no socket"
     );
-    assert!(house.hub.join(&carl, ResumeRequest::New, 1).is_none());
-    assert!(
-        house
-            .hub
-            .join(&user("dora"), ResumeRequest::New, 1)
-            .is_some()
-    );
+    assert!(Session::join(&house.hub, &carl, ResumeRequest::New, 1).is_none());
+    assert!(Session::join(&house.hub, &user("dora"), ResumeRequest::New, 1).is_some());
     drop(first);
-    assert!(house.hub.join(&carl, ResumeRequest::New, 1).is_some());
+    assert!(Session::join(&house.hub, &carl, ResumeRequest::New, 1).is_some());
 }
 
 #[test]
@@ -217,7 +212,7 @@ fn only_the_recipients_own_updates_are_handed_on() {
 fn every_update_is_counted_as_delivered_kept_or_rejected() {
     let house = House::new(&config(recovery()));
     let carl = user("carl");
-    let session = house.hub.join(&carl, ResumeRequest::OptOut, 0).unwrap();
+    let session = Session::join(&house.hub, &carl, ResumeRequest::OptOut, 0).unwrap();
     house.publish(&carl, 1);
     house.says("chat3_gateway_updates_rejected_total{reason=\"no_socket\"} 1");
     let wire = Wire::new(1, AMPLE, false);
@@ -425,7 +420,7 @@ fn handed_ahead(polls: bool) -> usize {
     let _context = runtime.enter();
     let house = House::new(&config(recovery()));
     let carl = user("carl");
-    let session = house.hub.join(&carl, ResumeRequest::New, 0).unwrap();
+    let session = Session::join(&house.hub, &carl, ResumeRequest::New, 0).unwrap();
     let wire = Wire::new(0, AMPLE, polls);
     session.admit(0);
     catch_up(&session, &wire);

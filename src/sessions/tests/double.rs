@@ -11,10 +11,7 @@ use bytes::Bytes;
 
 use crate::{
     broker::{Activation, BroadcastHandler, Broker, Delivery, Handler, Subscribed},
-    sessions::{
-        Event,
-        peer::{Crowd, EmitError, Peer},
-    },
+    sessions::peer::{Crowd, EmitError, Event, Peer},
     user::{TenantId, User, UserId},
 };
 

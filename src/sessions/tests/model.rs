@@ -345,7 +345,7 @@ impl Model {
                 offset: state.offset,
             },
         };
-        let session = self.hub.join(&user("carl"), request, 0).unwrap();
+        let session = Session::join(&self.hub, &user("carl"), request, 0).unwrap();
         self.sockets += 1;
         state.connection = Some(Connection {
             session,

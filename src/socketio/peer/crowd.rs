@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use socketioxide::{BroadcastError, SocketError};
 
 use super::SocketPeer;
-use crate::sessions::{Event, peer::Crowd};
+use crate::sessions::peer::{Crowd, Event};
 
 /// How many crowds there were.
 static CROWDS: AtomicU64 = AtomicU64::new(0);
