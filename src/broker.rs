@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::{observability::metrics::Metrics, user::User};
 
 /// One update, as the exchange delivered it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
     /// As published.
     pub body: Bytes,
@@ -86,6 +86,14 @@ impl Activation {
     pub fn deactivate(&self) {
         self.0
             .send_if_modified(|activity| std::mem::replace(&mut activity.active, false));
+    }
+
+    /// The subscription receives updates, but may have missed some before.
+    pub fn renew(&self) {
+        self.0.send_if_modified(|activity| {
+            activity.times += u64::from(activity.active);
+            activity.active
+        });
     }
 
     /// Whether the subscription receives updates.

@@ -46,7 +46,7 @@ fn queues(users: usize) -> usize {
     match topology() {
         Topology::PerUser => users,
         Topology::Shared => config("amqp://localhost").shared_queues.into(),
-        Topology::Firehose => 1,
+        Topology::Firehose | Topology::Stream => 1,
     }
 }
 
@@ -54,7 +54,7 @@ fn queues(users: usize) -> usize {
 fn channels() -> usize {
     let consumers = match topology() {
         Topology::PerUser => 1,
-        Topology::Shared | Topology::Firehose => queues(0),
+        Topology::Shared | Topology::Firehose | Topology::Stream => queues(0),
     };
     consumers + 16
 }
@@ -641,7 +641,7 @@ async fn newcomers_do_not_wait_for_a_crowd_that_leaves() {
     let still_there = match topology() {
         Topology::PerUser => usize::try_from(metrics.subscriptions.get()).unwrap(),
         Topology::Shared => bindings(&broker),
-        Topology::Firehose => crowd.len(),
+        Topology::Firehose | Topology::Stream => crowd.len(),
     };
     assert!(still_there > 1_000, "{still_there}");
     publisher.publish("user.newcomer.messageupdate", "x").await;

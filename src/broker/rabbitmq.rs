@@ -9,6 +9,7 @@
 //!   `refused` says who is tried, and when
 //! - `topology`: the actual state, in queues and bindings
 //! - `exchange_probe`, `control`, `silence`: what is looked after beside that
+//! - `orders`, `outbox`: what is published
 //! - `channels`, `connection`, `consumer`, `acks`, `unreadable`, `link_error`: AMQP
 //! - `side_connection`: connections of others than the link
 //!
@@ -26,6 +27,7 @@ mod instance;
 mod link;
 mod link_error;
 mod orders;
+mod outbox;
 mod reconciler;
 mod refused;
 mod service;
@@ -41,7 +43,8 @@ pub use self::service::RabbitMqService;
 pub(crate) use self::{
     connection::{open_channel, open_connection},
     instance::instance_id,
-    link_error::{ACCESS_REFUSED, LinkError, NOT_FOUND},
+    link_error::{ACCESS_REFUSED, LinkError, NOT_FOUND, ServerClose},
     side_connection::{Heard, Listening, Scope, SideConnection},
+    topology::stream,
     unreadable::{Unreadable, is_of_amqprs},
 };

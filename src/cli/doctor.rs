@@ -18,6 +18,7 @@ mod login;
 mod network;
 mod report;
 mod rights;
+mod stream;
 mod trial;
 mod updates;
 

@@ -36,7 +36,8 @@ pub struct RabbitMqConfig {
         value_name = "TEMPLATES", default_value_t = Self::default().binding_keys,
         help_heading = RABBITMQ))]
     pub binding_keys: BindingKeys,
-    /// How users share queues: one each, one or a few for all, or one that gets all updates
+    /// How users share queues: one each, one or a few for all, one that gets all updates, or
+    /// a stream that RabbitMQ keeps for all instances
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-topology", env = "RABBITMQ_TOPOLOGY",
         value_name = "TOPOLOGY", value_enum, default_value_t = Self::default().topology,
         help_heading = RABBITMQ))]
@@ -47,6 +48,17 @@ pub struct RabbitMqConfig {
         default_value_t = Self::default().shared_queues,
         value_parser = clap::value_parser!(u16).range(1..=64), help_heading = RABBITMQ))]
     pub shared_queues: u16,
+    /// Stream of the topology of that name; declared by the gateway
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-stream", env = "RABBITMQ_STREAM",
+        value_name = "NAME", default_value_t = Self::default().stream,
+        value_parser = parse_short_name, help_heading = RABBITMQ))]
+    pub stream: String,
+    /// How long RabbitMQ keeps updates in the stream, at least
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-stream-max-age",
+        env = "RABBITMQ_STREAM_MAX_AGE", value_name = "DURATION",
+        default_value = text(Self::default().stream_max_age), value_parser = parse_delay,
+        help_heading = RABBITMQ))]
+    pub stream_max_age: Duration,
     /// Wait before the first reconnect; grows by a quarter each time, with jitter, up to 30s
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-reconnect-delay",
         env = "RABBITMQ_RECONNECT_DELAY", value_name = "DURATION",
@@ -103,6 +115,8 @@ pub enum Topology {
     Shared,
     /// One queue that gets the updates of all users, online or not.
     Firehose,
+    /// One stream that all instances read.
+    Stream,
 }
 
 /// The certificates of `amqps://` connections, read at each connect.
@@ -151,6 +165,8 @@ impl Default for RabbitMqConfig {
             binding_keys: BindingKeys::default(),
             topology: Topology::PerUser,
             shared_queues: 1,
+            stream: "chat3-gateway.updates".to_owned(),
+            stream_max_age: Duration::from_secs(60 * 60),
             reconnect_delay: Duration::from_secs(5),
             prefetch: None,
             heartbeat: Duration::from_secs(10),
@@ -169,7 +185,7 @@ impl RabbitMqConfig {
         self.prefetch.unwrap_or(match self.topology {
             Topology::PerUser => 100,
             // Of many users: a smaller window has the broker wait for acknowledgements.
-            Topology::Shared | Topology::Firehose => 1_000,
+            Topology::Shared | Topology::Firehose | Topology::Stream => 1_000,
         })
     }
 }

@@ -3,6 +3,7 @@
 
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { after } from 'node:test';
 
 import amqplib from 'amqplib';
 
@@ -10,6 +11,9 @@ import { Broker, EXCHANGE, anUpdate, freePort, until } from './harness.mjs';
 
 /** Nodes share it; otherwise each makes one of its own. */
 const COOKIE = 'CHAT3GATEWAYTESTS';
+
+/** A message for a stream that has no leader is never confirmed. */
+const CONFIRMED_WITHIN_MS = 3000;
 
 /** How long to wait between two attempts to publish while no node takes any. */
 const PAUSE_MS = 50;
@@ -85,6 +89,7 @@ export class ConfirmingPublisher {
     await channel.assertExchange(EXCHANGE, 'topic', { durable: true });
     await connection.close();
     publisher.running = publisher.run();
+    after(() => publisher.stop());
     return publisher;
   }
 
@@ -99,31 +104,29 @@ export class ConfirmingPublisher {
       const lost = new Promise((_, reject) => connection.once('close', () => reject(new Error('lost'))));
       lost.catch(() => {});
       try {
-        const channel = await connection.createConfirmChannel();
+        const channel = await Promise.race([connection.createConfirmChannel(), lost, late()]);
         channel.on('error', () => {});
         while (!this.isStopped) {
-          await Promise.race([this.one(channel), lost]);
+          const update = this.next();
+          await Promise.race([confirmed(channel, update), lost, late()]);
+          this.uncertain.delete(update._id);
+          this.confirmed.push(update);
           await pause(this.pauseMs);
         }
       } catch {
         // The next node.
         await pause(PAUSE_MS);
       }
-      await connection.close().catch(() => {});
+      // It throws where there is nothing left to close.
+      await Promise.resolve().then(() => connection.close()).catch(() => {});
     }
   }
 
-  async one(channel) {
-    const userId = this.users[(this.confirmed.length + this.uncertain.size) % this.users.length];
-    const update = anUpdate(userId);
+  /** The next update, of which nobody knows yet whether it arrives. */
+  next() {
+    const update = anUpdate(this.users[(this.confirmed.length + this.uncertain.size) % this.users.length]);
     this.uncertain.add(update._id);
-    const content = Buffer.from(JSON.stringify(update));
-    const options = { persistent: true, contentType: 'application/json', timestamp: Date.now() };
-    await new Promise((resolve, reject) => {
-      channel.publish(EXCHANGE, `user.${userId}.messageupdate`, content, options, (error) => (error ? reject(error) : resolve()));
-    });
-    this.uncertain.delete(update._id);
-    this.confirmed.push(update);
+    return update;
   }
 
   /** Ends it, and returns what was confirmed, in order. */
@@ -132,6 +135,21 @@ export class ConfirmingPublisher {
     await this.running;
     return this.confirmed;
   }
+}
+
+/** Publishes an update; resolves when RabbitMQ has confirmed it. */
+function confirmed(channel, update) {
+  const content = Buffer.from(JSON.stringify(update));
+  const options = { persistent: true, contentType: 'application/json', timestamp: Date.now() };
+  return new Promise((resolve, reject) => {
+    channel.publish(EXCHANGE, `user.${update.userId}.messageupdate`, content, options, (error) => (error ? reject(error) : resolve()));
+  });
+}
+
+function late() {
+  return new Promise((_, reject) => {
+    setTimeout(() => reject(new Error('not confirmed in time')), CONFIRMED_WITHIN_MS).unref();
+  });
 }
 
 function pause(ms) {

@@ -25,12 +25,15 @@ use std::{
 };
 
 use amqprs::{
-    channel::{BasicConsumeArguments, Channel},
+    channel::{BasicConsumeArguments, Channel, ConsumerMessage},
     connection::Connection,
 };
 use futures_util::future::join_all;
 use tokio::{
-    sync::{Mutex, mpsc},
+    sync::{
+        Mutex,
+        mpsc::{self, UnboundedReceiver},
+    },
     time::timeout,
 };
 use tokio_util::{
@@ -107,7 +110,7 @@ pub(super) type Answer<T> = Result<T, ServerClose>;
 /// How many consumer channels a topology uses.
 fn consumer_channels(config: &RabbitMqConfig) -> usize {
     match config.topology {
-        Topology::PerUser | Topology::Firehose => 1,
+        Topology::PerUser | Topology::Firehose | Topology::Stream => 1,
         // RabbitMQ serves each channel in a separate process.
         Topology::Shared => config.shared_queues.into(),
     }
@@ -293,6 +296,26 @@ impl Channels {
                 };
                 handing_off.spawn(consumer::consume(messages, acks.clone(), deliver));
             }
+            barrier(&channel, prefetch).await
+        };
+        self.rpc(&on.channel, sequence).await
+    }
+
+    /// Starts one consumer, whose messages `read` reads to their end.
+    pub(super) async fn consume_with<F>(
+        &self,
+        on: &Consumers,
+        arguments: BasicConsumeArguments,
+        read: impl FnOnce(UnboundedReceiver<ConsumerMessage>, Arc<Acks>) -> F + Send + 'static,
+    ) -> Result<(), LinkError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (channel, prefetch) = (on.channel.channel.clone(), self.prefetch);
+        let (acks, handing_off) = (on.acks.clone(), self.handing_off.clone());
+        let sequence = async move {
+            let (_, messages) = channel.basic_consume_rx(arguments).await?;
+            handing_off.spawn(read(messages, acks));
             barrier(&channel, prefetch).await
         };
         self.rpc(&on.channel, sequence).await

@@ -18,6 +18,23 @@ use crate::broker::{Delivery, Handler};
 /// thread they would otherwise lag further behind during a burst.
 const TURN_BYTES: usize = 8 * 1024;
 
+/// A consumer's turn, which ends with enough bytes.
+#[derive(Default)]
+pub(super) struct Turn {
+    bytes: usize,
+}
+
+impl Turn {
+    /// As many bytes were handed off; yields if that is enough for one turn.
+    pub(super) async fn took(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= TURN_BYTES {
+            self.bytes = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 /// Hands a queue's updates to `deliver` until the consumer has ended, and settles
 /// each. What amqprs buffers in `messages` is bounded by the prefetch.
 pub(super) async fn consume(
@@ -25,7 +42,7 @@ pub(super) async fn consume(
     acks: Arc<Acks>,
     deliver: impl Fn(&Delivery) + Send,
 ) {
-    let mut in_turn = 0;
+    let mut turn = Turn::default();
     while let Some(message) = messages.recv().await {
         // Every message has one.
         let Some(deliver_method) = message.deliver else {
@@ -33,7 +50,7 @@ pub(super) async fn consume(
         };
         let properties = message.basic_properties.unwrap_or_default();
         let content = message.content.unwrap_or_default();
-        in_turn += content.len();
+        let bytes = content.len();
         deliver(&Delivery {
             // The body may be kept for long: drop the spare capacity from reading.
             body: Bytes::from(content.into_boxed_slice()),
@@ -41,10 +58,7 @@ pub(super) async fn consume(
             published_at: properties.timestamp().and_then(published_at),
         });
         acks.settle(deliver_method.delivery_tag());
-        if in_turn >= TURN_BYTES {
-            in_turn = 0;
-            tokio::task::yield_now().await;
-        }
+        turn.took(bytes).await;
     }
 }
 
@@ -58,7 +72,7 @@ pub(super) fn hand_off(handler: &Handler, delivery: &Delivery) {
 
 /// Reads a timestamp in milliseconds, as Chat3 sets it, although AMQP 0-9-1 means
 /// seconds. Seconds are too coarse to measure a latency with and are ignored.
-fn published_at(timestamp: u64) -> Option<SystemTime> {
+pub(super) fn published_at(timestamp: u64) -> Option<SystemTime> {
     // In milliseconds this is the year 1973, in seconds the year 5138.
     const FIRST_MILLISECONDS: u64 = 100_000_000_000;
     (timestamp >= FIRST_MILLISECONDS)

@@ -99,13 +99,33 @@ impl Desired {
 
     /// All subscriptions are lost with the link.
     pub(super) fn link_down(&self) {
+        self.unlink();
+        for subscription in self.users().subscriptions.values() {
+            subscription.activation.deactivate();
+        }
+    }
+
+    /// The link is lost, but the broker keeps the updates: no subscription is lost with it.
+    pub(super) fn unlink(&self) {
         let mut users = self.users();
         users.is_linked = false;
         users.joins.clear();
         users.leaves.clear();
-        for subscription in users.subscriptions.values() {
-            subscription.activation.deactivate();
+    }
+
+    /// Everybody who is subscribed may have missed updates.
+    pub(super) fn renew(&self) {
+        for subscription in self.users().subscriptions.values() {
+            subscription.activation.renew();
         }
+    }
+
+    /// All subscriptions that are wanted now.
+    pub(super) fn subscriptions(&self) -> Vec<(User, Subscription)> {
+        let users = self.users();
+        let all = users.subscriptions.iter();
+        all.map(|(user, subscription)| (user.clone(), subscription.clone()))
+            .collect()
     }
 
     /// Takes users who have changed, each once: up to `limit` who wait for updates, then

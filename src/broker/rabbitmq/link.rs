@@ -22,7 +22,7 @@ use super::{
     link_error::{LinkError, NOT_FOUND},
     reconciler::{Reconciler, Round},
     shared::Shared,
-    topology,
+    topology::{self, Reader},
 };
 use crate::{config::AmqpUrl, user::User};
 
@@ -69,6 +69,7 @@ impl Link {
         shared: &Arc<Shared>,
         epoch: u64,
         refused: &IndexSet<User>,
+        reader: Option<&Arc<Reader>>,
     ) -> Result<Self, LinkError> {
         let open = async {
             let channels = Channels::open(shared).await?;
@@ -84,7 +85,7 @@ impl Link {
             control,
             reconciler: Reconciler::new(
                 shared.clone(),
-                topology::new(shared, epoch),
+                topology::new(shared, epoch, reader),
                 refused.clone(),
             ),
             probe: ExchangeProbe::new(),

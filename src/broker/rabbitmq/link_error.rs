@@ -11,6 +11,7 @@ use crate::tls::TlsError;
 // Reply codes of AMQP 0-9-1.
 pub(crate) const ACCESS_REFUSED: u16 = 403;
 pub(crate) const NOT_FOUND: u16 = 404;
+pub(crate) const PRECONDITION_FAILED: u16 = 406;
 const NOT_ALLOWED: u16 = 530;
 /// Also what RabbitMQ 4.3 answers to kinds of queues that it no longer has.
 const INTERNAL_ERROR: u16 = 541;
@@ -77,6 +78,9 @@ impl ServerClose {
             INTERNAL_ERROR => Some(
                 "RabbitMQ's own log says what it does not support, and which deprecated_features.permit.* setting would allow it",
             ),
+            PRECONDITION_FAILED if self.text.contains("x-stream-offset") => Some(
+                "a queue that is no stream has its name: delete it, or name another in RABBITMQ_STREAM",
+            ),
             _ => None,
         }
     }
@@ -113,6 +117,14 @@ pub(crate) enum LinkError {
     Tls(String),
     #[error("TLS: {0}")]
     Certificates(#[from] TlsError),
+    #[error(
+        "the stream cannot be used: {0}; delete what has its name, or name another in RABBITMQ_STREAM, \
+         and see that RabbitMQ has streams (since 3.9; rabbitmqctl enable_feature_flag stream_queue)"
+    )]
+    NoStream(ServerClose),
+    /// Its consumer is there, and yet nothing comes.
+    #[error("the reader of the stream has stopped: a marker that RabbitMQ took has not come back")]
+    Stopped,
     /// It is not a fault of the broker: a new connection works at once.
     #[error("renewed after many refusals, each of which costs a channel")]
     Worn,
@@ -142,11 +154,20 @@ impl LinkError {
             | Self::LoginOverTls(_)
             | Self::Tls(_)
             | Self::Certificates(_)
-            | Self::TooFewChannels { .. } => true,
-            Self::Timeout(_) | Self::Unreadable(_) | Self::Foreign | Self::Amqp(_) | Self::Worn => {
-                false
-            }
+            | Self::TooFewChannels { .. }
+            | Self::NoStream(_) => true,
+            Self::Timeout(_)
+            | Self::Unreadable(_)
+            | Self::Foreign
+            | Self::Amqp(_)
+            | Self::Stopped
+            | Self::Worn => false,
         }
+    }
+
+    /// Whether something is gone that was there, such as the exchange.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::Closed(close) if close.code == NOT_FOUND)
     }
 }
 

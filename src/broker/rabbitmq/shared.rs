@@ -9,7 +9,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{desired::Desired, instance::instance_id};
-use crate::{broker::BroadcastHandler, config::RabbitMqConfig, observability::metrics::Metrics};
+use crate::{
+    broker::BroadcastHandler,
+    config::{RabbitMqConfig, Topology},
+    observability::metrics::Metrics,
+};
 
 pub(super) struct Shared {
     pub(super) config: RabbitMqConfig,
@@ -58,7 +62,10 @@ impl Shared {
         self.connected.send_replace(false);
         self.set_control_connected(false);
         self.metrics.broker_connected.set(0);
-        self.desired.link_down();
+        match self.config.topology {
+            Topology::Stream => self.desired.unlink(),
+            Topology::PerUser | Topology::Shared | Topology::Firehose => self.desired.link_down(),
+        }
     }
 
     pub(super) fn set_control_connected(&self, connected: bool) {

@@ -16,7 +16,7 @@ use super::{
     link::{Ended, Link},
     link_error::LinkError,
     shared::Shared,
-    silence,
+    silence, topology,
 };
 
 /// Connects, runs the link until it is lost, and again.
@@ -25,12 +25,13 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
         shared.config.reconnect_delay,
         shared.config.url.nodes().len(),
     );
+    let reader = topology::reader(&shared);
     let mut linked_before = false;
     let mut refused = IndexSet::new();
     let silence = AbortOnDropHandle::new(tokio::spawn(silence::watch(shared.clone())));
     for epoch in 0_u64.. {
         let opened = tokio::select! {
-            opened = Link::open(&shared, epoch, &refused) => opened,
+            opened = Link::open(&shared, epoch, &refused, reader.as_ref()) => opened,
             () = shared.stop_consuming.cancelled() => break,
         };
         let delay = match opened {
@@ -50,8 +51,12 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                     break;
                 };
                 warn!(%reason, "⚠️  RabbitMQ connection closed");
-                if matches!(reason, LinkError::Unreadable(_)) {
-                    shared.metrics.messages_unreadable.inc();
+                let is_unreadable = matches!(reason, LinkError::Unreadable(_));
+                match &reader {
+                    // In a stream the message is still there, and the reader counts it.
+                    Some(reader) => reader.lose(&reason),
+                    None if is_unreadable => drop(shared.metrics.messages_unreadable.inc()),
+                    None => {}
                 }
                 refused = known;
                 let now = Instant::now();

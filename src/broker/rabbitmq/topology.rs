@@ -1,7 +1,8 @@
 //! The actual state: what users have at the broker on one connection. The seam between the
 //! reconciler and the topologies, of which `RABBITMQ_TOPOLOGY` chooses one.
 //!
-//! Either each user has a separate queue ([`own_queues`]), or users share
+//! Either users need nothing at the broker ([`stream`]), or each user has a separate queue
+//! ([`own_queues`]), or users share
 //! queues ([`common_queues`]): one or a few that are bound for them, or one that is bound
 //! for everybody.
 //!
@@ -13,6 +14,7 @@ mod members;
 mod own_queues;
 mod permitted;
 mod routes;
+pub(crate) mod stream;
 
 use std::sync::Arc;
 
@@ -20,7 +22,8 @@ use amqprs::channel::QueueBindArguments;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use self::{common_queues::CommonQueues, own_queues::OwnQueues};
+pub(super) use self::stream::Reader;
+use self::{common_queues::CommonQueues, own_queues::OwnQueues, stream::Stream};
 use super::{
     channels::Channels,
     desired::Subscription,
@@ -80,11 +83,26 @@ pub(super) trait Topology<C = Channels>: Send {
     fn round(&self) -> usize;
 }
 
-pub(super) fn new(shared: &Arc<Shared>, epoch: u64) -> Box<dyn Topology> {
+/// What outlives the links, in the topology that has such a thing.
+pub(super) fn reader(shared: &Shared) -> Option<Arc<Reader>> {
+    let is_stream = shared.config.topology == config::Topology::Stream;
+    is_stream.then(|| Arc::new(Reader::new(shared)))
+}
+
+pub(super) fn new(
+    shared: &Arc<Shared>,
+    epoch: u64,
+    reader: Option<&Arc<Reader>>,
+) -> Box<dyn Topology> {
     let shared = shared.clone();
+    if let Some(reader) = reader {
+        return Box::new(Stream::new(shared, epoch, reader.clone()));
+    }
     match shared.config.topology {
         config::Topology::PerUser => Box::new(OwnQueues::new(shared, epoch)),
         config::Topology::Shared => Box::new(CommonQueues::shared(shared, epoch)),
-        config::Topology::Firehose => Box::new(CommonQueues::firehose(shared, epoch)),
+        config::Topology::Firehose | config::Topology::Stream => {
+            Box::new(CommonQueues::firehose(shared, epoch))
+        }
     }
 }

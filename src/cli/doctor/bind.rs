@@ -67,6 +67,7 @@ pub(super) async fn examine(
     let how = |templates: &[&str]| {
         let keys = match config.topology {
             Topology::PerUser | Topology::Shared => templates.join(","),
+            Topology::Stream => "#".to_owned(),
             Topology::Firehose => {
                 let keys = templates.iter().flat_map(|text| {
                     let keys: Vec<_> = survey::one(text).render_for_all().collect();
@@ -121,7 +122,7 @@ async fn dots(
 ) -> Result<(), LinkError> {
     let finding = format!("may bind its queues to {} {how}", config.exchange);
     let dotted = match config.topology {
-        Topology::PerUser | Topology::Shared => Ok(()),
+        Topology::PerUser | Topology::Shared | Topology::Stream => Ok(()),
         Topology::Firehose => {
             let keys: Vec<_> = config.binding_keys.render(&nobody(".x")).collect();
             side.bind_all(queue, &config.exchange, &keys).await
@@ -155,6 +156,7 @@ fn keys(config: &RabbitMqConfig, template: &BindingKeys) -> Vec<String> {
     match config.topology {
         Topology::PerUser | Topology::Shared => template.render(&nobody("")).collect(),
         Topology::Firehose => template.render_for_all().collect(),
+        Topology::Stream => vec!["#".to_owned()],
     }
 }
 

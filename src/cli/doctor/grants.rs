@@ -5,20 +5,21 @@ use crate::config::{RabbitMqConfig, Topology};
 /// The command that gives the gateway's user the permissions that it needs.
 pub(super) fn permissions(config: &RabbitMqConfig) -> String {
     let pattern = |name: &str| name.replace('.', "\\.");
-    let (own, updates) = (r"chat3-gateway\..*", pattern(&config.exchange));
-    let (own_only, all) = match config.control_exchange.as_str() {
-        "" => (
-            r"^chat3-gateway\.".to_owned(),
-            format!("^({own}|{updates})$"),
-        ),
-        control => {
-            let control = pattern(control);
-            (
-                format!("^({own}|{control})$"),
-                format!("^({own}|{updates}|{control})$"),
-            )
-        }
+    let own = r"chat3-gateway\..*".to_owned();
+    let mut others = Vec::new();
+    if config.topology == Topology::Stream && !config.stream.starts_with("chat3-gateway.") {
+        others.push(format!("{}(\\.markers)?", pattern(&config.stream)));
+    }
+    if !config.control_exchange.is_empty() {
+        others.push(pattern(&config.control_exchange));
+    }
+    let any_of = |names: &[String]| format!("^({})$", names.join("|"));
+    let own_only = match others.is_empty() {
+        true => r"^chat3-gateway\.".to_owned(),
+        false => any_of(&[std::slice::from_ref(&own), others.as_slice()].concat()),
     };
+    let updates = pattern(&config.exchange);
+    let all = any_of(&[&[own, updates], others.as_slice()].concat());
     let (vhost, user) = (&config.url.first().vhost, &config.url.first().user);
     format!("rabbitmqctl set_permissions -p {vhost} {user} '{own_only}' '{own_only}' '{all}'")
 }
@@ -29,6 +30,14 @@ pub(super) fn topic_permissions(config: &RabbitMqConfig) -> String {
     let user_id = match config.topology {
         Topology::PerUser | Topology::Shared => any_id,
         Topology::Firehose => any_word,
+        Topology::Stream => {
+            return format!(
+                "rabbitmqctl set_topic_permissions -p {} {} {} '^$' '^#$'",
+                config.url.first().vhost,
+                config.url.first().user,
+                config.exchange
+            );
+        }
     };
     let word = |word: &str| match word {
         "{userId}" => user_id.to_owned(),

@@ -13,6 +13,7 @@ use super::{
     exchange::{self, Exchange},
     grants::permissions,
     report::Report,
+    stream,
 };
 use crate::{
     broker::rabbitmq::{ACCESS_REFUSED, LinkError, SideConnection},
@@ -116,13 +117,14 @@ async fn rights(
             report.problem(
                 "consume",
                 format!("may not read its queues: {close}"),
-                grant,
+                grant.clone(),
             );
         }
         Err(error) => return Err(error),
     }
     rights.exchange = updates_exchange(side, config, &bound, report).await?;
     control(side, config, Some(&queue), report).await?;
+    stream::examine(side, config, &grant, report).await?;
     // Its consumer was only a try; a new queue listens later.
     match side.delete(&queue).await {
         Ok(()) | Err(LinkError::Closed(_)) => {}

@@ -162,7 +162,9 @@ impl CommonQueues {
         ));
         let deliver = {
             let routes = routes.clone();
-            move |delivery: &_| routes.deliver(delivery)
+            move |delivery: &_| {
+                routes.deliver(delivery);
+            }
         };
         let on = &channels.consumers[index % channels.consumers.len()];
         channels.consume(on, vec![(name.clone(), deliver)]).await?;

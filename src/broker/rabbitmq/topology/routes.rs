@@ -67,12 +67,26 @@ impl Routes {
         }
     }
 
+    /// Replaces all recipients.
+    pub(super) fn replace(&self, all: impl Iterator<Item = (User, Handler)>) {
+        let mut by_id = HashMap::<UserId, Vec<Recipient>>::new();
+        for (user, handler) in all {
+            let id = user.id.clone();
+            let recipient = Recipient { user, handler };
+            by_id.entry(id).or_default().push(recipient);
+        }
+        *self.recipients() = by_id
+            .into_iter()
+            .map(|(id, all)| (id, all.into()))
+            .collect();
+    }
+
     pub(super) fn clear(&self) {
         self.recipients().clear();
     }
 
-    /// Hands an update to each user it is addressed to.
-    pub(super) fn deliver(&self, delivery: &Delivery) {
+    /// Hands an update to each user it is addressed to; returns whether there is one.
+    pub(super) fn deliver(&self, delivery: &Delivery) -> bool {
         let mut is_claimed = false;
         for recipient in self
             .find(&delivery.routing_key)
@@ -91,6 +105,7 @@ impl Routes {
             self.metrics.updates_unclaimed.inc();
             debug!(routing_key = ?delivery.routing_key, "RabbitMQ update for nobody online");
         }
+        is_claimed
     }
 
     /// The users whom the routing key may mean. No lock is held while handlers run.

@@ -1,0 +1,272 @@
+//! The instance's reader: it hands each update of the stream to the users whose it is, and
+//! knows where it stands, over one connection and the next.
+//!
+//! Lives as long as the service. Connections attach it one after the other (`attach`), each
+//! with a loop of its own (`read`); what a former one still has in hand no longer counts.
+//! The place and its rules are `Position`'s, the recipients `Routes`'s.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use amqprs::{FieldValue, channel::ConsumerMessage};
+use bytes::Bytes;
+use tokio::{
+    sync::{Notify, mpsc::UnboundedReceiver},
+    time::Instant,
+};
+use tracing::{debug, warn};
+
+use super::{
+    super::{
+        super::{acks::Acks, consumer, link_error::LinkError, shared::Shared},
+        routes::Routes,
+    },
+    position::{End, Position, StartAt, Verdict},
+    pulse::Pulse,
+};
+use crate::{broker::Delivery, observability::metrics::Metrics};
+
+/// A connection that follows a loss this soon: nothing that RabbitMQ still had then is gone.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// The header with a message's place.
+const OFFSET: &str = "x-stream-offset";
+
+pub(in super::super::super) struct Reader {
+    routes: Routes,
+    metrics: Metrics,
+    /// The routing key of this instance's markers.
+    instance: String,
+    /// The exchange of all instances' markers.
+    markers: String,
+    received: Arc<AtomicU64>,
+    state: Mutex<State>,
+    /// Wakes who waits until the place is certain.
+    came: Notify,
+}
+
+struct State {
+    position: Position<Delivery>,
+    pulse: Pulse,
+    marker: u64,
+    /// Counts the attachments: messages of former ones are left alone.
+    attachment: u64,
+    lost_at: Option<Instant>,
+}
+
+/// What came through the stream.
+struct Message {
+    offset: u64,
+    is_marker: bool,
+    delivery: Delivery,
+}
+
+impl Reader {
+    pub(in super::super::super) fn new(shared: &Shared) -> Self {
+        let routes = Routes::new(shared.config.binding_keys.clone(), shared.metrics.clone());
+        Self {
+            routes,
+            metrics: shared.metrics.clone(),
+            instance: shared.instance.clone(),
+            markers: super::markers(&shared.config),
+            received: shared.received.clone(),
+            state: Mutex::new(State {
+                position: Position::default(),
+                pulse: Pulse::default(),
+                marker: 0,
+                attachment: 0,
+                lost_at: None,
+            }),
+            came: Notify::new(),
+        }
+    }
+
+    pub(super) fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// Begins an attachment: its number, and where it attaches.
+    pub(super) fn attach(&self) -> (u64, StartAt) {
+        let mut state = self.state();
+        let at_once = state.lost_at.is_some_and(|at| at.elapsed() < AT_ONCE);
+        state.attachment += 1;
+        state.pulse = Pulse::default();
+        (state.attachment, state.position.attach(at_once))
+    }
+
+    /// Returns when messages are known to follow those that were handed on before.
+    pub(super) async fn certain(&self) {
+        loop {
+            let came = self.came.notified();
+            if self.state().position.is_certain() {
+                return;
+            }
+            came.await;
+        }
+    }
+
+    /// Messages may have been missed, whatever comes next.
+    pub(super) fn give_up(&self) {
+        self.state().position.give_up();
+    }
+
+    /// The connection has ended, with all that it had brought handed on.
+    pub(in super::super::super) fn lose(&self, reason: &LinkError) {
+        let mut state = self.state();
+        state.position.lose(match reason {
+            LinkError::Unreadable(_) => End::Unreadable,
+            LinkError::Stopped => End::Silence,
+            _ => End::Other,
+        });
+        if reason.is_missing() {
+            // The exchange is gone, and the stream no longer bound.
+            state.position.give_up();
+        }
+        state.lost_at = Some(Instant::now());
+    }
+
+    /// The consumer has ended, and nobody knows why.
+    pub(super) fn lose_consumer(&self) {
+        self.state().position.lose(End::Other);
+    }
+
+    /// The number of the marker to publish now.
+    pub(super) fn begin_marker(&self) -> u64 {
+        let mut state = self.state();
+        state.marker += 1;
+        let marker = state.marker;
+        state.pulse.begin(marker, Instant::now());
+        marker
+    }
+
+    /// RabbitMQ has taken the marker.
+    pub(super) fn marker_taken(&self, marker: u64) {
+        self.state().pulse.taken(marker, Instant::now());
+    }
+
+    /// Whether it has stopped, although its consumer has no end.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.state().pulse.has_stopped(Instant::now())
+    }
+
+    /// Reads until the consumer has ended, and settles each message.
+    pub(super) async fn read(
+        &self,
+        shared: &Shared,
+        attachment: u64,
+        mut messages: UnboundedReceiver<ConsumerMessage>,
+        acks: &Acks,
+    ) {
+        let mut turn = consumer::Turn::default();
+        while let Some(message) = messages.recv().await {
+            let tag = message.deliver.as_ref().map(amqprs::Deliver::delivery_tag);
+            let bytes = message.content.as_ref().map_or(0, Vec::len);
+            if let Some(message) = self.parse(message) {
+                self.receive(shared, attachment, message);
+            } else {
+                debug!("RabbitMQ message without a place in the stream");
+            }
+            if let Some(tag) = tag {
+                acks.settle(tag);
+            }
+            turn.took(bytes).await;
+        }
+    }
+
+    fn parse(&self, message: ConsumerMessage) -> Option<Message> {
+        let deliver = message.deliver?;
+        let properties = message.basic_properties.unwrap_or_default();
+        let header = OFFSET.try_into().expect("a short name");
+        let offset = match properties.headers()?.get(&header)? {
+            FieldValue::l(offset) => u64::try_from(*offset).ok()?,
+            _ => return None,
+        };
+        let content = message.content.unwrap_or_default();
+        Some(Message {
+            offset,
+            is_marker: *deliver.exchange() == self.markers,
+            delivery: Delivery {
+                // It may be kept for long: without the room that was left while reading.
+                body: Bytes::from(content.into_boxed_slice()),
+                routing_key: deliver.routing_key().clone(),
+                published_at: properties.timestamp().and_then(consumer::published_at),
+            },
+        })
+    }
+
+    fn receive(&self, shared: &Shared, attachment: u64, message: Message) {
+        let Message {
+            offset,
+            is_marker,
+            delivery,
+        } = message;
+        // Held while the update is handed on, which does not block: no other message comes
+        // in between.
+        let mut state = self.state();
+        let state = &mut *state;
+        if state.attachment != attachment {
+            return;
+        }
+        let now = Instant::now();
+        state.pulse.message(now);
+        if is_marker
+            && delivery.routing_key == self.instance
+            && let Some(number) = number(&delivery.body)
+            && let Some(took) = state.pulse.back(number, now)
+        {
+            self.metrics.stream_round_trip.observe(took.as_secs_f64());
+        }
+        let was_certain = state.position.is_certain();
+        match state.position.receive(offset, delivery) {
+            Verdict::Known => {
+                if !was_certain {
+                    debug!(offset, "RabbitMQ stream read on from the last place");
+                    self.came.notify_waiters();
+                }
+                return;
+            }
+            Verdict::HandOn => {}
+            Verdict::HandOnBehind { unreadable } => {
+                self.metrics.messages_unreadable.inc();
+                warn!(
+                    offset = unreadable,
+                    "RabbitMQ message in the stream stepped over: the AMQP library cannot read it"
+                );
+            }
+            Verdict::Hole => {
+                self.metrics.stream_holes.inc();
+                warn!(
+                    offset,
+                    "RabbitMQ stream no longer has the last place: updates may have been missed"
+                );
+                shared.desired.renew();
+            }
+        }
+        if !was_certain {
+            self.came.notify_waiters();
+        }
+        if is_marker {
+            return;
+        }
+        if let Some((_, delivery)) = state.position.last()
+            && self.routes.deliver(delivery)
+        {
+            self.received.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A handler's panic is caught: what is locked is consistent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The number of a marker.
+fn number(body: &[u8]) -> Option<u64> {
+    std::str::from_utf8(body).ok()?.parse().ok()
+}
