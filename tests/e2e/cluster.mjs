@@ -9,7 +9,7 @@ import amqplib from 'amqplib';
 
 import { Broker, EXCHANGE, anUpdate, freePort, until } from './harness.mjs';
 
-/** Nodes share it; otherwise each makes one of its own. */
+/** Shared by the nodes; otherwise each node makes a different one. */
 const COOKIE = 'CHAT3GATEWAYTESTS';
 
 /** A message for a stream that has no leader is never confirmed. */
@@ -45,7 +45,7 @@ export class Cluster {
     return this.nodes.map(({ url }) => url).join(',');
   }
 
-  /** Whether it runs, as `Gateway.start` asks. */
+  /** Whether the cluster runs, as `Gateway.start` asks. */
   get child() {
     return this.nodes[0].child;
   }
@@ -75,8 +75,8 @@ export class Cluster {
 
 /**
  * Publishes one update after the other, each until RabbitMQ has confirmed it, over
- * whichever node is there. An update whose confirmation got lost may have arrived or
- * not; the next attempt is an update of its own.
+ * whichever node is alive. An update whose confirmation got lost may have arrived or
+ * not; the next attempt is a different update.
  */
 export class ConfirmingPublisher {
   /** `users` are published to in turn; `nodes` are tried in turn. */

@@ -1,12 +1,16 @@
 //! What the service, its supervisor and the parts of a link share.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use super::{desired::Desired, instance::instance_id};
 use crate::{
@@ -78,17 +82,63 @@ impl Shared {
     }
 
     pub(super) fn on_broadcast(&self, handler: BroadcastHandler) {
-        let handlers = &self.broadcast_handlers;
-        let mut handlers = handlers.lock().unwrap_or_else(PoisonError::into_inner);
-        handlers.push(handler);
+        self.broadcast_handlers().push(handler);
     }
 
-    /// Calls all handlers with a message that another instance broadcast.
+    /// Calls all handlers with a message that another instance broadcast. A handler that
+    /// panics must neither keep the message from the others nor end the consumer of orders.
     pub(super) fn broadcast_came(&self, message: &[u8]) {
-        let handlers = &self.broadcast_handlers;
-        let handlers = handlers.lock().unwrap_or_else(PoisonError::into_inner);
-        for handler in &*handlers {
-            handler(message);
+        // Without the lock, since a handler may add another one.
+        let handlers = self.broadcast_handlers().clone();
+        for handler in handlers {
+            if catch_unwind(AssertUnwindSafe(|| handler(message))).is_err() {
+                error!("RabbitMQ control message handler panicked");
+            }
         }
+    }
+
+    fn broadcast_handlers(&self) -> MutexGuard<'_, Vec<BroadcastHandler>> {
+        let handlers = &self.broadcast_handlers;
+        handlers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use super::*;
+
+    fn shared() -> Arc<Shared> {
+        Arc::new(Shared::new(RabbitMqConfig::default(), Metrics::new()))
+    }
+
+    #[test]
+    fn a_broadcast_reaches_all_handlers_though_one_panics() {
+        let shared = shared();
+        let (sender, received) = mpsc::channel();
+        shared.on_broadcast(Arc::new(|_| panic!("a handler of an embedder")));
+        shared.on_broadcast(Arc::new(move |message| {
+            sender.send(message.to_vec()).unwrap();
+        }));
+        for message in [b"one", b"two"] {
+            shared.broadcast_came(message);
+            assert_eq!(received.try_recv().unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn a_handler_may_add_another_one() {
+        let shared = shared();
+        let weak = Arc::downgrade(&shared);
+        shared.on_broadcast(Arc::new(move |_| {
+            weak.upgrade().unwrap().on_broadcast(Arc::new(|_| {}));
+        }));
+        let (sender, is_done) = mpsc::channel();
+        thread::spawn(move || {
+            shared.broadcast_came(b"");
+            sender.send(()).unwrap();
+        });
+        is_done.recv_timeout(Duration::from_secs(30)).unwrap();
     }
 }
