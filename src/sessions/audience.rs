@@ -40,8 +40,9 @@ const MAX_AWAY: usize = 1_024;
 pub(super) struct Audience<P: Peer> {
     user: User,
     shared: Arc<Shared>,
-    /// Set right after the user is subscribed: a subscription needs the audience as
-    /// its handler first.
+    /// Set right after the user is subscribed: the broker needs the audience as its
+    /// handler first. The alternative, to pass the switch of a [`Subscribed`] to
+    /// `Broker::subscribe_user`, would burden every other caller of that public method.
     subscribed: OnceLock<Subscribed>,
     crowd: P::Crowd,
     /// `None`: repeated updates are delivered as well.

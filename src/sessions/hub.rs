@@ -1,6 +1,7 @@
 //! All users who are online or may return, each with their audience.
 //!
-//! [`eviction`] ends in the background what was away for too long, or costs too much.
+//! [`eviction`] runs in the background. It ends sessions that were away for too long,
+//! and frees memory.
 //!
 //! Invariant: a user is subscribed exactly while their audience is here.
 
@@ -44,7 +45,7 @@ pub struct Hub<P: Peer> {
     broker: Arc<dyn Broker>,
     /// Every user with a session, possibly without a socket.
     users: Mutex<HashMap<User, Arc<Audience<P>>>>,
-    /// How many sessions there were.
+    /// How many sessions were begun so far; numbers the next one.
     sessions: AtomicU64,
 }
 

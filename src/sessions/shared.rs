@@ -1,7 +1,6 @@
-//! What the audiences of one hub share: the settings that they follow, what is
-//! counted and kept over all of them, and the clock.
+//! What the audiences of one hub share: settings, totals over all users, and the clock.
 //!
-//! Nothing here knows a user's sessions: the hub and its audiences do.
+//! Users and their sessions are not here: the hub and its audiences own them.
 
 use std::time::Duration;
 

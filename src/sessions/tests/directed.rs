@@ -1,4 +1,4 @@
-//! What the model leaves out: several users, and the limits of recovery.
+//! Cases that the model leaves out: several users, and the limits of recovery.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ fn two_hubs_on_one_metrics_share_no_limit() {
     other.publish(&dora, 15_000);
     drop(gone);
     one.publish(&carl, 15_000);
-    // Together they keep too much, and each of them does not.
+    // Together they keep more than the limit; each alone keeps less.
     assert!(metrics.kept_bytes.get() > 30_000);
     let (kept_by_one, kept_by_other) = (one.kept(), other.kept());
     assert!(kept_by_one > 15_000 && kept_by_one < 20_000);
@@ -253,7 +253,7 @@ fn the_users_away_longest_lose_recovery_first() {
     let total = house.kept();
     assert!(total > 10_000);
     let mut connections = connections.into_iter();
-    // Away in the order c, b, a; two have sockets.
+    // They leave in the order c, b, a; d and e keep their sockets.
     let (a, b, c) = (connections.next(), connections.next(), connections.next());
     for gone in [c, b, a] {
         house.hub.shared.clock.advance(Duration::from_secs(1));
@@ -409,7 +409,7 @@ fn a_hub_ends_and_evicts_in_the_background() {
         tokio::time::timeout(Duration::from_secs(5), session.subscribed())
             .await
             .unwrap();
-        // More than the limit, and then one more.
+        // The third update arrives when more than the limit is kept already.
         for _ in 0..3 {
             house.publish(&carl, 3_000);
         }

@@ -1,4 +1,4 @@
-//! A hub on doubles, and what tests do with it.
+//! A hub between doubles, with helpers for directed tests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ impl House {
         }
     }
 
-    /// A socket of `user`, admitted and live.
+    /// Connects a socket of `user` that is admitted and live.
     pub fn connect(&self, user: &User, request: ResumeRequest) -> (Session<Wire>, Wire) {
         let (session, wire, _) = self.admit(user, request);
         catch_up(&session, &wire);
@@ -89,7 +89,7 @@ pub fn recovery() -> RecoveryConfig {
     }
 }
 
-/// Catch-ups that are spawned run only where a test waits.
+/// A runtime with one thread: spawned catch-ups run only while a test awaits.
 pub fn runtime() -> tokio::runtime::Runtime {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_time().build().unwrap()

@@ -11,7 +11,7 @@ use crate::{
     sessions::{Offset, ResumeRequest, Session, audience::Fed},
 };
 
-/// How many events of one update each a socket takes before it lags.
+/// How many events a socket is handed before it lags, if its client takes none.
 fn handed_ahead(polls: bool) -> usize {
     let runtime = runtime();
     let _context = runtime.enter();
@@ -26,7 +26,7 @@ fn handed_ahead(polls: bool) -> usize {
     }
     assert!(wire.waits());
     let handed = wire.handed();
-    // Handed on from the log only as the client takes it.
+    // From here on the log hands over one event for each that the client takes.
     catch_up(&session, &wire);
     assert_eq!(wire.handed(), handed);
     wire.take(2);
@@ -61,7 +61,7 @@ fn a_socket_for_which_too_much_waits_is_cut() {
         published += 1;
         catch_up(&session, &wire);
     };
-    // Four are handed ahead; then 8 MiB may wait, and what is kept anyway.
+    // Four are handed ahead. Beyond these, 8 MiB may wait besides what is kept anyway.
     for _ in 0..4 + 10 {
         publish();
         assert!(!wire.is_closed());
@@ -99,7 +99,7 @@ fn a_full_buffer_cuts_one_socket_or_all_that_may_have_missed_something() {
     let (_four, without_offsets) = house.connect(&carl, ResumeRequest::OptOut);
     house.publish(&carl, 1);
     house.publish(&carl, 1);
-    // Nobody knows which of the two that are sent offsets has missed it.
+    // The crowd does not tell which of the two sockets with offsets missed the event.
     assert!(second.is_closed() && ample.is_closed());
     assert!(!without_offsets.is_closed());
     house.publish(&carl, 1);
@@ -130,7 +130,7 @@ fn where_memory_is_short_the_sockets_that_lag_furthest_are_cut_first() {
     house.hub.evict();
     assert!(far.is_closed() && !near.is_closed());
     assert!(house.kept() > 500_000);
-    // Too much by dora's socket alone, which is not far behind.
+    // Dora's socket alone makes it too much, though it is not far behind.
     let house = House::new(&config(RecoveryConfig {
         max_bytes: 100_000,
         total_bytes: 400_000,
@@ -213,7 +213,7 @@ fn a_socket_that_wrote_all_is_believed_whatever_was_counted() {
             house.publish(&carl, 1);
         }
         assert!(wire.waits());
-        // Its client took them, but not by its count.
+        // Its client took the events, but the count of bytes does not show it.
         wire.state().has_taken_all = true;
         let caught_up = house.hub.caught_up();
         tokio::time::timeout(Duration::from_secs(5), caught_up)
@@ -268,7 +268,7 @@ fn what_waited_while_a_socket_lagged_can_be_recovered() {
     let (session, wire, admitted) = house.admit(&carl, ResumeRequest::New);
     catch_up(&session, &wire);
     let pid = admitted.unwrap().pid;
-    // Live for long enough that an event's age would tell whether it has arrived.
+    // Live for so long that an event's age tells whether the event has arrived.
     house.hub.shared.clock.advance(Duration::from_secs(200));
     for _ in 0..5 {
         house.publish(&carl, 1);
@@ -287,7 +287,7 @@ fn what_waited_while_a_socket_lagged_can_be_recovered() {
 
 #[test]
 fn a_replay_that_is_too_long_is_cut_wherever_it_stops() {
-    // A buffer with room stops for its writer's turn, one without room is full.
+    // With room in the buffer the replay stops for the writer's turn; without, it is full.
     for (capacity, stops) in [(AMPLE, Fed::Turn), (0, Fed::Full)] {
         let house = House::new(&config(RecoveryConfig {
             max_bytes: 1_000_000,
