@@ -1,5 +1,5 @@
-# What people run. Every target installs what it needs that is missing (Debian
-# packages, npm packages, commands of cargo) and nothing else.
+# The commands of this repository. Every target installs the packages that it needs and
+# that are missing (of Debian, npm and cargo), and nothing else.
 
 .PHONY: run react test docs lint format clippy clippy-otlp clippy-library rustdoc test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick \
 	proxies deploy otlp fuzz deny dependencies msrv clean help
@@ -8,10 +8,10 @@
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
 export DEBIAN_FRONTEND := noninteractive
 
-# Where cargo puts what `--release` builds.
+# Where cargo puts release builds.
 release := $(abspath $(or $(CARGO_TARGET_DIR),target))/release
 
-# $(call need,COMMAND-OR-FILE,PACKAGES): installs PACKAGES unless COMMAND is there.
+# $(call need,COMMAND-OR-FILE,PACKAGES): installs PACKAGES unless COMMAND exists.
 need = @command -v $(1) >/dev/null || { echo "installing $(2)"; $(as_root) apt-get update -qq && \
 	$(as_root) apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
 
@@ -27,7 +27,7 @@ run: src/cli/dev/node_modules ## Run the development mode: no broker, page at ht
 react: examples/react-chat/node_modules ## Run the React example at http://localhost:5173/, against a running `make run`
 	cd examples/react-chat && npm run dev
 
-# Every part runs, whatever became of those before it; the last line is the verdict.
+# Every part runs even if an earlier one failed; the last line is the verdict.
 parts := format clippy clippy-otlp clippy-library rustdoc dependencies test-rust test-e2e test-topologies-lean
 test: ## Run every check and test
 	@failed=; for part in $(parts); do \
@@ -47,7 +47,7 @@ clippy:
 clippy-otlp:
 	cargo clippy --locked --lib --bins --features otlp -- -D warnings
 
-# What a backend that embeds the service compiles.
+# The code that a backend which embeds the service compiles.
 clippy-library:
 	cargo clippy --locked --lib --no-default-features -- -D warnings
 	cargo clippy --locked --example embed --no-default-features -- -D warnings
@@ -66,7 +66,7 @@ dependencies:
 		cargo deny --locked check bans licenses sources; \
 	fi
 
-# The oldest compiler that Cargo.toml promises.
+# The oldest compiler that Cargo.toml supports.
 msrv: msrv := $(shell sed -n 's/^rust-version = "\(.*\)"$$/\1/p' Cargo.toml)
 msrv: ## Compile with the oldest supported Rust, which rustup fetches
 	rustup toolchain install --profile minimal $(msrv)
@@ -75,18 +75,18 @@ msrv: ## Compile with the oldest supported Rust, which rustup fetches
 test-rust: rabbitmq ## Unit tests, and integration tests against a private RabbitMQ
 	RUST_TEST_THREADS=2 cargo test --locked --no-fail-fast
 
-# Suites wait most of their time, so as many run at once as there are cores; node's own
-# default is one fewer.
+# Suites wait most of the time, so as many run at once as there are cores; node's default
+# is one fewer.
 test-e2e: rabbitmq chromium openssl curl src/cli/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked --bins --examples
 	cd tests && node --test --test-concurrency=$$(nproc) e2e/*.test.mjs
 
 # $(call over-topologies,COMMANDS): COMMANDS for each topology that is not the default.
-# All run, and one that fails fails the target at the end.
+# All of them run; if one fails, the target fails at the end.
 over-topologies = failed=; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; $(1) done; test -z "$$failed"
 
-# What differs most between topologies runs with every `make test`; test-topologies
-# runs all that concerns the broker.
+# The tests that differ most between topologies run with every `make test`; test-topologies
+# runs all tests that concern the broker.
 test-topologies-lean: rabbitmq tests/node_modules
 	cargo build --locked
 	$(call over-topologies, \
@@ -116,7 +116,7 @@ jitter: rabbitmq src/cli/dev/node_modules tests/node_modules ## A thousand clien
 	cargo build --locked --release
 	cd tests && GATEWAY_BIN=$(release)/chat3-gateway node --test jitter.mjs
 
-# The driver takes its broker from the tests' harness, which brings a test report that says nothing here.
+# The driver uses the broker of the tests' harness, whose test report means nothing here.
 bench-run = cd tests && GATEWAY_BIN=$(release)/chat3-gateway \
 	node --test-reporter=tap --test-reporter-destination=/dev/null bench/run.mjs
 bench-needs: rabbitmq tests/node_modules examples/node-reference/node_modules
@@ -137,7 +137,7 @@ proxies: rabbitmq openssl curl tests/node_modules ## The examples of proxies wit
 	cargo build --locked
 	cd tests && node --test proxies.test.mjs
 
-deploy: rabbitmq tests/node_modules ## What docker/ holds: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests
+deploy: rabbitmq tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests
 	$(call need,promtool,prometheus)
 	$(call need,/usr/sbin/haproxy,haproxy)
 	$(call need,systemd-analyze,systemd)
@@ -158,19 +158,19 @@ fuzz: ## Fuzz each target for a while, on a nightly compiler (FUZZ_SECONDS=60)
 
 # ADVISORY_DB=FOLDER: a clone of github.com/RustSec/advisory-db, where that site
 # cannot be reached.
-deny: ## Hold the dependencies against advisories, licences and sources (ADVISORY_DB=folder)
+deny: ## Check the dependencies for advisories, licences and sources (ADVISORY_DB=folder)
 	$(call need-cargo,cargo-deny)
 	$(if $(ADVISORY_DB),GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0='url.$(ADVISORY_DB).insteadOf' \
 		GIT_CONFIG_VALUE_0=https://github.com/RustSec/advisory-db) cargo deny --locked check
 
 .PHONY: bench-needs npm rabbitmq chromium openssl curl
-# Some distributions' own is older than what the tests and Vite can run on.
+# The node of some distributions is too old for the tests and Vite.
 npm:
 	$(call need,npm,npm)
 	@node -e 'var v = process.versions.node.split(".").map(Number); process.exit(v[0] > 18 || (v[0] === 18 && v[1] >= 19) ? 0 : 1)' || \
 		{ echo "Node $$(node --version) is too old: 18.19 or later is needed" >&2; exit 1; }
 
-# Its system service is never used; the tests start their own.
+# The system service is never used; the tests start private brokers.
 rabbitmq:
 	$(call need,/usr/lib/rabbitmq/bin/rabbitmq-server,rabbitmq-server)
 
@@ -187,6 +187,6 @@ chromium:
 	cd $* && npm ci --silent
 	touch $@
 
-clean: ## Remove what was built and installed here
+clean: ## Remove everything that was built and installed here
 	cargo clean
 	rm -rf src/cli/dev/node_modules tests/node_modules examples/node-reference/node_modules examples/react-chat/node_modules examples/react-chat/dist

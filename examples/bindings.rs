@@ -1,11 +1,11 @@
-//! What it takes to subscribe users, by the number of their bindings: at first, and after
-//! a restart of the broker. Starts a private RabbitMQ.
+//! How long it takes to subscribe users, by the number of their bindings: at first, and
+//! after a restart of the broker. Starts a private RabbitMQ.
 //!
 //! ```sh
 //! cargo run --release --example bindings -- 5000
 //! ```
 
-#[allow(dead_code)] // The tests' own, of which this is a part.
+#[allow(dead_code)] // Only a part of the tests' module is used here.
 #[path = "../tests/common/mod.rs"]
 mod common;
 
@@ -44,8 +44,8 @@ async fn measure(users: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How long it takes until all are subscribed, and until they are so again once the
-/// gateway has a connection to the restarted broker.
+/// How long it takes until all users are subscribed, and until they are subscribed again
+/// once the gateway has a connection to the restarted broker.
 async fn subscribe(
     users: usize,
     topology: Topology,

@@ -1,9 +1,8 @@
-//! The raw limit: the smallest thing that speaks the protocol, to measure the
-//! gateway against. One thread, frames by hand, websocket only. It believes
-//! every token, recovers nothing, counts nothing and limits nobody: never serve
-//! with it.
+//! The raw limit: the smallest server that speaks the protocol, to compare the gateway
+//! with. One thread, frames by hand, websocket only. It believes every token, recovers
+//! nothing, counts nothing and limits nobody: never serve with it.
 //!
-//! `--drop-every N` swallows every Nth event, to see that the load generator notices.
+//! `--drop-every N` swallows every Nth event, to show that the load generator notices.
 
 mod wire;
 
@@ -71,7 +70,7 @@ struct Socket {
     user: Option<String>,
 }
 
-/// An online user: the sockets, and a number that no queue name had before.
+/// An online user: the sockets, and a number that no queue name has had before.
 struct User {
     sockets: Vec<usize>,
     serial: u64,
@@ -113,8 +112,8 @@ fn main() -> anyhow::Result<()> {
     ceiling.run(&listener).context("polling")
 }
 
-/// With a queue for as many handshakes as the gateway's listener has: a full one
-/// costs a client a second.
+/// A listener with a backlog as long as the gateway's: a full backlog costs a client a
+/// second.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = Socket2::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
@@ -149,7 +148,7 @@ impl Ceiling {
         }
     }
 
-    /// One try; the next one is at most 200 ms away.
+    /// One attempt; the next one follows within 200 ms.
     fn connect(&mut self) {
         self.link = None;
         let Ok(mut link) = Link::open(&self.options.amqp, CHANNELS) else {
@@ -327,7 +326,7 @@ impl Ceiling {
 }
 
 impl Socket {
-    /// Takes what the client has sent; a user's name when it is a CONNECT.
+    /// Takes what the client has sent. Returns the user's id if that was a CONNECT.
     fn listen(&mut self, id: usize) -> Option<String> {
         if !self.upgraded {
             let end = memchr::memmem::find(&self.inbox, b"\r\n\r\n")? + 4;
@@ -400,7 +399,7 @@ fn channel(serial: u64) -> u16 {
     u16::try_from(serial % u64::from(CHANNELS)).unwrap_or_default() + 1
 }
 
-/// Not a name that the run before may still hold.
+/// A name that the previous run cannot still hold.
 fn queue(number: u64) -> String {
     format!("ceiling-{}-{number}", std::process::id())
 }
@@ -409,7 +408,7 @@ fn user_of(routing_key: &[u8]) -> Option<&str> {
     str::from_utf8(routing_key).ok()?.split('.').nth(1)
 }
 
-/// The user id in a token's payload; the signature is not looked at.
+/// The user id in a token's payload; the signature is not checked.
 fn user_of_token(auth: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Auth<'a> {
@@ -427,7 +426,7 @@ fn user_of_token(auth: &[u8]) -> Option<String> {
     Some(serde_json::from_slice::<Claims>(&payload).ok()?.user_id)
 }
 
-/// Both events of an update, once for all of its user's sockets.
+/// Both events of an update, encoded once for all sockets of its user.
 fn encode(body: &[u8], drop_every: u64, events: &mut u64, frames: &mut Vec<u8>) {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

@@ -17,7 +17,7 @@ socket.on('connect', () => console.log('connected; updates published from now on
 socket.on('disconnect', (reason) => console.log('disconnected:', reason, socket.active ? '(reconnecting)' : ''));
 socket.on('connect_error', (error) => {
   console.log(`connect_error at ${url}:`, error.message);
-  // A refused token: the client does not try again by itself.
+  // A refused token: the client does not retry on its own.
   if (!socket.active) process.exit(1);
 });
 

@@ -1,4 +1,4 @@
-//! The gateway inside a backend of one's own: one process, one port, one shutdown.
+//! The gateway inside a backend: one process, one port, one shutdown.
 //!
 //! ```sh
 //! JWT_SECRET=the-secret-of-your-backend cargo run --example embed
@@ -15,7 +15,7 @@ use chat3_gateway::{
 
 fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // What a publisher sends must not overflow it.
+        // A publisher's message must not overflow the stack.
         .thread_stack_size(RabbitMqService::THREAD_STACK_BYTES)
         .enable_all()
         .build()?;
@@ -37,7 +37,7 @@ async fn serve() -> anyhow::Result<()> {
     let routes = Router::new().route("/hello", get(|| async { "hello from the backend" }));
     let server = Server::builder(config).routes(routes).bind().await?;
 
-    // Without any browser: the updates of one user, here in the backend.
+    // Without a browser: the updates of one user, received in the backend.
     let bot = User {
         id: UserId::parse("usr_bot")?,
         tenant: None,
@@ -48,7 +48,7 @@ async fn serve() -> anyhow::Result<()> {
     );
 
     println!("listening on http://{}", server.local_addr());
-    // An error means that there is no way to be told: then stop at once.
+    // An error means that the signal cannot be received: stop at once.
     server
         .run(async { _ = tokio::signal::ctrl_c().await })
         .await;

@@ -1,5 +1,5 @@
-//! What an envelope costs the gateway for each update, on one thread: reading the
-//! body as published, and what is added by rewriting it and reading it again.
+//! The cost of an envelope for each update, on one thread: reading the body as published,
+//! and the additional cost of rewriting it and reading it again.
 //!
 //! ```sh
 //! cargo run --locked --release --example envelope -- tests/fixtures/2026-09-28.json
@@ -15,15 +15,15 @@ use anyhow::{Context, Result};
 use chat3_gateway::internal::update::{Envelope, Update};
 use serde_json::Value;
 
-/// As in the command: what is measured is mostly its work.
+/// The command's allocator: the measured work is mostly allocation.
 #[cfg(feature = "cli")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Repetitions of one measurement: less than a scheduler gives a thread at once.
+/// Repetitions in one measurement: few enough for one time slice of the scheduler.
 const REPETITIONS: u32 = 100;
 
-/// Measurements of one thing, of which the quickest counts: the others were disturbed.
+/// Measurements of each step. The quickest counts, since the others were disturbed.
 const MEASUREMENTS: u32 = 1_000;
 
 fn main() -> Result<()> {
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What is done with a body before its events are encoded.
+/// The work on a body before its events are encoded.
 fn read(body: &str, envelope: Envelope) {
     let update = Update::decode(body.as_bytes()).expect("an update");
     let rewritten = update.rewritten(envelope);

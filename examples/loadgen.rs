@@ -1,10 +1,10 @@
 //! The load generator of the benchmark: simulated users on websockets, updates
 //! published to RabbitMQ as Chat3 does, every event of every socket checked for
-//! loss, doubles, order and owner while it is measured. One thread, so that it
-//! leaves the two cores to what it measures.
+//! loss, doubles, order and recipient while the latency is measured. One thread, to leave
+//! the other core to the server.
 //!
 //! Runs the phases given as arguments one after the other with the same
-//! sockets; prints a line of JSON for each. Losses are reported, not fatal.
+//! sockets, and prints a line of JSON for each. Losses are reported, not fatal.
 
 mod loadgen {
     pub mod bench;

@@ -162,7 +162,7 @@ fn notify_systemd(state: NotifyState<'_>) {
     }
 }
 
-/// Tools like `timeout` signal a process twice in one breath: that is one wish.
+/// Tools like `timeout` signal a process twice in quick succession, which must count once.
 const SAME_SIGNAL: Duration = Duration::from_millis(300);
 
 /// Completes on SIGTERM or SIGINT; a second one ends the process at once.

@@ -1,4 +1,4 @@
-// What docker/ holds, as far as it can be tried without a cluster or a Docker
+// The files of docker/, as far as they can be tried without a cluster or a Docker
 // engine. Run by `make deploy`.
 
 import assert from 'node:assert/strict';
@@ -20,11 +20,11 @@ after(() => {
   for (const child of children) child.kill('SIGKILL');
 });
 
-/** As long as the gateway may take to stop; supervisors have to wait longer. */
+/** How long the gateway may take to stop; supervisors must wait longer. */
 const SHUTDOWN_TIMEOUT_S = 10;
 const seconds = (text) => Number(/^(\d+)s$/.exec(text)[1]);
 
-test('Prometheus takes its configuration and the alerts, which say what they shall', async () => {
+test('Prometheus accepts its configuration and the alerts, and the alerts fire as they should', async () => {
   const cwd = path.join(docker, 'prometheus');
   await run('promtool', ['check', 'config', 'prometheus.yml'], { cwd });
   await run('promtool', ['check', 'rules', '--lint-fatal', 'alerts.yml'], { cwd });
@@ -51,7 +51,7 @@ test('Prometheus scrapes a gateway by the shipped configuration', async () => {
     return answer?.ok ? (await answer.json()).data.result : [];
   };
   await until('a scrape', async () => (await query('up{job="chat3-gateway"} == 1')).length === 1);
-  // Development has no RabbitMQ, and the alert on that is on its way.
+  // Development has no RabbitMQ, so the alert on that is already pending.
   await until('an alert', async () => (await query('ALERTS{alertname="Chat3GatewayRabbitMqDisconnected"}')).length === 1);
   // Each query of the dashboard is one that Prometheus understands.
   const { panels } = JSON.parse(read('grafana', 'dashboards', 'chat3-gateway.json'));
@@ -86,7 +86,7 @@ test('HAProxy keeps polling clients at one of several gateways, and moves them w
   for (const path of ['/metrics', '/health', '/livez', '/ready', '/readyz', '/api/stats']) {
     assert.equal((await fetch(url + path)).status, 404, path);
   }
-  // A browser that keeps its cookie is led by it, to whichever of the three.
+  // A browser that keeps its cookie stays with that instance, whichever of the three it is.
   const instances = new Set();
   for (const instance of ['1', '2', '3']) {
     const answer = await fetch(`${url}/socket.io/?EIO=4&transport=polling`, { headers: { cookie: `chat3_instance=${instance}` } });
@@ -106,7 +106,7 @@ test('HAProxy keeps polling clients at one of several gateways, and moves them w
   }
   const update = publisher.update('usr_h');
   for (const tab of tabs) await tab.saw(update);
-  // The instance that has them goes; they come back by themselves, elsewhere.
+  // Their instance goes away; they reconnect to another one without help.
   const counts = await Promise.all(gateways.map((gateway) => gateway.metric('sockets')));
   const busy = counts.indexOf(Math.max(...counts));
   const { code } = await gateways[busy].terminate();
@@ -118,7 +118,7 @@ test('HAProxy keeps polling clients at one of several gateways, and moves them w
   proxy.kill('SIGTERM');
 });
 
-test('systemd takes the unit, and calls it well confined', async () => {
+test('systemd accepts the unit, and rates it as well confined', async () => {
   const folder = temporaryFolder();
   const unit = path.join(folder, 'chat3-gateway.service');
   writeFileSync(unit, read('systemd', 'chat3-gateway.service').replace('/usr/local/bin/chat3-gateway', gatewayBinary));
@@ -160,11 +160,11 @@ test('the Kubernetes manifests fit together, and leave the gateway its time to s
   const [{ path: only, backend }] = manifest('ingress.yaml').spec.rules[0].http.paths;
   assert.equal(only, '/socket.io/');
   assert.equal(backend.service.name, manifest('service.yaml').metadata.name);
-  // Names and keys of secrets, never one of their values.
+  // Names and keys of secrets, never their values.
   assert.doesNotMatch(files.map((name) => read('kubernetes', name).replace(/^#.*$/gm, '')).join(), /JWT_SECRET|amqps?:/);
 });
 
-test('the settings that docker/ gives are settings of the gateway', async () => {
+test('the settings in docker/ are settings of the gateway', async () => {
   const environments = ['compose.yml', 'compose.scale.yml'].flatMap((file) => {
     const services = Object.values(parse(read(file), { merge: true }).services);
     for (const service of services.filter(({ image }) => image === 'chat3-gateway')) {
@@ -179,7 +179,7 @@ test('the settings that docker/ gives are settings of the gateway', async () => 
   const { stdout } = await run(gatewayBinary, ['serve', '--help']);
   for (const environment of environments) {
     for (const name of Object.keys(environment)) assert.match(stdout, new RegExp(`\\[env: ${name}[\\]=]`));
-    // And the values are ones that it takes.
+    // The gateway accepts their values too.
     const secret = { JWT_SECRET: 'a-secret-for-tests-of-thirty-two-bytes', ...environment };
     const options = { PATH: process.env.PATH, LOG_FILE: '', HOST: 'nowhere.invalid', ...secret, ADMIN_ADDR: '' };
     await assert.rejects(run(gatewayBinary, ['serve'], { env: options, cwd: temporaryFolder() }), /cannot listen on nowhere\.invalid/);

@@ -1,4 +1,4 @@
-//! What fuzzing has found, and examples: kept right by every test run. See `fuzz/README.md`.
+//! Inputs that fuzzing has found, and examples: every test run checks them. See `fuzz/README.md`.
 
 #[path = "../fuzz/targets.rs"]
 mod targets;

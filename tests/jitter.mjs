@@ -1,6 +1,6 @@
 // Clients on a bad network: a thousand of them lose their connection every few
-// seconds and stay away for two, while updates flow. Every update must arrive
-// once. Then: what a user who is away costs, and an update that is kept for them.
+// seconds for two seconds each, while updates flow. Every update must arrive
+// once. Then: the cost of a user who is away, and of an update that is kept for them.
 //
 // JITTER_CLIENTS, JITTER_SECONDS and JITTER_RATE (updates per second, for all)
 // change the size. Prints its figures as JSON.
@@ -48,7 +48,7 @@ test(`${CLIENTS} clients that drop for ${AWAY_MS} ms every few seconds miss noth
     for (;;) {
       await pause(2000 + Math.random() * 4000);
       if (Date.now() > end) return;
-      // As a phone in a lift: no goodbye, on neither layer.
+      // Like a phone in a lift: no DISCONNECT and no FIN.
       client.tab.socket.io.engine.transport.ws.terminate();
       client.drops += 1;
       await client.tab.when('gone', () => client.tab.disconnects.length === client.drops);
@@ -94,7 +94,7 @@ test('what a user who is away costs, and an update kept for them', async () => {
   const gateway = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '10m' } });
   const { pid } = gateway.child;
   const userIds = Array.from({ length: USERS }, (_, i) => `usr_away_${i}`);
-  // What the process needs once is not what a user costs.
+  // Memory that the process needs once is not a user's cost.
   const come = async () => pool(userIds, 50, async (userId) => {
     const tab = new Tab(gateway, token(userId), { transports: ['websocket'], reconnection: false });
     await tab.when('connected', () => tab.connects === 1);
@@ -115,8 +115,8 @@ test('what a user who is away costs, and an update kept for them', async () => {
   await come();
   await gateway.metricIs('users_away', USERS);
   await gateway.metricIs('sockets', 0);
-  // What a user's consumer comes to occupy while it receives its first updates is
-  // the user's cost, and not that of the updates.
+  // Memory that a user's consumer allocates for its first updates is the user's cost,
+  // not that of the updates.
   const few = await publish(64);
   const many = await publish(UPDATES);
   const body = JSON.stringify(anUpdate('usr_away_0000')).length;
@@ -127,7 +127,7 @@ test('what a user who is away costs, and an update kept for them', async () => {
     countedPerUpdateKept: Math.round((many.counted - few.counted) / USERS / UPDATES),
   };
   console.log(JSON.stringify(figures));
-  // The limits are in bytes that are counted: they must be near those that are used.
+  // The limits count bytes: these must be close to the memory that is used.
   assert.ok(figures.bytesPerUpdateKept < figures.countedPerUpdateKept * 1.5, JSON.stringify(figures));
   await gateway.terminate();
   await broker.stop();
@@ -158,7 +158,7 @@ test('what a socket keeps of a long replay', async () => {
   await pause(15_000);
   const figures = { bytesKeptOfAReplay: Math.round((residentBytes(pid) - before) / USERS) };
   console.log(JSON.stringify(figures));
-  // 51,000 where a turn of the feed is 16 KiB; 111,000 where it all was written at once.
+  // 51,000 if a turn of the feed is 16 KiB; 111,000 if everything was written at once.
   assert.ok(figures.bytesKeptOfAReplay < 80_000, JSON.stringify(figures));
   for (const tab of tabs) tab.close();
   await gateway.terminate();

@@ -10,7 +10,7 @@ import { before, test } from 'node:test';
 
 import { Broker, Gateway, Publisher, Tab, run, temporaryFolder, until } from './e2e/harness.mjs';
 
-/** A collector: it keeps what it is sent. */
+/** A collector, which keeps what it receives. */
 class Collector {
   /** `tls` are a certificate and its key, for https. */
   static async start(tls) {
@@ -60,7 +60,7 @@ const variables = (collector, more = {}) => ({
   ...more,
 });
 
-test('a connect is a trace with its parts, and an order and the broker have theirs', async () => {
+test('a connect is a trace with its parts, and so are an order and the work at the broker', async () => {
   const collector = await Collector.start();
   const gateway = await Gateway.start(broker, {
     env: variables(collector, {
@@ -83,21 +83,21 @@ test('a connect is a trace with its parts, and an order and the broker have thei
   assert.deepEqual(children(connect).map(({ name }) => name), ['verify_token', 'wait_for_subscription']);
   assert.deepEqual(children(refused).map(({ name }) => name), ['verify_token']);
   assert.equal(children(connect)[1].attributes.user_id, 'usr_o');
-  // What the log says of it is with the span.
+  // The log lines of the connect are events of the span.
   assert.deepEqual(refused.events.map(({ name }) => name), ['Connection refused']);
   assert.equal(connect.resource['service.name'], 'chat3-gateway');
   assert.equal(connect.resource['deployment.environment.name'], 'test');
   assert.equal(collector.named('rabbitmq_connect').length, 1);
   assert.equal(Number(collector.named('subscribe')[0].attributes.users), 1);
   assert.match(collector.named('order')[0].attributes.target, /usr_o/);
-  // Each update's span is only for those who look into something.
+  // Spans of updates are for debugging only.
   assert.equal(collector.named('deliver').length, 0);
-  // And log lines are what they are without.
+  // Log lines are the same as without spans.
   assert.match(gateway.logs, /Z {2}INFO chat3_gateway::socketio::endpoint: Connection refused/);
   assert.doesNotMatch(JSON.stringify(collector.spans), /eyJ/);
 });
 
-test('at debug level each update has a span, and what is queued is sent at the end', async () => {
+test('at debug level each update has a span, and queued spans are sent at the end', async () => {
   const collector = await Collector.start();
   const env = variables(collector, { RUST_LOG: 'info,chat3_gateway=debug', OTEL_BSP_SCHEDULE_DELAY: '60000', OTEL_SERVICE_NAME: 'chat' });
   const gateway = await Gateway.start(broker, { env });
@@ -121,7 +121,7 @@ test('without a protocol it is protobuf', async () => {
   assert.equal(collector.requests[0].headers['content-type'], 'application/x-protobuf');
 });
 
-test('a collector behind TLS is checked, and can have a CA of its own', async () => {
+test('a collector behind TLS is verified, and may have a private CA', async () => {
   const cwd = temporaryFolder();
   await run('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', 'key.pem', '-out', 'cert.pem', '-days', '2', '-subj', '/CN=collector', '-addext', 'subjectAltName=IP:127.0.0.1', '-addext', 'basicConstraints=critical,CA:FALSE'], { cwd });
   const certificate = path.join(cwd, 'cert.pem');
@@ -133,7 +133,7 @@ test('a collector behind TLS is checked, and can have a CA of its own', async ()
   await wary.logged(/WARN.*Spans not exported reason=.*certificate.*UnknownIssuer/);
 });
 
-test('what cannot be done is a warning at the start, and no reason not to start', async () => {
+test('an option that is not supported is a warning at the start, and does not prevent it', async () => {
   const collector = await Collector.start();
   for (const [more, reason] of [
     [{ OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc' }, /WARN.*Spans are not exported error=.*"grpc" is none of http\/protobuf, http\/json/],
@@ -166,7 +166,7 @@ test('a collector that is away is one warning, and nothing else', async () => {
   await gateway.logged(/INFO.*Spans exported again/);
 });
 
-test('a collector that does not answer holds nothing up, the end neither', async () => {
+test('a collector that does not answer delays nothing, not even the shutdown', async () => {
   const silent = createServer(() => {});
   await new Promise((resolve) => silent.listen(0, '127.0.0.1', resolve));
   silent.unref();
@@ -176,7 +176,7 @@ test('a collector that does not answer holds nothing up, the end neither', async
   await tab.saw(publisher.update('usr_s'));
   const { code, ms } = await gateway.terminate();
   assert.equal(code, 0);
-  // The shutdown's own two seconds at most, and two for the last spans.
+  // At most two seconds for the shutdown, and two for the last spans.
   assert.ok(ms < 6_000, `${ms} ms`);
   silent.closeAllConnections();
 });

@@ -1,4 +1,4 @@
-// The proxies of examples/proxies, as they are but for names, ports and
+// The proxies of examples/proxies, unchanged except for names, ports and
 // certificates, in front of two gateways. Run by `make proxies`.
 
 import assert from 'node:assert/strict';
@@ -32,7 +32,7 @@ after(() => {
   for (const proxy of proxies) proxy.kill('SIGKILL');
 });
 
-/** The example, with what the tests need instead. */
+/** The example, with the names, ports and certificates of the test. */
 function configuration(name, port) {
   const [a, b] = gateways.map(({ url }) => new URL(url).host);
   let text = readFileSync(path.join(testsFolder, '..', 'examples', 'proxies', name), 'utf8');
@@ -45,7 +45,7 @@ function configuration(name, port) {
     ['bind :443', `bind 127.0.0.1:${port}`],
     ['chat.example.com {', `https://localhost:${port} {\n\tbind 127.0.0.1\n\ttls ${folder}/cert.pem ${folder}/key.pem`],
     ['server_name chat.example.com', 'server_name localhost'],
-    // Its own files, none outside of this folder, and no other listener.
+    // All its files are in this folder, and it has no other listener.
     ['events {}', `daemon off; pid ${folder}/nginx.pid; error_log stderr; events {}`],
     ['http {', `http { access_log off; ${['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((kind) => `${kind}_temp_path ${folder}/${kind};`).join(' ')}`],
   ];

@@ -144,7 +144,7 @@ async fn a_second_subscription_of_a_user_replaces_the_first() {
 }
 
 /// What may happen while users come and go. An event that takes something away gives it
-/// back the next time.
+/// back when it happens again.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     LinkCut,
@@ -341,7 +341,7 @@ async fn who_is_refused_again_and_again_does_not_wear_out_the_others_connection(
         ".*",
         key,
     ]);
-    // A firehose has one key, for all.
+    // A firehose has one key for all users.
     for topology in [Topology::PerUser, Topology::Shared] {
         let metrics = Metrics::new();
         let config = RabbitMqConfig {
@@ -382,7 +382,7 @@ async fn where_all_are_refused_a_few_try_it_and_all_are_back_with_the_permission
     }
     let refused = || metrics.subscriptions_refused.get();
     until("a few tries", || refused() >= 16).await;
-    // Time for more.
+    // Time for more attempts.
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(refused() <= 17, "{}", refused());
     broker.ctl(&["set_permissions", "rmuser", ".*", ".*", ".*"]);
@@ -458,7 +458,7 @@ fn tagging(id: &str, updates: &UnboundedSender<(String, String)>) -> Handler {
     })
 }
 
-/// Lets every second user come and go until `stop`; returns who is subscribed then.
+/// Lets every second user come and go until `stop`; returns the users subscribed then.
 async fn churn(
     service: Arc<RabbitMqService>,
     mut rng: StdRng,
@@ -534,7 +534,7 @@ async fn closing_hands_off_what_was_received() {
             publisher.publish("user.dora.messageupdate", "x").await;
         }
     }
-    // With common queues, this update comes after carl's; with separate ones, beside it.
+    // With common queues, this update comes after carl's; with separate ones, in parallel.
     next(&mut marked).await;
     service.close().await;
     let mut received = 0;
@@ -587,7 +587,7 @@ async fn ten_thousand_users_are_resubscribed_after_a_broker_restart() {
     service.subscribe_user(&last, handler).ready().await;
     publisher.publish("user.usr_9999.messageupdate", "x").await;
     assert_eq!(next(&mut inbox).await, "x");
-    // The broker takes a while to delete so many queues; the connection's end does it.
+    // The end of the connection deletes the queues, which takes the broker a while.
     service.close().await;
 }
 
@@ -651,7 +651,7 @@ async fn newcomers_do_not_wait_for_a_crowd_that_leaves() {
     service.close().await;
 }
 
-/// Tests of one topology, whatever `RABBITMQ_TOPOLOGY` says.
+/// For tests of one topology, whatever `RABBITMQ_TOPOLOGY` says.
 fn connect_over(topology: Topology, broker: &Broker) -> RabbitMqService {
     let config = RabbitMqConfig {
         topology,

@@ -47,7 +47,7 @@ fn token(claims: Value) -> String {
     encode(&Header::default(), &claims, &key).unwrap()
 }
 
-/// A token without an end: the tests configure that none is needed.
+/// A token without an expiry: the tests configure that none is needed.
 fn token_of(user: &str) -> String {
     token(json!({"userId": user, "exp": 4_102_444_800_u64}))
 }
@@ -89,7 +89,7 @@ impl Running {
 #[derive(Debug)]
 struct Client(WebSocketStream<TcpStream>);
 
-/// Why there is no client.
+/// Why a client could not connect.
 #[derive(Debug, PartialEq)]
 enum Refused {
     /// The handshake, by its HTTP status.
@@ -202,7 +202,7 @@ async fn a_client_that_is_refused_is_told_why() {
     server.stop().await;
 }
 
-/// Nobody has to say twice that the keys need a tenant.
+/// The binding keys alone make the tenant a requirement: no other setting is needed.
 #[tokio::test]
 async fn a_token_without_a_tenant_is_refused_where_the_binding_keys_need_one() {
     let server = Running::start(config(), exchange("{tenantId}.{userId}.*")).await;
@@ -240,7 +240,7 @@ async fn a_shutdown_hands_over_what_was_published_and_then_closes() {
     assert!(TcpStream::connect(address).await.is_err());
 }
 
-/// They share what they were given, a broker and the metrics that it counts into.
+/// They share only what both were given: a broker and the metrics that it counts into.
 #[tokio::test]
 async fn two_servers_in_one_process_share_no_limits() {
     let nowhere = RabbitMqConfig {
@@ -265,7 +265,7 @@ async fn two_servers_in_one_process_share_no_limits() {
     let metrics = one.get("/metrics").await;
     assert!(metrics.contains("chat3_gateway_sockets 2\n"), "{metrics}");
     one.stop().await;
-    // The first server's end is not that of the other.
+    // The end of the first server does not end the other one.
     assert!(other.get("/ready").await.starts_with("HTTP/1.1 200"));
     other.stop().await;
 }

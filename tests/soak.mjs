@@ -1,12 +1,12 @@
 // The long runs. One gateway that many clients come to and leave (SOAK_CONNECTS),
-// with a verdict of what they leave behind; then a publisher, churning clients,
+// with a verdict on what they leave behind; then a publisher, churning clients,
 // broker kills and gateway restarts for a number of minutes (SOAK_MINUTES), with
-// a verdict of the updates.
+// a verdict on the updates.
 //
-// What must hold: when all clients have left, the gateway's memory is what it was
+// What must be true: when all clients have left, the gateway's memory is what it was
 // after the first fifth of them, and it has no socket, user, queue, consumer or
 // connection. While a tab is connected and the broker link is up, its updates
-// have no hole, none comes twice, and all are in order. Updates published while
+// have no hole, none arrives twice, and all are in order. Updates published while
 // the client or the link was away may be missing: they are not replayed.
 
 import { after, test } from 'node:test';
@@ -50,7 +50,7 @@ test(`${minutes} minutes of churn, broker kills and gateway restarts`, { timeout
   let publisher = await Publisher.connect(broker);
   const end = Date.now() + minutes * 60_000;
   const tally = { published: 0, received: 0, doubled: 0, reordered: 0, lost: 0, connects: 0, kills: 0, restarts: 0 };
-  /** Grows with every disturbance: a hole across one is not a loss. */
+  /** Grows with every disturbance: a hole that spans a disturbance is not a loss. */
   let disturbances = 0;
   let running = true;
   after(() => (running = false));
@@ -67,7 +67,7 @@ test(`${minutes} minutes of churn, broker kills and gateway restarts`, { timeout
     }
   })();
 
-  /** Holds every update of one connection against the one before it. */
+  /** Compares each update of one connection with the one before it. */
   const check = (tab) => {
     let last = null;
     tab.socket.on('connect', () => (last = null));

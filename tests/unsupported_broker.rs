@@ -1,7 +1,7 @@
 //! A broker that refuses the kind of queue (541), as RabbitMQ 4.3 may.
 //!
-//! The only test with a broker that is not real: the versions that are available to
-//! tests accept every kind of queue. It speaks AMQP 0-9-1 up to the first
+//! The only test without a real broker: the versions that are available to tests accept
+//! every kind of queue. It speaks AMQP 0-9-1 up to the first
 //! `queue.declare`.
 
 use std::{

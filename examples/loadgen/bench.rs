@@ -1,6 +1,6 @@
-//! The phases: what is published when, how long it may take, and the figures
-//! that come of it. Every socket is the fleet's, every event the ledger's; here
-//! is only what is asked of them.
+//! The phases: what is published when, how long it may take, and the resulting figures.
+//! The fleet owns the sockets and the ledger accounts for the events; a phase only uses
+//! them.
 
 use std::io::{self, Write};
 use std::sync::mpsc;
@@ -39,7 +39,7 @@ pub struct Bench {
     turn: usize,
 }
 
-/// Updates to users of whom it is not known that they are subscribed.
+/// Updates to users who may not be subscribed yet.
 struct Probes {
     start: Instant,
     sent: u32,
@@ -48,7 +48,7 @@ struct Probes {
     round: Instant,
 }
 
-/// What had been used when a phase began.
+/// The resources used when a phase began.
 struct Start {
     at: Instant,
     clock: u64,
@@ -107,7 +107,7 @@ impl Bench {
                 self.fleet.open_member(opened);
                 opened += 1;
             }
-            // Of a user's sockets, the last one decides.
+            // The last one of a user's sockets decides.
             probes.publish(&mut self.fleet, self.users, Ledger::has_all);
             self.fleet.turn(STEP)?;
         };
@@ -124,7 +124,7 @@ impl Bench {
         Ok(figures)
     }
 
-    /// Publishes to users not yet reached until all are; how many are not.
+    /// Publishes to users not yet reached until all are. Returns how many are not.
     fn probe(&mut self, mut probes: Probes) -> io::Result<usize> {
         let start = Instant::now();
         while self.fleet.ledger.unreached > 0 && start.elapsed() < PROBE_PATIENCE {
@@ -234,7 +234,7 @@ impl Bench {
             }
             self.fleet.turn(Duration::from_millis(100))?;
         }
-        // Sockets that closed while nobody published count too.
+        // Sockets that closed while nothing was published count too.
         let closed = self.fleet.ledger.counts.closed;
         self.fleet.ledger.probe();
         let incomplete = self.probe(Probes::new())?;
@@ -307,7 +307,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Waits for what is still on its way, then the figures.
+    /// Waits for the events on their way, and returns the figures.
     fn end(&mut self, start: &Start, patience: Duration) -> io::Result<Value> {
         self.wait(patience, |fleet| fleet.ledger.outstanding == 0)?;
         self.fleet.ledger.finish();
@@ -352,7 +352,7 @@ impl Probes {
         }
     }
 
-    /// Publishes what is due, to those of the unreached who are `ready`.
+    /// Publishes what is due to the unreached users who are `ready`.
     fn publish(&mut self, fleet: &mut Fleet, users: usize, ready: impl Fn(&Ledger, usize) -> bool) {
         let due = due(PROBES_PER_SECOND, self.start.elapsed());
         while self.sent < due && fleet.writable() {
@@ -368,7 +368,7 @@ impl Probes {
             }
             self.next += 1;
         }
-        // What was not used of the allowance is not made up for.
+        // An unused part of the allowance is lost.
         self.sent = self.sent.max(due.saturating_sub(PROBES_PER_SECOND / 100));
     }
 }

@@ -9,7 +9,7 @@ use mio::net::TcpStream;
 
 use crate::wire::websocket;
 
-/// Who an update is for, as its `_id` tells.
+/// The recipient of an update, by its `_id`.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Owner {
     /// Stays for the whole run.
@@ -18,7 +18,7 @@ pub enum Owner {
     Visitor(u32),
 }
 
-/// The two events that an update makes.
+/// The two events of an update.
 #[derive(Clone, Copy)]
 pub enum Kind {
     Update,
@@ -75,7 +75,7 @@ impl Client {
         self.send(b"41");
     }
 
-    /// Goes on with what the socket allows; false when the connection is over.
+    /// Reads and writes as far as the socket allows. Returns false when the connection is over.
     /// `ended`: the server has closed its side.
     pub fn drive(
         &mut self,
@@ -128,7 +128,7 @@ impl Client {
         true
     }
 
-    /// How many bytes were taken; nothing when the connection is over.
+    /// How many bytes were consumed; `None` when the connection is over.
     fn take(&mut self, bytes: &[u8], hear: &mut impl FnMut(Said<'_>)) -> Option<usize> {
         let mut at = 0;
         if let Stage::Upgrading { hello } = &mut self.stage {
@@ -186,8 +186,8 @@ impl Client {
         self.write(&frame);
     }
 
-    /// What a listener says is small and rare: a buffer too full for it means
-    /// a dead server, and the next read tells.
+    /// A listening client sends little: a buffer that is too full for it means a dead
+    /// server, which the next read reports.
     fn write(&mut self, bytes: &[u8]) {
         let _ = self.stream.write(bytes);
     }
@@ -231,7 +231,7 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// The number before `end`, and what follows.
+/// The number before `end`, and the rest.
 fn number(bytes: &[u8], end: u8) -> Option<(u64, &[u8])> {
     let mut value = 0_u64;
     for (at, &byte) in bytes.iter().enumerate().take(20) {

@@ -1,7 +1,6 @@
 //! The sockets, the connection to RabbitMQ and the loop that drives them.
-//! Enters everything into the ledger; what to publish when is the phases'
-//! business. Everything published carries the time it was handed to RabbitMQ's
-//! connection.
+//! Enters everything into the ledger; the phases decide what to publish when. Every update
+//! carries the time at which it was handed to the connection to RabbitMQ.
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,7 +23,7 @@ const TENANT: &str = "tnt_default";
 const TOKEN_LIFETIME: u64 = 24 * 3600;
 const VISITOR_PROBE: Duration = Duration::from_millis(100);
 const VISITOR_PATIENCE: Duration = Duration::from_secs(10);
-/// Above this RabbitMQ is not keeping up, and more would only wait here.
+/// Above this, RabbitMQ does not keep up, and more would only wait here.
 const BACKLOG: usize = 1 << 18;
 
 #[derive(Clone, Copy)]
@@ -33,7 +32,7 @@ enum Seat {
     Visitor(u32),
 }
 
-/// What became of the visitors since the phase began.
+/// The outcomes of the visitors since the phase began.
 #[derive(Default)]
 pub struct Visitors {
     pub connects: u32,
@@ -55,7 +54,7 @@ pub struct Fleet {
     scratch: Vec<u8>,
     link: Option<Link>,
     clients: Slab<(Client, Seat)>,
-    /// When to look after which visitor: client, number, next look, end of patience.
+    /// When to check which visitor: client, number, next check, final deadline.
     appointments: VecDeque<(usize, u32, Instant, Instant)>,
     next_visitor: u32,
     complained: bool,
@@ -99,7 +98,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Whether RabbitMQ takes what is published.
+    /// Whether RabbitMQ keeps up with what is published.
     pub fn writable(&self) -> bool {
         self.link
             .as_ref()
@@ -158,7 +157,7 @@ impl Fleet {
         }
     }
 
-    /// Opens the connection of somebody who leaves again after one update.
+    /// Opens the connection of a visitor, who leaves again after one update.
     pub fn open_visitor(&mut self) {
         self.next_visitor += 1;
         self.visitors.connects += 1;
@@ -240,7 +239,7 @@ impl Fleet {
         }
     }
 
-    /// A socket is lost, or its handshake has come to nothing.
+    /// A socket is lost, or its handshake has failed.
     fn remove(&mut self, key: usize) {
         let (client, seat) = self.clients.remove(key);
         match (seat, client.joined()) {
@@ -257,7 +256,7 @@ impl Fleet {
         }
     }
 
-    /// A visitor's update may have come before the subscription: it gets another one.
+    /// A visitor's update may have come before the subscription: publishes another one.
     fn look_after_visitors(&mut self) {
         let now = Instant::now();
         while let Some(&(key, number, due, end)) = self.appointments.front() {
@@ -285,12 +284,12 @@ impl Fleet {
         }
     }
 
-    /// Publishes an update that every socket of the user has to get.
+    /// Publishes an update that every socket of the user must receive.
     pub fn update(&mut self, user: usize) {
         self.publish_to_user(user, false);
     }
 
-    /// Publishes an update that a user gets who is subscribed.
+    /// Publishes an update that the user receives if already subscribed.
     pub fn probe(&mut self, user: usize) {
         self.publish_to_user(user, true);
     }
@@ -314,7 +313,7 @@ impl Fleet {
         link.publish(&self.options.exchange, &key, body.as_bytes());
     }
 
-    /// Says the first time what went wrong; the figures tell how often.
+    /// Prints the first error of a kind; the figures count the others.
     fn complain(&mut self, what: &str, bytes: &[u8]) {
         if !std::mem::replace(&mut self.complained, true) {
             let bytes = &bytes[..bytes.len().min(300)];

@@ -1,5 +1,5 @@
-//! What was published and what has come of it: every event of every socket is
-//! accounted for as received, lost, doubled or out of order. Knows no network.
+//! The account of what was published: every event of every socket is received, lost,
+//! doubled or out of order. Knows no network.
 //!
 //! Within a phase, `expected == events + lost` once the phase is settled.
 
@@ -23,7 +23,7 @@ pub struct Counts {
     pub misordered: u32,
     pub foreign: u32,
     pub closed: u32,
-    /// Updates of which every socket got both events.
+    /// Updates whose two events every socket has received.
     pub delivered: u32,
     /// When the last event came, on the load generator's clock.
     pub last: u64,
@@ -35,7 +35,7 @@ pub struct Ledger {
     pub latency: Histogram<u64>,
     /// Updates that some socket still waits for.
     pub outstanding: u32,
-    /// Sockets that have not got both events since [`Ledger::probe`].
+    /// Sockets that have not received both events since [`Ledger::probe`].
     pub unreached: usize,
     users: Vec<User>,
     tracks: Vec<Track>,
@@ -47,10 +47,10 @@ pub struct Ledger {
 #[derive(Default)]
 struct User {
     published: u32,
-    /// What had been published when the phase began.
+    /// The number of the last update when the phase began.
     before: u32,
     sockets: u32,
-    /// The last updates, up to `published`: those before are settled.
+    /// The last updates, up to `published`: earlier ones are settled.
     pending: VecDeque<Pending>,
 }
 
@@ -82,7 +82,7 @@ impl Ledger {
         }
     }
 
-    /// A new phase: from here on every socket gets every update.
+    /// A new phase: from here on every socket must receive every update.
     pub fn begin(&mut self) {
         self.counts = Counts::default();
         self.latency.reset();
@@ -93,7 +93,7 @@ impl Ledger {
         }
     }
 
-    /// A new phase: each socket gets every update from the first that it gets.
+    /// A new phase: each socket must receive every update after the first that it receives.
     pub fn probe(&mut self) {
         self.begin();
         for track in &mut self.tracks {
@@ -125,7 +125,7 @@ impl Ledger {
         self.users[socket / self.per_user].sockets += 1;
     }
 
-    /// The number of the user's next update; `probing`: nobody has to get it.
+    /// The number of the user's next update; `probing`: no socket must receive it.
     pub fn publish(&mut self, user: usize, probing: bool) -> u32 {
         let user = &mut self.users[user];
         user.published += 1;
@@ -198,7 +198,7 @@ impl Ledger {
         })
     }
 
-    /// The phase is over: what has not come by now is lost.
+    /// The phase is over: events that have not arrived by now are lost.
     pub fn finish(&mut self) {
         for socket in 0..self.tracks.len() {
             if self.tracks[socket].alive {
@@ -226,21 +226,21 @@ impl Ledger {
         self.settle(socket / self.per_user, seq, false);
     }
 
-    /// Either it was given up, or it came before.
+    /// The event was given up, or it is a repeat.
     fn late(&mut self, socket: usize, kind: usize, seq: u32) {
         if !self.missing.remove(&(socket, kind, seq)) {
             self.counts.doubled += 1;
             return;
         }
         self.counts.misordered += 1;
-        // Given up in an earlier phase, it has been reported lost.
+        // An event given up in an earlier phase has been reported lost.
         if seq > self.users[socket / self.per_user].before {
             self.counts.lost = self.counts.lost.saturating_sub(1);
             self.counts.events += 1;
         }
     }
 
-    /// One event less to wait for.
+    /// Notes that there is one event less to wait for.
     fn settle(&mut self, user: usize, seq: u32, received: bool) {
         let user = &mut self.users[user];
         let back = user.published.saturating_sub(seq) as usize;

@@ -1,4 +1,4 @@
-//! What another process has used, as `/proc` tells.
+//! The resources that another process has used, read from `/proc`.
 
 use std::time::Duration;
 

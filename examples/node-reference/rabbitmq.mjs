@@ -1,10 +1,10 @@
 // The users' subscriptions at RabbitMQ, and the link that comes back.
 //
-// Each online user has a queue of their own. What is done at the broker for one
-// user is a chain, one step after the other: each step brings the subscription
-// to what is wanted by then. Without that, a user who leaves and comes back has
-// declare, bind, consume and cancel of one queue in flight together; one that
-// finds the queue gone closes the channel, and every user's consumer with it.
+// Each online user has a separate queue. The operations at the broker for one user
+// form a chain: each step brings the subscription to the state that is wanted by
+// then. Otherwise, a user who leaves and comes back would have declare, bind, consume
+// and cancel of one queue in flight together; an operation that finds the queue gone
+// closes the channel, and every user's consumer with it.
 
 import { EventEmitter } from 'node:events';
 
@@ -33,7 +33,7 @@ export class RabbitMQService extends EventEmitter {
       this.connection.once('close', () => this.lost());
       const channel = await this.connection.createChannel();
       channel.on('error', (error) => console.warn(`RabbitMQ channel: ${error.message}`));
-      // Its consumers have gone with it: begin anew.
+      // Its consumers are gone too: start again.
       channel.once('close', () => this.connection.close().catch(() => {}));
       await channel.prefetch(PREFETCH);
       this.channel = channel;
@@ -73,12 +73,12 @@ export class RabbitMQService extends EventEmitter {
     if (user.tabs === 0) this.settle(userId);
   }
 
-  /** Appends to the user's chain: make the subscription what is wanted by then. */
+  /** Appends a step to the user's chain: bring the subscription to the state that is wanted by then. */
   settle(userId) {
     const user = this.users.get(userId);
     user.chain = user.chain
       .then(() => this.step(userId, user))
-      // The link is gone; the next one settles everybody.
+      // The link is gone; the next one subscribes all users again.
       .catch((error) => console.warn(`RabbitMQ, subscription of ${userId}: ${error.message}`));
   }
 

@@ -1,5 +1,5 @@
-// The same service in Node: socket.io, amqplib and jsonwebtoken, as Chat3's own
-// integration describes it and as one would write it today.
+// The same service in Node: socket.io, amqplib and jsonwebtoken, as Chat3's
+// documentation describes it and as one would write it today.
 //
 //   JWT_SECRET=… node server.mjs      PORT, RABBITMQ_URL and RABBITMQ_UPDATES_EXCHANGE as for the gateway
 

@@ -1,11 +1,11 @@
-// REPLACE THIS by your own API and Chat3.
+// REPLACE THIS with your own API and Chat3.
 //
 // A stand-in for both, in memory, inside the Vite server: it keeps one dialog,
-// and for each change it publishes what Chat3 would, one update for each member,
+// and for each change it publishes the same updates as Chat3, one for each member,
 // through `chat3-gateway dev`. The browser calls it by src/api.ts and gets
-// nothing back: what has changed arrives by the gateway.
+// nothing back: the changes arrive through the gateway.
 //
-// It believes who the caller says to be. Yours asks its session.
+// It trusts the user id that the caller sends. Your backend checks its session.
 
 import { randomBytes } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
@@ -116,7 +116,7 @@ export function devBackend(gateway = process.env.GATEWAY_URL ?? 'http://127.0.0.
     return { ...dialog, dialogId: dialog._id, ...extra };
   }
 
-  /** Updates leave one after the other, in the order of the changes; as with Chat3, nobody waits for them. */
+  /** Updates are sent one after the other, in the order of the changes; as with Chat3, no request waits for them. */
   let last: Promise<unknown> = Promise.resolve();
   function publish(eventType: EventType, to: Iterable<string>, dataFor: (member: string) => Message | Dialog) {
     for (const userId of to) {

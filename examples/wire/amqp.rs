@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mio::net::TcpStream;
 
-/// What RabbitMQ has sent.
+/// A delivery from RabbitMQ.
 pub struct Delivery<'a> {
     pub channel: u16,
     pub tag: u64,
@@ -15,7 +15,7 @@ pub struct Delivery<'a> {
     pub body: &'a [u8],
 }
 
-/// An open connection, with what has been read and what is to be written.
+/// An open connection, with its read and write buffers.
 pub struct Link {
     pub stream: TcpStream,
     pub out: Vec<u8>,
@@ -23,7 +23,7 @@ pub struct Link {
     pending: Vec<Pending>,
 }
 
-/// A delivery whose body has not come yet, one for each channel.
+/// A delivery whose body has not arrived yet, one for each channel.
 #[derive(Default, Clone)]
 struct Pending {
     tag: u64,
@@ -145,7 +145,7 @@ impl Link {
             .frame(channel, &mut self.out);
     }
 
-    /// How much each consumer of the channel gets before it acknowledges.
+    /// How many messages each consumer of the channel gets before it acknowledges.
     pub fn prefetch(&mut self, channel: u16, count: u16) {
         Method::new(60, 10)
             .u32(0)
@@ -179,12 +179,13 @@ impl Link {
         frame(3, 1, body, &mut self.out);
     }
 
-    /// Writes what the broker takes; false when it is gone.
+    /// Writes as much as the broker takes. Returns false when the connection is gone.
     pub fn flush(&mut self) -> bool {
         super::write_available(&mut self.stream, &mut self.out)
     }
 
-    /// Reads what is there and hands over each delivery; false when the connection is gone.
+    /// Reads what has arrived and hands over each delivery. Returns false when the connection
+    /// is gone.
     pub fn receive(&mut self, scratch: &mut [u8], mut deliver: impl FnMut(Delivery<'_>)) -> bool {
         let alive = super::read_available(&mut self.stream, &mut self.inbox, scratch);
         let mut at = 0;

@@ -1,4 +1,4 @@
-//! The two protocols by hand, as little of them as the benchmark needs: AMQP
+//! The two protocols by hand, only as much of them as the benchmark needs: AMQP
 //! 0-9-1 (`amqp`) and websocket frames (`websocket`). Trusts its peers: for
 //! measuring on loopback only. Nothing here holds a socket's state but
 //! `amqp::Link`.
@@ -9,7 +9,7 @@ pub mod websocket;
 
 use std::io::{self, Read, Write};
 
-/// Reads what is there into `into`; false at the end of the stream.
+/// Reads what has arrived into `into`. Returns false at the end of the stream.
 pub fn read_available(stream: &mut impl Read, into: &mut Vec<u8>, scratch: &mut [u8]) -> bool {
     loop {
         match stream.read(scratch) {
@@ -27,7 +27,8 @@ pub fn read_available(stream: &mut impl Read, into: &mut Vec<u8>, scratch: &mut 
     }
 }
 
-/// Writes what the peer takes of `from` and removes it; false when it is gone.
+/// Writes as much of `from` as the peer takes, and removes it. Returns false when the peer is
+/// gone.
 pub fn write_available(stream: &mut impl Write, from: &mut Vec<u8>) -> bool {
     let mut written = 0;
     let alive = loop {

@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(user(json!({"sub": "s"})), Ok("s".into()));
         assert_eq!(user(json!({"userId": -7})), Ok("-7".into()));
         let invalid = Err(Refusal::UserIdInvalid);
-        // A wrong id is not passed over for the next claim.
+        // A wrong id is refused; the next claim is not tried.
         assert_eq!(user(json!({"sub": "s", "userId": null})), invalid);
         assert_eq!(user(json!({"userId": "a*"})), invalid);
         assert_eq!(user(json!({"userId": 1.5})), invalid);
@@ -237,7 +237,7 @@ mod tests {
         ] {
             assert_eq!(tenant(&ids, &named), Ok(Some("t".to_owned())));
             assert_eq!(tenant(&ids, &unnamed), of_unnamed);
-            // A wrong tenant is not passed over for the default.
+            // A wrong tenant is refused; the default does not replace it.
             assert_eq!(tenant(&ids, &wrong), Err(Refusal::TenantIdInvalid));
         }
     }

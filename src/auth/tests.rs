@@ -1,5 +1,5 @@
-//! Tests of the verifier as a whole, by what they try: signatures, claims, and where a
-//! token is.
+//! Tests of the verifier as a whole: signatures, claims, and the places where a token is
+//! presented.
 
 macro_rules! key_file {
     ($name:literal) => {
@@ -56,7 +56,7 @@ fn a_user(id: &str, tenant: Option<&str>) -> User {
 
 const SECRET: &str = "a-secret-of-at-least-thirty-two-bytes";
 
-/// A kind of key: what signs, what is configured, and what it may be used for.
+/// A kind of key: the signing key, the configuration, and the algorithms it is for.
 struct Kind {
     name: &'static str,
     private: &'static str,
@@ -172,7 +172,7 @@ fn verify(claims: Value) -> Result<User, Refusal> {
 }
 
 fn base64url(text: &str) -> String {
-    // The library has it; so its own encoder is the way to get at it.
+    // jsonwebtoken encodes base64url, and a JWK is the way to its encoder.
     let secret = DecodingKey::from_secret(text.as_bytes());
     let jwk = serde_json::to_value(Jwk::from_decoding_key(&secret, None).unwrap()).unwrap();
     jwk["k"].as_str().unwrap().to_owned()

@@ -47,7 +47,7 @@ struct Queue {
 pub enum NotDone {
     /// Too many jobs wait.
     Full,
-    /// Nobody wanted the job any more when its turn came.
+    /// The job was no longer wanted when its turn came.
     Unwanted,
 }
 
@@ -157,7 +157,7 @@ mod tests {
         let numbers = [1; 20].into_iter().chain([2, 3]);
         let done = join_all(numbers.map(job)).await;
         assert!(done.iter().all(Result::is_ok));
-        // Two jobs of the first client may come before: the one that runs, and the next.
+        // Two jobs of the first client may run before it: the current one and the next.
         let order = order.lock().unwrap();
         for number in [2, 3] {
             let place = order.iter().position(|other| *other == number).unwrap();

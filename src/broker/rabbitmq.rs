@@ -5,10 +5,11 @@
 //! - `desired`: which users should be subscribed
 //! - `supervisor`: one connection after the other; `backoff` says when
 //! - `link`: one connection, from its opening to its loss
-//! - `reconciler`: brings the broker's actual state in line with the desired one;
-//!   `refused` says who is tried, and when
+//! - `reconciler`: brings the broker's actual state in line with the desired one, and
+//!   handles the broker's refusals; `refused` says when a refused user is tried again
 //! - `topology`: the actual state, in queues and bindings
-//! - `exchange_probe`, `control`, `silence`: what is looked after beside that
+//! - `exchange_probe`, `control`, `silence`: the checks of the exchange, the orders from other
+//!   instances, and the search for the cause when no updates arrive
 //! - `orders`, `outbox`: what is published
 //! - `channels`, `connection`, `consumer`, `acks`, `unreadable`, `link_error`: AMQP
 //! - `side_connection`: connections of others than the link

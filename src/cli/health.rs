@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::command_line::HealthArgs;
 
 /// Below the five seconds that supervisors usually give a check.
-const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// More than the answer is; something else listens if this does not hold it.
 const MAX_ANSWER_BYTES: usize = 4096;
@@ -30,9 +30,9 @@ const MAX_ANSWER_BYTES: usize = 4096;
 /// When the gateway is not there, does not answer in time, or says that it is not well.
 pub async fn check(args: &HealthArgs) -> anyhow::Result<String> {
     let uri = uri(args)?;
-    let answer = timeout(PATIENCE, ask(&uri)).await;
+    let answer = timeout(ANSWER_TIMEOUT, ask(&uri)).await;
     answer
-        .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {PATIENCE:?}")))
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {ANSWER_TIMEOUT:?}")))
         .with_context(|| format!("{uri} is not well"))
 }
 

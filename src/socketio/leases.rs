@@ -161,7 +161,7 @@ mod tests {
         let _later = leases.grant(later, an_identity("carl", Some(in_seconds(3600))));
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        // Due at once: the notice is a minute.
+        // Due at once, since the notice is a minute.
         let (soon, end) = (Sid::new(), in_seconds(30));
         let lease = leases.grant(soon, an_identity("carl", Some(end)));
         let due = timeout(Duration::from_secs(30), waiting).await;
@@ -203,7 +203,7 @@ mod tests {
             }
         };
         thread::scope(|threads| {
-            // As an order does it: the revocation is remembered first, then the leases end.
+            // In the sequence of an order: the revocation is remembered first, then the leases end.
             let order = threads.spawn(|| {
                 wait_for(&has_begun);
                 is_revoked.store(true, Ordering::SeqCst);
@@ -212,7 +212,7 @@ mod tests {
             let renewed = lease.renew(a_token("carl", None, None, Some("new")), |_| {
                 assert!(!is_revoked.load(Ordering::SeqCst));
                 has_begun.store(true, Ordering::SeqCst);
-                // The order is now at the leases, or nearly so.
+                // The order has now reached the leases, or is about to.
                 wait_for(&is_revoked);
                 Ok(())
             });

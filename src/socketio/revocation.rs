@@ -122,7 +122,7 @@ mod tests {
         revocations.add(&order, at(1_000));
         for (user, tenant, issued, now, refused) in [
             ("carl", Some("t"), Some(999), 1_500, true),
-            // Issued in the order's own second, perhaps before it.
+            // Issued in the same second as the order, perhaps before it.
             ("carl", Some("t"), Some(1_000), 1_500, true),
             ("carl", Some("t"), Some(1_001), 1_500, false),
             ("carl", Some("t"), None, 1_500, true),
@@ -174,7 +174,7 @@ mod tests {
             let until = if number < 10 { 2_000 } else { u64::MAX };
             assert_eq!(revocations.add(&numbered(number, until), at(1_000)), 0);
         }
-        // The same target again is not one more.
+        // The same target again does not count as another one.
         assert_eq!(revocations.add(&numbered(0, 1_500), at(1_000)), 0);
         let (next, last) = (MAX_REVOCATIONS, MAX_REVOCATIONS + 1);
         assert_eq!(revocations.add(&numbered(next, 3_000), at(2_000)), 0);
@@ -182,7 +182,7 @@ mod tests {
             assert_eq!(revocations.add(&numbered(number, 3_000), at(2_000)), 0);
         }
         assert!(is_refused(10, 2_000) && is_refused(next, 2_000));
-        // An order that is over takes nobody's room.
+        // An order that is over displaces no other.
         let over = numbered(last + 50, 2_000);
         assert_eq!(revocations.add(&over, at(2_000)), 0);
         assert!(is_refused(10, 2_000));

@@ -57,7 +57,7 @@ mod tests {
 
     use super::*;
 
-    /// The nesting of a tree, counted the plain way.
+    /// The nesting of a tree, counted recursively.
     fn depth(value: &Value) -> usize {
         match value {
             Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),

@@ -1,6 +1,6 @@
-// What the turns say: medians over the repeats, and what went wrong in any.
+// The figures of the turns: medians over the repeats, and what went wrong in any of them.
 
-/** Counts that are 0 when a server has done its duty. */
+/** Counts that are 0 if a server has delivered everything as it should. */
 const FAULTS = ['lost', 'doubled', 'misordered', 'foreign', 'closed', 'refused', 'churn_refused', 'churn_missed', 'incomplete'];
 
 export class Figures {

@@ -1,5 +1,5 @@
-// What the gateway is to reach, as figures of one run: ratios to the limit and to
-// Node, which ran beside it, and a few absolute ones.
+// The gateway's goals, as figures of one run: ratios to the limit and to Node, which ran
+// beside it, and a few absolute ones.
 
 const GATEWAYS = ['gateway per-user', 'gateway shared', 'gateway firehose'];
 const [PER_USER, SHARED] = GATEWAYS;

@@ -1,4 +1,4 @@
-// The machine, and the versions of what is on it.
+// The machine, and the versions of the software on it.
 
 import os from 'node:os';
 

@@ -4,7 +4,7 @@ const WIDTH = 760;
 const HEIGHT = 400;
 const AREA = { left: 60, right: 190, top: 44, bottom: 48 };
 const LABEL_HEIGHT = 16;
-/** Told apart in colour and in grey, on white and on black. */
+/** Distinguishable in colour and in grey, on white and on black. */
 const STYLES = {
   'gateway per-user': ['#d9480f', ''],
   'gateway shared': ['#1c7ed6', ''],
@@ -55,7 +55,7 @@ export function plot(figures, scenarios) {
   ].join('\n');
 }
 
-/** Moves labels down that would cover the one above, then all up if they leave the area. */
+/** Moves a label down if it would cover the one above, then all labels up if they leave the area. */
 function apart(labels) {
   const sorted = [...labels].sort((a, b) => a.at - b.at);
   for (let i = 1; i < sorted.length; i += 1) sorted[i].at = Math.max(sorted[i].at, sorted[i - 1].at + LABEL_HEIGHT);

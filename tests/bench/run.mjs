@@ -1,11 +1,11 @@
-// Runs the benchmark and writes what came out as JSON; `report.mjs` renders it.
+// Runs the benchmark and writes the results as JSON; `report.mjs` renders it.
 //
 //   node run.mjs [--quick] RESULTS.json
 //   SERVERS='gateway shared,node' SCENARIOS=A,C REPEATS=1 limit it; turns in
 //   RESULTS.json of other servers and scenarios are kept.
 //
-// The servers take turns within a repeat, so that what the machine does besides
-// meets all of them.
+// The servers take turns within a repeat, so that other load on the machine affects all
+// of them.
 
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';

@@ -1,4 +1,4 @@
-// What each server is put through, and which servers are put through it.
+// The scenarios that servers are put through, and the servers of each.
 //
 // A phase is written as the load generator takes it: `rate:1000:5` is 1,000
 // updates a second for 5 s.
@@ -47,7 +47,7 @@ export const SCENARIOS = {
   },
 };
 
-/** For every day: one short turn each. */
+/** For everyday use: one short turn each. */
 export const QUICK = {
   A: {
     ...SCENARIOS.A,

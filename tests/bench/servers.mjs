@@ -11,16 +11,16 @@ import { EXCHANGE, SECRET, freePort, gatewayBinary, testsFolder, until } from '.
 
 const root = path.join(testsFolder, '..');
 
-/** Of the gateway's build, so that all are of the same. */
+/** From the gateway's build, so that all binaries come from the same one. */
 export const examples = path.join(path.dirname(gatewayBinary), 'examples');
 
 const START_MS = 30_000;
 
-/** What must not outlive this process, however it ends. */
+/** Child processes that must not outlive this one, however it ends. */
 const running = new Set();
 process.once('exit', () => running.forEach((child) => child.kill('SIGKILL')));
 
-/** `child_process.spawn` for what ends with this process. */
+/** `child_process.spawn` for a process that ends with this one. */
 export function spawnHere(...args) {
   const child = spawn(...args);
   running.add(child);
@@ -43,7 +43,7 @@ function gateway(topology, env = {}, command = gatewayBinary) {
       RUST_LOG: 'warn',
       LOG_FILE: '',
       JWT_SECRET: SECRET,
-      // What the load generator publishes, and the Node reference and the ceiling bind.
+      // The key that the load generator publishes with, and that the Node reference and the ceiling bind.
       RABBITMQ_BINDING_KEYS: 'user.{userId}.*',
       // All of the load comes from one address, and in one scenario from one user.
       MAX_CONNECTS_PER_SECOND: '0',
@@ -108,7 +108,7 @@ export async function startServer(name, broker) {
   let failure = null;
   child.once('error', (error) => (failure = error));
   for (const stream of [child.stdout, child.stderr]) {
-    // The end of it: a server may complain for minutes.
+    // The end of its output: a server may complain for minutes.
     stream.on('data', (data) => (server.output = (server.output + data).slice(-4000)));
   }
   const exited = new Promise((resolve) => child.once('close', resolve));

@@ -62,7 +62,7 @@ export function tables(figures, id, { title }) {
   return [`### ${title}`, first, ...state.map((columns) => table(figures, id, servers, columns))].join('\n\n');
 }
 
-/** The goals' table: a row is a goal, a column one of the gateway's topologies. What is missed is bold. */
+/** The goals' table: a row is a goal, a column one of the gateway's topologies. A missed goal is bold. */
 export function goalsTable(judged) {
   const columns = ['per-user', 'shared', 'firehose', 'shared, no recovery'];
   const rows = new Map();

@@ -10,7 +10,7 @@ import readline from 'node:readline';
 import { EXCHANGE, Publisher, SECRET, until } from '../e2e/harness.mjs';
 import { examples, spawnHere, startServer } from './servers.mjs';
 
-/** What a phase may take beyond the seconds that it names. */
+/** Time that a phase may take beyond its own seconds. */
 const SLACK_MS = 60_000;
 const SLACK_PER_SOCKET_MS = 12;
 
@@ -34,7 +34,7 @@ export async function declareExchange(broker) {
   await (await Publisher.connect(broker)).close();
 }
 
-/** Waits until the broker has finished what the turn before has left it: at most half a minute. */
+/** Waits until the broker has finished the work that the previous turn left, for at most half a minute. */
 export async function isQuiet(pid) {
   let before = ticksOf(pid);
   const check = async () => {

@@ -15,10 +15,10 @@ use amqprs::{
 };
 use tokio::{net::TcpStream, sync::watch, task::JoinHandle};
 
-/// Chat3's.
+/// The exchange that Chat3 publishes to.
 pub const EXCHANGE: &str = "chat3_updates";
 
-/// The longest that anything here may take before its test has failed.
+/// The longest time that anything here may take before its test fails.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 pub struct Broker {
@@ -32,7 +32,7 @@ impl Broker {
     pub async fn start() -> Self {
         let port = three_free_ports();
         let folder = std::env::temp_dir().join(format!("chat3-gateway-test-{port}"));
-        // A run that was killed may have left one, with what it had set.
+        // A run that was killed may have left a broker running, with its settings.
         let _ = std::fs::remove_dir_all(&folder);
         let mut broker = Self {
             process: run(&folder, port),
@@ -61,18 +61,18 @@ impl Broker {
         names
     }
 
-    /// The queues that are consumed; one that is consumed twice is there twice.
+    /// The queues that are consumed; one with two consumers is listed twice.
     pub fn consumed_queues(&self) -> Vec<String> {
         self.ctl(&["list_consumers", "--no-table-headers", "queue_name"])
     }
 
-    /// How many channels are open, whoever's.
+    /// How many channels are open, those of all clients.
     pub fn channels(&self) -> usize {
         self.ctl(&["list_channels", "--no-table-headers", "pid"])
             .len()
     }
 
-    /// How many connections are open, whoever's.
+    /// How many connections are open, those of all clients.
     pub fn connections(&self) -> usize {
         self.ctl(&["list_connections", "--no-table-headers", "pid"])
             .len()
@@ -110,7 +110,7 @@ impl Broker {
     }
 
     fn kill(&mut self) {
-        // An error means that it has exited, which is what is wanted.
+        // An error means that it has exited, which is the goal.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -150,7 +150,7 @@ fn three_free_ports() -> u16 {
     }
 }
 
-/// A way to a broker that can be cut.
+/// A proxy to a broker that can be cut.
 pub struct Link {
     port: u16,
     cut: watch::Sender<()>,
@@ -171,7 +171,7 @@ impl Link {
                         return;
                     };
                     tokio::select! {
-                        // However it ends, both connections are closed by it.
+                        // However this ends, it closes both connections.
                         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
                         _ = cut.changed() => {}
                     }
@@ -185,7 +185,7 @@ impl Link {
         }
     }
 
-    /// Breaks every connection that is open, wherever it is in a frame.
+    /// Breaks every open connection, even within a frame.
     pub fn cut(&self) {
         self.cut.send_replace(());
     }
@@ -246,7 +246,7 @@ pub async fn until(what: &str, condition: impl FnMut() -> bool) {
     until_within(DEADLINE, what, condition).await;
 }
 
-/// As [`until`], for what takes longer.
+/// Like [`until`], with a limit, for conditions that take longer.
 pub async fn until_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !condition() {

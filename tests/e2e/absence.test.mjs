@@ -1,5 +1,5 @@
-// Long absences: with a window of an hour, what is kept for those who are away
-// stays within its bounds, costs next to no CPU, and is all there when they return.
+// Long absences: with a window of an hour, the updates kept for users who are away stay
+// within their limits, cost next to no CPU, and are all there when the users return.
 //
 // ABSENT_USERS changes the size. Prints its figures as JSON.
 
@@ -12,7 +12,7 @@ import { Broker, Gateway, Publisher, Tab, anUpdate, token, until } from './harne
 
 const USERS = Number(process.env.ABSENT_USERS ?? 200);
 const UPDATES = 20;
-/** How long the process is watched while nothing happens: two looks at what has expired. */
+/** How long the process is watched while nothing happens: two checks for expired sessions. */
 const IDLE_MS = 10_000;
 const TICKS_PER_SECOND = Number(execFileSync('getconf', ['CLK_TCK']));
 
@@ -30,10 +30,10 @@ function residentBytes(pid) {
   return Number(line[1]) * 1024;
 }
 
-/** Everybody connects and loses the connection without a goodbye. */
+/** Every user connects, then loses the connection without a DISCONNECT. */
 async function everybodyLeaves(gateway) {
   const tabs = [];
-  // Few at a time: a crowd at once is let in before its subscriptions are there, and may then not recover.
+  // A few at a time: a crowd would be let in before its subscriptions exist, and might then be unable to recover.
   for (let i = 0; i < USERS; i += 20) {
     const few = userIds.slice(i, i + 20).map((userId) => new Tab(gateway, token(userId), { transports: ['websocket'], reconnection: false }));
     for (const tab of few) await tab.when('connected', () => tab.connects === 1, 60_000);
@@ -62,7 +62,7 @@ async function publish(publisher, gateway, rounds, fields = {}) {
   return published;
 }
 
-test('with a window of an hour, users who are away keep their queues, cost no CPU and return to all that they missed', async () => {
+test('with a window of an hour, users who are away keep their queues, cost no CPU and get everything they missed', async () => {
   const broker = await Broker.start();
   const publisher = await Publisher.connect(broker);
   const gateway = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1h' } });
@@ -83,7 +83,7 @@ test('with a window of an hour, users who are away keep their queues, cost no CP
     countedBytesPerUser: Math.round((await gateway.metric('recovery_bytes')) / USERS),
   };
   console.log(JSON.stringify(figures));
-  // A hundredth of a core for a thousand users; a clock tick at least.
+  // A hundredth of a core for a thousand users; at least one clock tick.
   assert.ok(idle < Math.max(0.01, USERS / 1000 * 0.01), JSON.stringify(figures));
   for (const tab of tabs) tab.socket.connect();
   for (const [i, tab] of tabs.entries()) {
@@ -96,7 +96,7 @@ test('with a window of an hour, users who are away keep their queues, cost no CP
   await broker.stop();
 });
 
-test('however long they stay away, what is kept stays within RECOVERY_TOTAL_BYTES, and who lost recovery is told', async () => {
+test('however long users are away, what is kept for them stays within RECOVERY_TOTAL_BYTES, and users who lost recovery are told', async () => {
   const LIMIT = 1024 * 1024;
   const broker = await Broker.start();
   const publisher = await Publisher.connect(broker);
@@ -111,7 +111,7 @@ test('however long they stay away, what is kept stays within RECOVERY_TOTAL_BYTE
   for (const tab of tabs) await tab.when('back', () => tab.connects === 2, 60_000);
   const recovered = tabs.map((tab) => tab.recovered.at(-1));
   for (const [i, tab] of tabs.entries()) {
-    // All of it, or nothing and the client knows.
+    // Either everything, or nothing and the client knows.
     if (recovered[i]) await tab.saw({ _id: published[i].at(-1) }, 60_000);
     assert.deepEqual(tab.ids, recovered[i] ? published[i] : []);
   }

@@ -1,5 +1,5 @@
 // docs/asyncapi.yaml is a valid AsyncAPI document, and describes what the gateway
-// really sends: every event of every fixture is held against it.
+// really sends: every event of every fixture is checked against it.
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
@@ -16,7 +16,7 @@ import { Broker, Gateway, Publisher, Tab, generations, testsFolder, token } from
 const docs = path.join(testsFolder, '..', 'docs');
 const asyncapi = parse(readFileSync(path.join(docs, 'asyncapi.yaml'), 'utf8'));
 
-// Strict mode refuses what it does not know, such as a misspelt keyword.
+// Strict mode refuses unknown keywords, such as misspelt ones.
 const ajv = new Ajv({ strict: true, strictTypes: false, strictRequired: false, allowUnionTypes: true, allErrors: true });
 ajv.addVocabulary(['components']);
 ajv.addSchema({ $id: 'asyncapi', components: asyncapi.components });
@@ -76,7 +76,7 @@ test('the refusals are those of PROTOCOL.md', () => {
 
 for (const envelope of ['auto', 'original', 'sections']) {
   for (const { since, bindingKeys, updates } of generations()) {
-    test(`what is sent of ${since}, ${envelope}, is as described, and a wrong field is not`, async () => {
+    test(`the events of ${since}, ${envelope}, are as described, and a wrong field is noticed`, async () => {
       const server = await Gateway.start(broker, { env: { CHAT3_ENVELOPE: envelope, RABBITMQ_BINDING_KEYS: bindingKeys.join(',') } });
       const { userId, tenantId } = updates[0].body;
       const tab = await Tab.open(server, userId, { claims: { tenantId } });
@@ -118,7 +118,7 @@ function* mutations(payload) {
     for (const [key, value] of Object.entries(node)) {
       if (!known.has(key)) continue;
       paths.push([...at, key]);
-      // Metadata is the operator's own.
+      // The operator decides what metadata holds.
       if (key !== 'meta' && typeof value === 'object' && value !== null && !Array.isArray(value)) walk(value, [...at, key]);
     }
   };
@@ -133,7 +133,7 @@ function* mutations(payload) {
   }
 }
 
-test('an update that says it is another event is no message:update and no dialog:update', () => {
+test('an update of another event type is neither a message:update nor a dialog:update', () => {
   const update = { userId: 'u', eventType: 'message.update', data: {} };
   holds(byEvent['message:update'], update, 'message.update');
   for (const eventType of ['message.create', 'dialog.update', 'user.add']) {

@@ -1,5 +1,5 @@
 // The benchmark works: its driver, load generator, servers and report, with small
-// numbers. A server that loses is not reported as one that delivers.
+// numbers. A server that loses updates is not reported as one that delivers them.
 
 import { after, before, describe, test } from 'node:test';
 import assert from 'node:assert/strict';
@@ -43,7 +43,7 @@ describe('turns', () => {
         ['saturate', 'per_second'], ['saturate', 'server_cpu_us_per_update'], ['saturate', 'broker_cpu_us_per_update'],
         ['settle', 'server_rss_kb'], ['churn', 'churn_connects'],
       ]) {
-        // The ceiling takes so little for 40 sockets that it may be no page at all.
+        // The ceiling needs so little for 40 sockets that it may not be a single page.
         const least = name.startsWith('ceiling') && field === 'kb_per_socket' ? -Infinity : 0;
         const value = figures.median('A', name, phase, field);
         assert.ok(value !== null && value > least, `${phase} ${field}: ${JSON.stringify(record)}`);
@@ -55,7 +55,7 @@ describe('turns', () => {
     const name = 'ceiling that drops';
     const record = await take(name, { phases: ['connect', 'rate:200:1'] });
     const lost = record.phases.at(-1).lost;
-    // 200 updates, two sockets, two events; a tenth of it.
+    // A tenth of 200 updates, two sockets, two events.
     assert.ok(lost >= 70 && lost <= 90, JSON.stringify(record));
     assert.match(new Figures([record]).verdict('A', name), /\*\*lost \d+\*\*/);
   });
@@ -84,7 +84,7 @@ test('the Node reference serves tabs that come and go, and comes back after the 
   after(() => server.stop());
   const seen = async (tab) => {
     const count = tab.events.length;
-    // Subscribed some time after the connect, as in the original.
+    // The subscription comes some time after the connect, as in the original.
     await until('an update', () => {
       publisher.update('usr_alice');
       return tab.events.length >= count + 2;

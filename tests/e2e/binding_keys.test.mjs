@@ -34,7 +34,7 @@ function publishAll(keys, user, tenantId) {
   });
 }
 
-test('without settings, what each generation of Chat3 publishes reaches its user once, and nobody else', async () => {
+test('without settings, the updates of each generation of Chat3 reach their user once, and nobody else', async () => {
   const gateway = await start();
   for (const [user, tenant, claims] of [
     ['usr_a', 'tnt_1', { tenantId: 'tnt_1' }],
@@ -57,7 +57,7 @@ test('without settings, what each generation of Chat3 publishes reaches its user
   }
 });
 
-test('an update that several of a user’s bindings match comes once', async () => {
+test('an update that matches several of a user’s bindings arrives once', async () => {
   const gateway = await start({ RABBITMQ_BINDING_KEYS: 'user.{userId}.*,user.{userId}.#,#.{userId}.#,user.{userId}.x' });
   const tab = await Tab.open(gateway, 'usr_twice');
   const ids = ['user.usr_twice.x', 'user.usr_twice.usr_twice.x', 'a.usr_twice'].map((key) => publishAll([key], 'usr_twice', 'tnt_default')[0]);
@@ -99,10 +99,10 @@ test('JWT_DEFAULT_TENANT_ID is the tenant of tokens that name none', async () =>
   assert.deepEqual([home.ids, away.ids], [[ours], [theirs]]);
 });
 
-test('where RabbitMQ permits some of the keys, users get what these bring, with one warning for each key', async () => {
+test('where RabbitMQ permits some of the keys, users get the updates of these, with one warning for each other key', async () => {
   await broker.ctl('add_user', 'some', 'pw');
   await broker.ctl('set_permissions', 'some', '.*', '.*', '.*');
-  // Of one generation; for each user, and for all of them at once.
+  // The keys of one generation: for each user, and for all users at once.
   await broker.ctl('set_topic_permissions', 'some', EXCHANGE, '^$', '^update\\.\\*\\.\\*\\.([^*#]+|\\*)\\.\\*$');
   const gateway = await start({ RABBITMQ_URL: broker.url.replace('rmuser:rmpassword', 'some:pw') });
   const users = Array.from({ length: 40 }, (_, i) => `usr_${i}`);
@@ -119,7 +119,7 @@ test('where RabbitMQ permits some of the keys, users get what these bring, with 
   const refused = await gateway.metric('binding_keys_refused_total');
   assert.ok(refused >= 3 && refused <= 3 * 3, `${refused} keys refused`);
   assert.doesNotMatch(gateway.logs, /RabbitMQ refused a subscription/);
-  // Nor does it ask again.
+  // The gateway does not ask again either.
   const more = await Promise.all(['usr_x', 'usr_y'].map((user) => Tab.open(gateway, user)));
   await gateway.metricIs('subscriptions', users.length + more.length);
   assert.ok((await gateway.metric('binding_keys_refused_total')) <= 9);

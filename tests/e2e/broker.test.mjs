@@ -1,4 +1,4 @@
-// The broker may be absent, go and come back; sockets stay and updates return.
+// The broker may be absent, go away and come back; sockets stay connected and updates resume.
 
 import assert from 'node:assert/strict';
 import net from 'node:net';
@@ -24,7 +24,7 @@ afterEach(async () => {
   for (const gateway of gateways.splice(0)) await gateway.kill();
 });
 
-/** As if Chat3 had never run. */
+/** As on a broker where Chat3 has never run. */
 async function withoutExchange() {
   const publisher = await Publisher.connect(broker);
   await publisher.channel.deleteExchange(EXCHANGE);
@@ -36,7 +36,7 @@ test('killing the broker and starting it again brings updates back to 30 users w
   const gateway = await start(broker);
   const users = Array.from({ length: 30 }, (_, i) => `usr_${i}`);
   const tabs = await Promise.all(users.map((user) => Tab.open(gateway, user)));
-  // A CONNECT waits for its subscription only so long.
+  // A CONNECT waits for its subscription for a limited time.
   await gateway.metricIs('subscriptions', 30);
   for (const [i, user] of users.entries()) await tabs[i].saw(publisher.update(user));
 
@@ -144,7 +144,7 @@ test('the gateway declares no exchange', async () => {
   assert.doesNotMatch(await broker.ctl('list_exchanges', '--no-table-headers', 'name'), new RegExp(EXCHANGE));
 });
 
-test('what only an operator can mend is said with what to do, and never with the password', async () => {
+test('what only an operator can mend is logged with what to do, and never with the password', async () => {
   await Publisher.connect(broker);
   const gateway = (url) => start(broker, { env: { RABBITMQ_URL: url }, connected: false });
   const vhost = await gateway(broker.url + 'nowhere');
@@ -164,7 +164,7 @@ test('an exchange that is deleted and made again: everybody is subscribed again'
   const gateway = await start(broker);
   const early = await Tab.open(gateway, 'usr_early');
   await publisher.channel.deleteExchange(EXCHANGE);
-  // The next subscription finds out; queues that lost their bindings are not told.
+  // The next subscription notices; RabbitMQ does not announce that queues lost their bindings.
   const late = await Tab.open(gateway, 'usr_late');
   await gateway.logged(/RabbitMQ connection closed.*404/);
   const again = await Publisher.connect(broker);
@@ -193,7 +193,7 @@ test('the service is back within one reconnect delay of the broker being back', 
   const scheduled = () => gateway.logs.match(/RabbitMQ reconnect scheduled/g).length;
   const back = scheduled();
   await gateway.isConnected();
-  // An attempt may have been under way. Not by the clock: a login takes what it takes.
+  // An attempt may have been under way. Not measured by the clock, since a login may take any time.
   assert.ok(scheduled() - back <= 1, gateway.logs);
 });
 
@@ -205,7 +205,7 @@ test('a broker that freezes is noticed within two heartbeats, and updates return
   broker.child.kill('SIGSTOP');
   await gateway.isConnected(false);
   const noticed = Date.now() - frozen;
-  // Which are 4 s.
+  // Two heartbeats are 4 s.
   assert.ok(noticed < 10_000, `${noticed} ms`);
   broker.child.kill('SIGCONT');
   await gateway.isConnected();
@@ -247,7 +247,7 @@ test('a link to the broker that swallows everything is noticed, and left for one
   proxy.close();
 });
 
-// In a firehose, users have no keys of their own to be refused.
+// In a firehose, there are no keys of single users that could be refused.
 const testOfKeys = topology === 'firehose' ? () => {} : test;
 
 testOfKeys('a user whose key the broker refuses waits alone; everybody else is served', async () => {
@@ -280,20 +280,20 @@ testOfOwnQueues('permissions that are withdrawn later cost newcomers their updat
   const gateway = await start(broker, { env: { RABBITMQ_URL: broker.url.replace('rmuser:rmpassword', 'later:pw') } });
   const old = await Tab.open(gateway, 'usr_old');
   const leaving = await Tab.open(gateway, 'usr_leaving');
-  // Neither making nor deleting a queue is permitted now, nor binding one.
+  // Now it is not permitted to declare, delete or bind a queue.
   await broker.ctl('set_permissions', 'later', '^$', '.*', '^chat3-gateway');
   await Promise.all([Tab.open(gateway, 'usr_new1'), Tab.open(gateway, 'usr_new2')]);
   await gateway.logged(/RabbitMQ refused a subscription user_id=usr_new[12].*\n(.*\n)*.*RabbitMQ refused a subscription user_id=usr_new[12]/);
   leaving.close();
   await broker.queuesAre(1);
-  // The exchange is looked for every 5 s, which is no longer permitted either.
+  // The exchange is checked every 5 s, which is no longer permitted either.
   await new Promise((resolve) => setTimeout(resolve, 6000));
   await old.saw(publisher.update('usr_old'));
   await gateway.metricIs('rabbitmq_reconnects_total', 0);
   await gateway.metricIs('subscriptions', 1);
 });
 
-test('an exchange that is deleted while nobody comes or goes is missed, and everybody subscribed again', async () => {
+test('an exchange that is deleted while nobody comes or goes is noticed, and everybody subscribed again', async () => {
   const publisher = await Publisher.connect(broker);
   const gateway = await start(broker);
   const tab = await Tab.open(gateway, 'usr_deaf');

@@ -1,6 +1,6 @@
-// CHAT3_ENVELOPE=sections: a page that reads what antirek/chatapp's page reads, and
-// listens to what that listens to, shows every generation of Chat3: two tabs, after
-// a cut, and after a restart of the gateway.
+// CHAT3_ENVELOPE=sections: a page that reads the same fields and listens to the same
+// events as antirek/chatapp's page shows every generation of Chat3: in two tabs, after a
+// cut connection, and after a restart of the gateway.
 
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
@@ -15,10 +15,10 @@ before(async () => {
   publisher = await Publisher.connect(broker);
 });
 
-/** With no setting but the envelope, whichever Chat3 it is. */
+/** Without any setting but the envelope, for every generation of Chat3. */
 const start = (env) => Gateway.start(broker, { env: { CHAT3_ENVELOPE: 'sections', ...env } });
 
-/** What the page shows: one dialog is open, with what was said in it before, and it is the only one of the list. */
+/** What the page shows: one dialog is open, with its earlier messages, and it is the only one in the list. */
 class Page {
   constructor(socket, userId, dialogId, earlier) {
     this.userId = userId;
@@ -95,7 +95,7 @@ class Page {
     this.typing.set(userId, { name: userName || userInfo?.name, expiresInMs });
   }
 
-  /** The messages in their order on the page, as they are shown. */
+  /** The messages as shown, in their order on the page. */
   get shown() {
     // A string is tried as a number first: an ISO time becomes its year.
     const time = ({ createdAt }) => (typeof createdAt === 'string' ? parseFloat(createdAt) || Date.parse(createdAt) : createdAt);
@@ -118,7 +118,7 @@ class Page {
 
 const shownOf = (page, { messageId, _id }) => page.shown.find(({ id }) => id === (messageId ?? _id));
 
-/** What holds of the page after an event, by what was published and what it showed before. */
+/** What must be true of the page after an event, given what was published and what the page showed before. */
 const checks = {
   'message.create'(page, { message, createdAt }, was) {
     assert.equal(page.shown.length, was.shown.length + 1);
@@ -188,7 +188,7 @@ for (const { since, updates } of generations()) {
     const port = String(await freePort());
     const gateway = await start({ PORT: port });
     const network = await Network.to(gateway);
-    // As its backend makes them: no tenant.
+    // As chatapp's backend makes them: without a tenant.
     const options = { claims: { phone: '79990000000' }, transports: ['websocket'] };
     const tabs = await Promise.all([Tab.open(gateway, userId, options), Tab.open(gateway, userId, options)]);
     const returns = await Tab.open(gateway, userId, { ...options, url: network.url });

@@ -9,7 +9,7 @@ import amqplib from 'amqplib';
 
 import { Broker, EXCHANGE, anUpdate, freePort, until } from './harness.mjs';
 
-/** Nodes share it; otherwise each makes one of its own. */
+/** Shared by the nodes; otherwise each node makes a different one. */
 const COOKIE = 'CHAT3GATEWAYTESTS';
 
 /** A message for a stream that has no leader is never confirmed. */
@@ -45,7 +45,7 @@ export class Cluster {
     return this.nodes.map(({ url }) => url).join(',');
   }
 
-  /** Whether it runs, as `Gateway.start` asks. */
+  /** Whether the cluster runs, as `Gateway.start` asks. */
   get child() {
     return this.nodes[0].child;
   }
@@ -75,8 +75,8 @@ export class Cluster {
 
 /**
  * Publishes one update after the other, each until RabbitMQ has confirmed it, over
- * whichever node is there. An update whose confirmation got lost may have arrived or
- * not; the next attempt is an update of its own.
+ * whichever node is alive. An update whose confirmation got lost may have arrived or
+ * not; the next attempt is a different update.
  */
 export class ConfirmingPublisher {
   /** `users` are published to in turn; `nodes` are tried in turn. */
@@ -117,12 +117,12 @@ export class ConfirmingPublisher {
         // The next node.
         await pause(PAUSE_MS);
       }
-      // It throws where there is nothing left to close.
+      // `close` throws if the connection is already closed.
       await Promise.resolve().then(() => connection.close()).catch(() => {});
     }
   }
 
-  /** The next update, of which nobody knows yet whether it arrives. */
+  /** The next update, uncertain to arrive until it is confirmed. */
   next() {
     const update = anUpdate(this.users[(this.confirmed.length + this.uncertain.size) % this.users.length]);
     this.uncertain.add(update._id);

@@ -1,4 +1,4 @@
-// Who is let in, and what everybody else is told.
+// Who is let in, and what clients that are refused are told.
 
 import assert from 'node:assert/strict';
 import { test, before } from 'node:test';

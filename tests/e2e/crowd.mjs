@@ -17,18 +17,18 @@ const goodbyes = [
     socket.write(Buffer.concat([frame('41'), frame('', { opcode: 8 })]));
     await socket.ended;
   },
-  // Closes the connection without a word (FIN).
+  // Closes the connection without a DISCONNECT (FIN).
   async (gateway, userId) => {
     const socket = await rawWebsocket(gateway, userId);
     socket.end();
     await socket.ended;
   },
-  // Is gone (RST).
+  // Resets the connection (RST).
   async (gateway, userId) => {
     const socket = await rawWebsocket(gateway, userId);
     socket.resetAndDestroy();
   },
-  // Is gone while it connects.
+  // Resets the connection while it connects.
   async (gateway, userId) => {
     const socket = await rawConnection(gateway);
     socket.write(HANDSHAKE);
@@ -44,10 +44,10 @@ const goodbyes = [
   },
 ];
 
-/** Polls once, and is not heard of again: its session lasts until the heartbeat ends it. */
+/** Polls once and never again: its session lasts until the heartbeat ends it. */
 const abandon = pollingSession;
 
-/** `count` clients connect and go; with `abandoning`, one in 100 leaves a session behind. */
+/** `count` clients connect and leave; with `abandoning`, one in 100 leaves a session behind. */
 export async function comeAndGo(gateway, count, { abandoning = false } = {}) {
   let started = 0;
   const client = async () => {
@@ -60,21 +60,21 @@ export async function comeAndGo(gateway, count, { abandoning = false } = {}) {
   await Promise.all(Array.from({ length: PARALLEL }, client));
 }
 
-/** Waits until nothing of any client is left, and returns the gateway's memory in MiB. */
+/** Waits until no client has left anything behind, and returns the gateway's memory in MiB. */
 export async function nothingIsLeft(gateway, broker) {
   // Sessions without a heartbeat end within 45 s, idle connections within 30 s.
   const limit = 75_000;
   for (const name of ['sockets', 'users', 'subscriptions']) {
     await until(`${name} is 0`, async () => (await gateway.metric(name)) === 0, limit);
   }
-  // But the one that this asks over.
+  // Except the one that this request uses.
   await until('no connections', () => connectionsTo(gateway) <= 1, limit);
   await broker.queuesAre(0);
   assert.equal((await broker.ctl('list_consumers', '--no-table-headers', 'queue_name')).trim(), '');
   return rssOf(gateway.child.pid);
 }
 
-/** How many connections the gateway holds, including those that only it has not closed. */
+/** How many connections the gateway holds, including those that only the peer has closed. */
 function connectionsTo(gateway) {
   const port = Number(new URL(gateway.url).port).toString(16).toUpperCase().padStart(4, '0');
   const [ESTABLISHED, CLOSE_WAIT] = ['01', '08'];

@@ -1,4 +1,4 @@
-// docs/DATA.md is what the fixtures hold. `make docs` writes it.
+// docs/DATA.md describes the fixtures. `make docs` writes it.
 
 import assert from 'node:assert/strict';
 import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
@@ -11,10 +11,10 @@ const fixtures = path.join(root, 'tests/fixtures');
 const generations = readdirSync(fixtures).filter((name) => name.endsWith('.json')).sort()
   .map((name) => JSON.parse(readFileSync(path.join(fixtures, name), 'utf8')));
 
-/** The longest line, which a page of this width still shows. */
+/** The longest line that the page shows without scrolling. */
 const WIDTH = 110;
 
-/** JSON in as few lines as fit. */
+/** JSON in as few lines as possible. */
 function json(value, indent = '', taken = 0) {
   const text = JSON.stringify(value, null, 1).replace(/\n */g, ' ');
   if (typeof value !== 'object' || value === null || indent.length + taken + text.length <= WIDTH) return text;
@@ -28,7 +28,7 @@ function json(value, indent = '', taken = 0) {
 const block = (value) => `\`\`\`json\n${json(value)}\n\`\`\``;
 const code = (names) => names.map((name) => `\`${name}\``).join(', ');
 
-/** A paragraph in lines that fit a page. */
+/** A paragraph, wrapped to the page's width. */
 const lines = (text, width = 140) => text.split(' ').reduce((all, word) => {
   if (all.length && all.at(-1).length + 1 + word.length <= width) all[all.length - 1] += ` ${word}`;
   else all.push(word);
@@ -36,9 +36,9 @@ const lines = (text, width = 140) => text.split(' ').reduce((all, word) => {
 }, []).join('\n');
 const details = (summary, ...content) => `<details><summary>${lines(summary)}</summary>\n\n${content.join('\n\n')}\n\n</details>`;
 
-// ---- What a body has that another has not ------------------------------------------
+// ---- The differences between bodies ------------------------------------------------
 
-/** What a value is: times are told apart by how they are written, and `null` is any of them. */
+/** The kind of a value: times are distinguished by their format, and `null` is of any kind. */
 function kind(value) {
   if (value === null) return 'null';
   if (typeof value !== 'string') return typeof value;
@@ -46,7 +46,7 @@ function kind(value) {
   return /^\d{4}-\d\d-\d\dT/.test(value) ? 'time in ISO 8601' : 'string';
 }
 
-/** Fields whose values say what an update is about: these differ where their values do. */
+/** Fields whose values say what an update is about: two of these differ if their values do. */
 const TELLING = ['includedSections', 'updatedFields', 'uiTarget', 'version'];
 
 /** The fields of a body: path and kind of each value in it. Fields of a list's items count once. */
@@ -74,7 +74,7 @@ function part(value, paths, at = []) {
   return kept.length ? Object.fromEntries(kept) : undefined;
 }
 
-/** The highest paths of which nothing is left in `rest`: `data.message` for all that a message had. */
+/** The highest paths that have nothing left in `rest`: `data.message` if all fields of the message are gone. */
 function gone(paths, rest) {
   const left = [...rest.keys()];
   const highest = paths.map((path) => {
@@ -85,7 +85,7 @@ function gone(paths, rest) {
   return [...new Set(highest)];
 }
 
-/** Bodies, each told by what it has that the one most like it has not, where that is shorter than the whole. */
+/** Bodies, each shown as its difference from the most similar one, if that is shorter than the whole. */
 class Shown {
   #all = [];
 
@@ -161,9 +161,9 @@ function page() {
   return `${parts.join('\n\n')}\n`;
 }
 
-test('docs/DATA.md is what the fixtures hold', () => {
+test('docs/DATA.md describes the fixtures', () => {
   const file = path.join(root, 'docs/DATA.md');
   if (process.env.UPDATE_DOCS) writeFileSync(file, page());
-  // Not by assert.equal: a difference of thousands of lines helps nobody.
+  // Not assert.equal: a diff of thousands of lines would not help.
   assert.ok(readFileSync(file, 'utf8') === page(), 'docs/DATA.md is not what the fixtures hold: make docs');
 });

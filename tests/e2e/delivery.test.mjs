@@ -16,13 +16,13 @@ before(async () => {
   gateway = await Gateway.start(broker);
 });
 
-/** Waits until everything that the broker has handed out for so many users is acknowledged. */
+/** Waits until every message that the broker delivered for this many users is acknowledged. */
 async function allIsAcknowledged(users) {
   const isAcknowledged = ({ unacknowledged }) => unacknowledged === 0;
   await until('all is acknowledged', async () => (await broker.queuesAre(users)).every(isAcknowledged));
 }
 
-/** What one update becomes, by the documented table. */
+/** The events of one update, by the documented table. */
 function expectedEvents({ emits, body }) {
   return emits.map((event) => ({ event, args: [event === 'message:new' ? body.data : body] }));
 }
@@ -40,7 +40,7 @@ for (const { since, bindingKeys, updates } of generations()) {
       await tab.when('all events', () => tab.events.length >= expected.length);
       assert.deepEqual(tab.events, expected);
     }
-    // A sentinel published last comes first: nothing else was on its way.
+    // The sentinel, published last, is the next to arrive: nothing else was on its way.
     const key = updates[0].routingKey.replace(recipient, 'usr_stranger');
     const sentinel = anUpdate('usr_stranger', claims);
     publisher.publish(key, sentinel);
@@ -51,7 +51,7 @@ for (const { since, bindingKeys, updates } of generations()) {
   });
 }
 
-test('what Chat3 publishes twice comes once where that is wished, live and recovered alike', async () => {
+test('an update that Chat3 publishes twice arrives once where DROP_REPEATED_UPDATES is set, live and recovered alike', async () => {
   const server = await Gateway.start(broker, { env: { DROP_REPEATED_UPDATES: 'true' } });
   const { updates } = generations().at(-1);
   const { userId, tenantId } = updates[0].body;
@@ -69,7 +69,7 @@ test('what Chat3 publishes twice comes once where that is wished, live and recov
   network.cut();
   await returns.when('the cut', () => returns.disconnects.length === 1);
   updates.slice(1).forEach(twice);
-  // Without an updateType nobody can tell.
+  // Without an updateType, the gateway cannot tell a repeat.
   const early = anUpdate(userId, { tenantId });
   twice({ routingKey: `user.${userId}.messageupdate`, body: early });
   const expected = updates.flatMap(expectedEvents);
@@ -90,7 +90,7 @@ test('what Chat3 publishes twice comes once where that is wished, live and recov
   await server.kill();
 });
 
-test('what is published twice comes twice by default', async () => {
+test('an update that is published twice arrives twice by default', async () => {
   const [{ routingKey, body }] = generations().at(-1).updates;
   const tab = await Tab.open(gateway, body.userId, { claims: { tenantId: body.tenantId } });
   publisher.publish(routingKey, body);
@@ -164,7 +164,7 @@ for (const [what, options] of [
     for (const tab of tabs) {
       await tab.when('2,000 updates', () => tab.events.length >= 4000);
       assert.deepEqual(tab.ids, published);
-      // Each message:new comes right after its chat3:update.
+      // Each message:new arrives right after its chat3:update.
       tab.events.forEach(({ event }, index) => {
         assert.equal(event, index % 2 === 0 ? 'chat3:update' : 'message:new');
       });
@@ -176,7 +176,7 @@ for (const [what, options] of [
 }
 
 test('updates that pour in while a socket upgrades are neither lost nor doubled', async () => {
-  // More than engineioxide's polling payload of old, right around the upgrade.
+  // More than engineioxide's default polling payload, right around the upgrade.
   const filler = 'ж'.repeat(5000);
   const first = await Tab.open(gateway, 'usr_upgrade');
   for (let round = 0; round < 5; round += 1) {
@@ -210,7 +210,7 @@ test('a body is forwarded byte for byte', async () => {
   await tab.when('connected', () => tab.connects === 1);
   const frames = [];
   tab.socket.io.engine.on('packet', ({ type, data }) => type === 'message' && frames.push(data));
-  // Number formats, key order, escapes and spacing that a decoder would normalise.
+  // Number formats, key order, escapes and spacing, all of which a decoder would normalise.
   const body = '{ "userId":"usr_raw", "tenantId":"t", "n":1.10, "f":1782133682669.8088, "big":12345678901234567890,"eventType":"message.update","e":"\\u0416\\/","data":{ "z":1,"a":2} }';
   publisher.publish('user.usr_raw.messageupdate', Buffer.from(body));
   await tab.when('both events', () => tab.events.length === 2);
@@ -238,7 +238,7 @@ for (const transports of [['polling'], ['websocket']]) {
   });
 }
 
-test('queues for online users, shared by the tabs, and none for who has left', async () => {
+test('online users have a queue, shared by their tabs, and users who left have none', async () => {
   await broker.queuesAre(0);
   const a1 = await Tab.open(gateway, 'usr_q1');
   const a2 = await Tab.open(gateway, 'usr_q1');
@@ -267,7 +267,7 @@ test('everything received is acknowledged', async () => {
   let last;
   for (let i = 0; i < 500; i += 1) last = publisher.update('usr_ack');
   await tab.saw(last);
-  // More than the prefetch arrived; the rest of the proof is an empty queue.
+  // More than the prefetch arrived; an empty queue proves the rest.
   await allIsAcknowledged(1);
   tab.close();
 });
@@ -315,7 +315,7 @@ for (const [what, reason, body] of poison) {
   });
 }
 
-test('who publishes nothing but nonsense fills no log', async () => {
+test('a publisher of nothing but nonsense does not fill the log', async () => {
   const server = await Gateway.start(broker);
   const tab = await Tab.open(server, 'usr_nonsense');
   const start = Date.now();
@@ -323,7 +323,7 @@ test('who publishes nothing but nonsense fills no log', async () => {
   await tab.saw(publisher.update('usr_nonsense'));
   const seconds = (Date.now() - start) / 1000;
   const lines = server.logs.split('\n').filter((line) => line.includes('Update rejected'));
-  // Two kinds, each at once and then once a second.
+  // Two reasons; for each, a line at once and then one a second.
   assert.ok(lines.length >= 2 && lines.length <= 2 * (seconds + 2), `${lines.length} lines in ${seconds} s`);
   for (const reason of ['empty', 'not_json']) assert.equal(await server.metric(`updates_rejected_total{reason="${reason}"}`), 1500);
   tab.close();
@@ -347,7 +347,7 @@ test('two tenants\' users of the same id see their own updates only', async () =
   two.close();
 });
 
-test('received updates are delivered, kept for who may come back, or rejected, and none is left over', async () => {
+test('every update received is delivered, kept for users who may come back, or rejected', async () => {
   const names = ['updates_received_total', 'updates_delivered_total', 'updates_kept_total', 'updates_rejected_total', 'update_latency_seconds_count'];
   let sums;
   // The counters follow the events.
@@ -356,7 +356,7 @@ test('received updates are delivered, kept for who may come back, or rejected, a
     sums = names.map((name) => [...text.matchAll(new RegExp(`^chat3_gateway_${name}(?:\\{.*\\})? (\\d+)`, 'gm'))]
       .reduce((total, [, value]) => total + Number(value), 0));
     const [received, delivered, kept, rejected, measured] = sums;
-    // Of a burst, what its socket was not quick enough for was kept until it was.
+    // What the socket did not take at once of a burst was kept until it did.
     return delivered + kept > 6000 && measured > 1000 && received === delivered + kept + rejected;
   }).catch((error) => {
     throw new Error(`${error.message}: ${names.map((name, i) => `${name} ${sums[i]}`).join(', ')}`);

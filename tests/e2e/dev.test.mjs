@@ -40,7 +40,7 @@ test('its health claims no RabbitMQ', async () => {
   assert.deepEqual(await gateway.json('/health'), { status: 'ok', rabbitmq: 'none', isConnected: true });
 });
 
-test('what is published by HTTP reaches the recipient only, with the data that was given', async () => {
+test('an update published by HTTP reaches the recipient only, with the data that was given', async () => {
   const [alice, bob] = [await signIn('usr_a', 'tnt_default'), await signIn('usr_b')];
   const answer = await gateway.get('/dev/updates', json({ userId: 'usr_a', eventType: 'dialog.changed', data: { name: 'x' } }));
   assert.equal(answer.status, 202);
@@ -66,7 +66,7 @@ test('a burst arrives complete and in order', async () => {
   assert.deepEqual(received(), published);
 });
 
-test('requests that make no sense are told why', async () => {
+test('requests that make no sense are answered with the reason', async () => {
   for (const [path, body, error] of [
     ['/dev/tokens', { userId: '*' }, /userId contains a character/],
     ['/dev/tokens', {}, /userId/],
@@ -125,7 +125,7 @@ test('SIGTERM ends it', async () => {
 
 let browser;
 
-/** Chromium as Debian packages it, kept from calling home. */
+/** Chromium as Debian packages it, without requests to its vendor. */
 before(async () => {
   browser = await chromium.launch({
     executablePath: '/usr/bin/chromium',
@@ -134,7 +134,7 @@ before(async () => {
 });
 after(() => browser?.close());
 
-/** Holds what waits for `opens` until `open()`. */
+/** Holds everyone who awaits `opens` until `open()` is called. */
 function aGate() {
   const gate = {};
   gate.opens = new Promise((resolve) => (gate.open = resolve));
@@ -151,7 +151,7 @@ async function newPage(options) {
 
 /**
  * The page with both users live, their upgrades over, and the samples loaded; its errors fail the test.
- * A connection that is cut in the midst of its upgrade would be one.
+ * A connection that is cut during its upgrade would cause one.
  */
 async function openPage(options = {}, server = gateway) {
   const page = await newPage(options);
@@ -252,7 +252,7 @@ test('page: invalid JSON is explained and not published', async () => {
   await page.close();
 });
 
-test('page: what is pressed while an update is on its way is published after it', async () => {
+test('page: an update sent while another is on its way is published after it', async () => {
   const page = await openPage();
   const answered = aGate();
   await page.route('**/dev/updates', async (route) => {
@@ -275,7 +275,7 @@ test('page: what is pressed while an update is on its way is published after it'
   await page.close();
 });
 
-test('page: what is published while a connection is cut comes once, marked as replayed', async () => {
+test('page: an update published while a connection is cut arrives once, marked as replayed', async () => {
   const page = await openPage();
   await page.selectOption('#publish-to', 'both');
   await inPane(page, 'a', 'cut').click();
@@ -302,9 +302,9 @@ test('page: what is published while a connection is cut comes once, marked as re
   await page.close();
 });
 
-test('page: a connection that is cut in the midst of its upgrade, and restored before that is over, comes back', async () => {
+test('page: a connection that is cut during its upgrade, and restored before the upgrade is over, comes back', async () => {
   const page = await newPage();
-  // It begins with a websocket, here as soon as the connection is live, and is over when the last poll is answered, with nothing.
+  // The upgrade begins with a websocket, here as soon as the connection is live, and is over when the last poll is answered, with nothing.
   const [PROBED, NOOP] = ['3probe', '6'];
   const [live, restored] = [aGate(), aGate()];
   let probed = 0;
@@ -333,7 +333,7 @@ test('page: a connection that is cut in the midst of its upgrade, and restored b
   restored.open();
   await state(page, 'a', 'recovered');
   await inPane(page, 'a', 'transport').filter({ hasText: 'websocket' }).waitFor();
-  // And comes back the next time as well.
+  // The connection comes back the next time as well.
   await inPane(page, 'a', 'cut').click();
   await rows(page, 'a', 'disconnect').nth(1).waitFor();
   await inPane(page, 'a', 'cut').click();
@@ -478,7 +478,7 @@ test('page: it fits a phone', async () => {
   await page.close();
 });
 
-test('page: nothing inline, nothing from elsewhere', async () => {
+test('page: nothing is inline, and nothing comes from other hosts', async () => {
   const policy = (await gateway.get('/')).headers.get('content-security-policy');
   assert.match(policy, /default-src 'none'; script-src 'self'; style-src 'self';/);
   assert.doesNotMatch(policy, /unsafe/);

@@ -1,4 +1,4 @@
-// The documentation holds (see also drift.test.mjs): commands work, snippets are safe to paste, and the gate does what it promises.
+// The documentation is true (see also drift.test.mjs): commands work, snippets are safe to paste, and the gate does what it promises.
 
 import assert from 'node:assert/strict';
 import { execFile, execFileSync } from 'node:child_process';
@@ -56,7 +56,7 @@ async function withStubs(stubs, command, args, env = {}) {
   return promisify(execFile)(command, args, options).then(({ stdout }) => ({ code: 0, stdout }), ({ code, stdout, stderr }) => ({ code, stdout, stderr }));
 }
 
-test('the gate runs what is behind a part that fails, then says which failed, and counts', async () => {
+test('the gate runs the parts after one that fails, then says which failed, and counts', async () => {
   const cargo = `
     case "$1" in
       fmt) exit 1 ;;
@@ -88,13 +88,13 @@ test('a Node that is too old is named before anything is installed for it', asyn
 /** The fenced blocks of JavaScript in a page. */
 const snippets = (page) => [...readFileSync(join(root, page), 'utf8').matchAll(/^```jsx?\n([\s\S]*?)^```/gm)].map(([, code]) => code);
 
-/** Those that make a socket, by page, and those that handle its refusal. */
+/** The snippets that make a socket, by page, and those that handle its refusal. */
 const connecting = pages.flatMap((page) => snippets(page).filter((code) => /\bio\(/.test(code)).map((code) => ({ page, code })));
 const handling = pages.flatMap((page) => snippets(page).filter((code) => !/\bio\(/.test(code) && /connect_error/.test(code)).map((code) => ({ page, code })));
 
 /**
- * Runs a snippet, or the hook that it declares, as pasted: against `gateway`, with `getToken` for the reader's own, and
- * with pauses that are noted, and a hundredth as long.
+ * Runs a snippet, or the hook that it declares, as pasted: against `gateway`, with `getToken` in place of the reader's
+ * function, and with pauses that are recorded and a hundredth as long.
  */
 function paste(gateway, code, getToken) {
   const pasted = { pauses: [], connects: 0, signedOut: [] };
@@ -135,7 +135,7 @@ test('a pasted snippet that is refused pauses, longer each time, and ends, in an
     const attempts = () => gateway.metric(REFUSED);
     await until(`${page}: the end of its attempts`, async () => {
       assert.ok(await attempts() <= 8, `${page}: ${await attempts()} attempts`);
-      // Without a handler, the first is the last.
+      // Without a handler, the first attempt is the last one.
       return handles ? pasted.signedOut.length > 0 : !pasted.socket.active;
     });
     assert.equal(pasted.pauses.length, handles ? 5 : 0, page);
@@ -147,7 +147,7 @@ test('a pasted snippet that is refused pauses, longer each time, and ends, in an
   }
 });
 
-test('a pasted snippet gets in with the next token, and lives through a backend that gives none', async () => {
+test('a pasted snippet gets in with the next token, and survives a backend that gives none', async () => {
   const gateway = await Gateway.start(null, { args: ['dev'], env: { JWT_SECRET: SECRET } });
   await Promise.all(connecting.map(async ({ page, code }) => {
     let asked = 0;

@@ -1,5 +1,5 @@
 // `chat3-gateway doctor` against brokers that are well and brokers that are not.
-// Each broken one is real: another vhost, user, exchange or certificate.
+// Each fault is real: another vhost, user, exchange or certificate.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -36,7 +36,7 @@ before(async () => {
   });
 });
 
-/** A CA, and certificates by it for `localhost` and for a client; all in one folder. */
+/** A CA and its certificates for `localhost` and for a client, all in one folder. */
 async function certificates() {
   const folder = temporaryFolder();
   const openssl = (...args) => run('openssl', args, { cwd: folder });
@@ -51,7 +51,7 @@ async function certificates() {
       '-addext', 'subjectAltName=DNS:localhost', '-addext', `extendedKeyUsage=${usage}`, '-addext', 'basicConstraints=critical,CA:FALSE',
     );
   }
-  // `req` makes no certificate that is over.
+  // `openssl req` makes no certificate that has already expired.
   await openssl('req', ...key, '-keyout', 'expired.key', '-out', 'expired.csr', '-subj', '/CN=expired', '-addext', 'subjectAltName=DNS:localhost');
   const authority = ['[ca]', 'default_ca=own', '[own]', 'database=index', 'rand_serial=yes', 'new_certs_dir=.', 'policy=any', 'copy_extensions=copy', '[any]', 'commonName=supplied'];
   writeFileSync(path.join(folder, 'ca.cnf'), authority.join('\n'));
@@ -63,7 +63,7 @@ async function certificates() {
   return (file) => path.join(folder, file);
 }
 
-/** Chat3's place: a vhost of its own with an exchange, and what publishes to it. */
+/** Chat3's side: a separate vhost with an exchange, and a publisher. */
 class Place {
   static places = 0;
 
@@ -88,7 +88,7 @@ class Place {
     return this.url.replace('rmuser:rmpassword', `${name}:its-Password-7`);
   }
 
-  /** Publishes one update after another until `stop` is called: keys, or keys with the user who is in the body. */
+  /** Publishes one update after another until `stop` is called. Takes keys, or keys with the user whom the body names. */
   publishing(updates, { timestamp = () => Date.now() } = {}) {
     const timer = setInterval(() => {
       for (const update of updates) {
@@ -97,7 +97,7 @@ class Place {
         this.channel.publish(EXCHANGE, key, body, { timestamp: timestamp() });
       }
     }, 50);
-    // A test that fails stops nothing.
+    // A test that fails does not call `stop`.
     after(() => clearInterval(timer));
     return { stop: () => clearInterval(timer) };
   }
@@ -108,7 +108,7 @@ class Place {
 }
 
 const environment = (url, env = {}) => ({
-  // One template, so that what is said of it can be told apart.
+  // One template, so that it is clear which one a finding is about.
   RABBITMQ_BINDING_KEYS: 'user.{userId}.*',
   RABBITMQ_URL: url, JWT_SECRET: SECRET, LOG_FILE: '', PORT: '0', CORS_ORIGIN: 'https://chat.example.com', MAX_SOCKETS: '500', ...env,
 });
@@ -130,7 +130,7 @@ async function doctor(url, { env, args = ['--listen', '1s'], cwd } = {}) {
   return { code, report, worst, text: stdout };
 }
 
-/** Asserts a finding: its status, and what it and its advice say. */
+/** Asserts a finding: its status, and the texts of the finding and its advice. */
 function says({ worst, text }, check, status, ...patterns) {
   const finding = worst[check];
   assert.ok(finding, `${check} in ${text}`);
@@ -207,7 +207,7 @@ test('the text has no colours where it is not a terminal, and each problem has w
 });
 
 test('an absent broker: not known, nothing listens, or something else answers', async () => {
-  // A name server that is away itself does not answer.
+  // A name server that is down does not answer.
   says(await doctor('amqp://a:b@no-such-host.invalid/'), 'dns', 'problem', /not known|no answer within/, /name server/);
   const refused = await doctor(`amqp://a:b@localhost:${await freePort()}/`);
   says(refused, 'tcp', 'problem', /refused/, /is RabbitMQ running/);
@@ -225,7 +225,7 @@ test('an absent broker: not known, nothing listens, or something else answers', 
   }
 });
 
-test('a peer that accepts and stays silent is told of in time, and SIGINT ends the wait', async () => {
+test('a peer that accepts and stays silent is reported in time, and SIGINT ends the wait', async () => {
   const server = await listening(() => {});
   const start = Date.now();
   const silent = await doctor(server.url);
@@ -322,8 +322,8 @@ test('with the documented least rights it finds nothing wrong, and says what it 
   says(some, 'bind', 'warning', /with user\.\{userId\}\.\*, as.* but not with user\.\*\.\{userId\}\.\*,update/, /set_topic_permissions/);
   await followAdvice(some, 'bind');
   says(await doctor(url, { env: unset }), 'bind', 'ok');
-  // Without topic permissions, which confine the gateway and are not needed by it, it may
-  // listen: the exchange's behaviour tells its type.
+  // Topic permissions confine the gateway, and it does not need them. Without them the
+  // doctor may listen: the exchange's behaviour tells its type.
   await broker.ctl('clear_topic_permissions', '-p', place.vhost, 'least', EXCHANGE);
   const publishing = place.publishing(['user.usr_b.typing']);
   const listening = await doctor(url);
@@ -342,7 +342,7 @@ test('the keys that it tries to bind are those of the configured topology', asyn
   const url = await place.user('topologist', '^chat3-gateway\\.', '^chat3-gateway\\.', `^(chat3-gateway\\..*|${EXCHANGE})$`);
   const within = (topology, env) => doctor(url, { env: { RABBITMQ_TOPOLOGY: topology, ...env } });
   const topic = (read) => broker.ctl('set_topic_permissions', '-p', place.vhost, 'topologist', EXCHANGE, '^$', read);
-  // As docs/SECURITY.md has it for users of their own, and for a firehose.
+  // As in docs/SECURITY.md, for separate users and for a firehose.
   await topic('^user\\.[^*#]+\\.\\*$');
   for (const topology of ['per-user', 'shared']) {
     says(await within(topology), 'bind', 'ok', new RegExp(`with user\\.{userId}\\.\\*, as in the topology ${topology}`));
@@ -362,7 +362,7 @@ test('the keys that it tries to bind are those of the configured topology', asyn
   assert.equal(await place.queues(), '');
 });
 
-test('where topic permissions confine it, it listens to what they allow', async () => {
+test('where topic permissions confine it, it listens with the keys that they allow', async () => {
   const place = await Place.make();
   const url = await place.user('confined', '^chat3-gateway\\.', '^chat3-gateway\\.', `^(chat3-gateway\\..*|${EXCHANGE})$`);
   const topic = (read) => broker.ctl('set_topic_permissions', '-p', place.vhost, 'confined', EXCHANGE, '^$', read);
@@ -371,7 +371,7 @@ test('where topic permissions confine it, it listens to what they allow', async 
   });
   const key = 'update.dialog.tnt_x.user.usr_known.message';
   const publishing = place.publishing([[key, 'usr_known', 'tnt_x'], ['user.usr_known.typing', 'usr_known', 'tnt_x']]);
-  // What a firehose needs is what can be listened with.
+  // The key that a firehose needs is one that the doctor can listen with.
   await topic('^$');
   await followAdvice(await within('firehose', undefined), 'bind');
   const firehose = await within('firehose', undefined);
@@ -382,12 +382,12 @@ test('where topic permissions confine it, it listens to what they allow', async 
   const wrong = await within('firehose', 'user.{userId}.*');
   says(wrong, 'bindings', 'problem', /misses \d+ of \d+/, /update\.\*\.\{tenantId\|\*\}\.\*\.\{userId\}\.\*/);
   assert.deepEqual(problems(wrong), ['bindings']);
-  // With those of one template, nothing is heard of what has other keys: that is not known.
+  // With the keys of one template, updates with other keys are not received: their state is not known.
   await topic('^user\\.([^*#]+|\\*)\\.\\*$');
   const narrow = await within('firehose', 'user.{userId}.*');
   says(narrow, 'listening', 'ok', /let only user\.\*\.\* be heard/);
   says(narrow, 'bindings', 'ok', /matches all/);
-  // For single users there is nobody to listen for, but for the user of a token.
+  // With keys for single users, the doctor can only listen for the user of a token.
   await topic('^(user|update\\.\\*\\.tnt_x\\.\\*)\\.[^*#]+\\.\\*$');
   says(await within('per-user', 'user.{userId}.*'), 'keys', 'unknown', /topic permissions/, /token of a user/);
   const known = await within('per-user', 'user.{userId}.*', ['--token', token('usr_known', { tenantId: 'tnt_x' })]);
@@ -453,7 +453,7 @@ function advised({ worst }) {
   return advice.includes('leave it unset') ? [...values, undefined] : values;
 }
 
-/** `undefined` is no setting. */
+/** `undefined` means that the setting is absent. */
 const setting = (value) => ({ RABBITMQ_BINDING_KEYS: value });
 
 /** Asserts that with this setting updates arrive, for tokens with a tenant and without. */
@@ -504,14 +504,14 @@ for (const { since, updates } of generations()) {
   });
 }
 
-/** Which of the templates get the updates of Chat3 since that day, the advised one first, and which do not. */
+/** The templates that get the updates of Chat3 since that day, the advised one first, and those that do not. */
 function ofGeneration(since) {
   const count = { '2025-10-31': 0, '2025-11-19': 1 }[since] ?? (since < '2026-06' ? 2 : 3);
   const right = count === 3 ? WITH_TENANT : [TEMPLATES[count]];
   return { right, wrong: TEMPLATES.filter((template) => !right.includes(template)) };
 }
 
-test('ids with dots are read as the body has them', async () => {
+test('ids with dots are read as the body spells them', async () => {
   const place = await Place.make();
   for (const [key, userId, tenantId, ...right] of [
     // The same key twice: of two users, and of two generations.
@@ -535,7 +535,7 @@ test('ids with dots are read as the body has them', async () => {
   }
 });
 
-test('a tenant with dots is not found for tokens without one, and that is said', async () => {
+test('updates of a tenant with dots are not found for tokens without a tenant, and the finding says so', async () => {
   const place = await Place.make();
   const publishing = place.publishing([['update.dialog.tnt.x.user.usr_a.message', 'usr_a', 'tnt.x']]);
   const examined = await doctor(place.url, { env: setting(undefined) });
@@ -547,7 +547,7 @@ test('a tenant with dots is not found for tokens without one, and that is said',
   publishing.stop();
 });
 
-test('of several templates it is said what each gets, and what is missed is added', async () => {
+test('for several templates the finding says what each gets, and the advice adds the missing one', async () => {
   const place = await Place.make();
   const both = place.publishing(['update.dialog.user.usr_s3cret.message', 'user.usr_s3cret.typing']);
   const half = await doctor(place.url, { env: setting('user.{userId}.*') });
@@ -559,7 +559,7 @@ test('of several templates it is said what each gets, and what is missed is adde
   both.stop();
 });
 
-test('what is no update of a user\'s, or of no known generation, is told apart', async () => {
+test('messages that are no user\'s update, or of no known generation, are reported as such', async () => {
   const place = await Place.make();
   const examine = async (updates, env) => {
     const publishing = place.publishing(updates);
@@ -570,7 +570,7 @@ test('what is no update of a user\'s, or of no known generation, is told apart',
   const strange = await examine(['orders.usr_s3cret.update']);
   says(strange, 'keys', 'warning', /no known generation/, /something else/);
   says(strange, 'bindings', 'warning', /matches none of them/, /add a template/);
-  // For those keys there may be a template all the same.
+  // There may be a template for those keys all the same.
   says(await examine(['orders.usr_s3cret.update'], setting('orders.{userId}.*')), 'bindings', 'ok', /matches all/);
   const foreign = await examine([['user.usr_b.typing', 'usr_s3cret']]);
   says(foreign, 'keys', 'warning', /not for the user in the body/);
@@ -633,7 +633,7 @@ test('a token is explained claim by claim, and the verdict is the gateway\'s', a
     assert.deepEqual(problems(result), ['tcp', part, 'verdict']);
   }
   says(await examine(token('usr_a', { ...claims, iat: now + 3600 })), 'iat', 'warning', /in the future/);
-  // Elsewhere than on the command line, which others see.
+  // Not on the command line, which other users can see.
   const file = path.join(temporaryFolder(), 'token');
   writeFileSync(file, `${good}\n`);
   says(await doctor(url, { env, args: ['--token-file', file] }), 'verdict', 'ok');
@@ -645,7 +645,7 @@ test('a token is explained claim by claim, and the verdict is the gateway\'s', a
   assert.equal(JSON.parse(stdout).findings.find(({ check }) => check === 'verdict').status, 'ok');
 });
 
-test('keys for tokens that are weak, known to all, missing or not to be read', async () => {
+test('keys for tokens that are weak, public, missing or unreadable', async () => {
   const url = `amqp://a:b@127.0.0.1:${await freePort()}/`;
   says(await doctor(url, { env: { JWT_SECRET: 'the-secret-of-your-backend' } }), 'secret', 'problem', /anybody can sign/, /openssl rand/);
   says(await doctor(url, { env: { JWT_SECRET: 'zR8mQ2vLx5' } }), 'secret', 'warning', /10 bytes/);
@@ -685,7 +685,7 @@ test('file limits, port, admin token, origins and log file', async () => {
   assert.equal((await run('ls', [cwd])).stdout, '');
 });
 
-test('amqps: each certificate that does not fit is told apart', async () => {
+test('amqps: each kind of wrong certificate is reported as such', async () => {
   const url = (host = 'localhost', port = tlsPort) => `amqps://rmuser:rmpassword@${host}:${port}/`;
   const ca = (of) => ({ RABBITMQ_CA_FILE: of('ca.pem') });
   const client = (of) => ({ RABBITMQ_CLIENT_CERT_FILE: of('client.pem'), RABBITMQ_CLIENT_KEY_FILE: of('client.key') });

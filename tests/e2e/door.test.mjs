@@ -1,5 +1,5 @@
-// Attackers without a token, at a real gateway over raw sockets: what each of them
-// may take of memory, connections and log, while a bystander notices nothing.
+// Attackers without a token, against a real gateway over raw sockets: how much memory, how
+// many connections and log lines each may cost, while a bystander notices nothing.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -28,19 +28,19 @@ before(async () => {
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const POLLING = '/socket.io/?EIO=4&transport=polling';
 
-/** Peak of the process's resident memory since the last `resetPeak`, in MiB. */
+/** The peak of the process's resident memory since the last `resetPeak`, in MiB. */
 const peakOf = (pid) => Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))[1]) / 1024;
 const resetPeak = (pid) => writeFileSync(`/proc/${pid}/clear_refs`, '5');
 
-/** A quiet machine has 100 ms; there is room for one that tests on all its processors, and attacks from this process. */
+/** A quiet machine needs 100 ms; the rest is for one that tests on all its processors, with attacks from this process. */
 const P99_MS = 2000;
 const NOISE = 20;
 
 const p99Of = (latencies) => latencies.sort((a, b) => a - b)[Math.ceil(latencies.length * 0.99) - 1];
 
 /**
- * Attacks while a bystander with a socket is sent an update after the other: all arrive in time, and
- * the process takes no more than `mebibytes` beyond what it had.
+ * Attacks while a bystander with a socket is sent one update after the other: all arrive in time, and
+ * the process takes no more than `mebibytes` on top of what it had.
  */
 async function holds(attack, { mebibytes }) {
   const bystander = await Tab.open(gateway, 'usr_bystander', { transports: ['websocket'] });
@@ -68,7 +68,7 @@ async function holds(attack, { mebibytes }) {
   bystander.close();
 }
 
-/** A websocket that is open and has not asked to be let in. */
+/** A websocket that is open and has sent no CONNECT. */
 async function openWebsocket() {
   const socket = await rawConnection(gateway);
   socket.write(HANDSHAKE);
@@ -121,7 +121,7 @@ test('CONNECTs to made-up namespaces in polling requests end their session', asy
   assert.equal(await gateway.metric('connections_closed_total{reason="namespaces"}'), 5);
 });
 
-test('a namespace that does not exist is still said not to exist', async () => {
+test('a CONNECT to a namespace that does not exist is still refused', async () => {
   gateway = await Gateway.start(broker);
   const socket = await openWebsocket();
   socket.write(frame('40/chat,{}'));
@@ -153,14 +153,14 @@ test('a flood of bytes ends its connection', async () => {
   gateway = await Gateway.start(broker);
   await holds(async () => {
     const socket = await openWebsocket();
-    // A pong of the Engine.IO protocol, and what nobody reads.
+    // A pong of the Engine.IO protocol, and bytes that nothing reads.
     await flood(socket, frame(`3${'x'.repeat(60_000)}`), 1000);
     await gateway.metricIs('connections_closed_total{reason="bytes"}', 1);
     await socket.ended;
   }, { mebibytes: 24 });
 });
 
-test('whoever takes nothing is not read from, and ends like any slow socket', async () => {
+test('a peer that takes nothing is not read from, and is closed like any slow socket', async () => {
   gateway = await Gateway.start(broker, { env: { SOCKET_WRITE_TIMEOUT: '3s', MAX_EVENTS_PER_SECOND: '0', RUST_LOG: 'info,chat3_gateway::sessions=debug' } });
   const socket = await rawWebsocket(gateway, 'usr_stuck');
   socket.pause();
@@ -168,7 +168,7 @@ test('whoever takes nothing is not read from, and ends like any slow socket', as
     const content = 'x'.repeat(100_000);
     for (let i = 0; i < 100; i += 1) publisher.update('usr_stuck', { data: { content } });
     await gateway.logged(/a socket lags behind.*usr_stuck/);
-    // Meanwhile no byte came in: the flood meets a write that is stuck.
+    // No byte was read in between: the flood meets a write that is stuck.
     await flood(socket, Buffer.concat(Array(100).fill(frame('x'.repeat(125), { opcode: 9 }))), 20_000);
     await gateway.metricIs('slow_sockets_total', 1);
     socket.resume();
@@ -215,7 +215,7 @@ test('a head of 16 KB is not kept by the socket that came with it, and a longer 
     return after - before;
   };
   const [plain, padded] = [await growth(0), await growth(9000)];
-  // 400 sockets, whose heads are 5.4 MB.
+  // The heads of 400 sockets are 5.4 MB.
   assert.ok(padded - plain < 2.5, `${plain} MiB, ${padded} MiB with padding`);
   gateway = await Gateway.start(broker);
   const socket = await rawConnection(gateway);
@@ -224,7 +224,7 @@ test('a head of 16 KB is not kept by the socket that came with it, and a longer 
   assert.match(socket.received, /^HTTP\/1.1 431 /);
 });
 
-test('a token of the Authorization header lets in, and is not kept for later', async () => {
+test('a token in the Authorization header lets the client in, and is not kept for later', async () => {
   gateway = await Gateway.start(broker);
   const socket = await rawConnection(gateway);
   socket.write(HANDSHAKE.replace('Host: x', `Host: x\r\nAuthorization: Bearer ${token('usr_header')}`));
@@ -250,7 +250,7 @@ test('handshakes take the slots of MAX_SOCKETS, and give them back', async () =>
   assert.equal((await gateway.get(POLLING)).status, 503);
   await gateway.get(`${POLLING}&sid=${sids[0]}`, { method: 'POST', body: '1' });
   await until('a slot', async () => (await gateway.get(POLLING)).status === 200);
-  // A handshake that nobody goes on with gives its slot back as well.
+  // A handshake that is not followed by a CONNECT gives its slot back as well.
   await until('the slot again', async () => (await gateway.get(POLLING)).status === 200, 30_000);
 });
 
@@ -266,7 +266,7 @@ test('bodies that trickle end after 30 s, at the endpoint and at /api', { timeou
     clearInterval(timer);
     return { status: Number(socket.received.split(' ')[1]), seconds: (Date.now() - start) / 1000 };
   };
-  // The session lives on meanwhile.
+  // The session still lives.
   await poll('3');
   let isOver = false;
   const polling = (async () => {
@@ -294,7 +294,7 @@ test('bodies that trickle end after 30 s, at the endpoint and at /api', { timeou
   await polling;
 });
 
-/** Opens `count` connections, and returns those. */
+/** Opens `count` connections, and returns them. */
 async function crowd(count, localAddress = '127.0.0.1') {
   const { port } = new URL(gateway.url);
   const sockets = [];
@@ -308,7 +308,7 @@ async function crowd(count, localAddress = '127.0.0.1') {
   return sockets;
 }
 
-/** A request on a connection of its own. */
+/** A request on a separate connection. */
 function ask(path, localAddress = '127.0.0.1') {
   return new Promise((resolve, reject) => {
     const request = http.get(gateway.url + path, { agent: false, localAddress, timeout: 15_000 }, (response) => {
@@ -354,7 +354,7 @@ test('full of sockets, it serves health checks and turns everything else away', 
   gateway = await Gateway.start(broker, { descriptors: 200 });
   const sockets = [];
   while (sockets.length < 136) sockets.push(await rawWebsocket(gateway, `usr_full${sockets.length % 10}`));
-  // Connections of the test's own requests may have to end first.
+  // The connections of the test's requests may have to end first.
   await until('a full gateway', async () => (await ask('/metrics')) === 503, 40_000);
   for (const path of ['/health', '/ready']) assert.equal(await ask(path), 200);
   assert.ok(sockets.every((socket) => !socket.destroyed));
@@ -402,14 +402,14 @@ test('a poll that is aborted before the gateway has looked at it ends its sessio
   gateway = await Gateway.start(broker);
   const { sid } = await pollingSession(gateway, 'usr_leaves_at_once');
   const socket = await rawConnection(gateway);
-  // Request and end are there together when it reads.
+  // The request and the end of the stream are both there when the gateway reads.
   gateway.child.kill('SIGSTOP');
   await new Promise((resolve) => socket.end(`GET ${POLLING}&sid=${sid} HTTP/1.1\r\nHost: x\r\n\r\n`, resolve));
   gateway.child.kill('SIGCONT');
   await gateway.metricIs('sockets', 0);
 });
 
-test('what is announced as maxPayload holds, and a client splits by it', async () => {
+test('the announced maxPayload is the limit, and a client splits its payloads by it', async () => {
   gateway = await Gateway.start(broker);
   const { maxPayload } = JSON.parse((await (await gateway.get(POLLING)).text()).slice(1));
   assert.equal(maxPayload, 65_536);
@@ -437,7 +437,7 @@ for (const transports of [['websocket'], ['polling']]) {
   });
 }
 
-/** Sends what is to be sent on a connection of its own, and returns all that comes until its end. */
+/** Sends on a separate connection, and returns all that arrives until its end. */
 async function exchange(text) {
   const socket = await rawConnection(gateway);
   socket.write(text);
@@ -460,7 +460,7 @@ test('requests that two servers may read differently are refused', async () => {
     assert.match(await exchange(request), /^HTTP\/1\.1 400 /, JSON.stringify(request));
   }
   assert.match(await exchange(`GET /health HTTP/1.1\r\nHost: a\r\n${close}\r\n`), /^HTTP\/1\.1 200 /);
-  // Nor does a request before such a one make it pass.
+  // A good request before such a one does not make it pass.
   for (const [before, statuses] of [
     ['', ['200', '400']],
     ['Transfer-Encoding-Of: chunked\r\n', ['200', '400']],
@@ -490,7 +490,7 @@ test('pipelined requests are answered in order, and no more are read ahead than 
   }, { mebibytes: 24 });
 });
 
-test('requests without end, on as many connections as an address may have, hold up nobody', { timeout: 240_000 }, async (t) => {
+test('endless requests, on as many connections as an address may have, hold up nobody', { timeout: 240_000 }, async (t) => {
   gateway = await Gateway.start(broker);
   const plan = { port: Number(new URL(gateway.url).port), connections: 900, target: '/health' };
   const bystander = await Tab.open(gateway, 'usr_bystander', { transports: ['websocket'] });

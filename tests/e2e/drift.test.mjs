@@ -1,4 +1,4 @@
-// What the documentation says of the tree is true of it: imports, names, paths, links. Needs neither a broker nor a build.
+// What the documentation says about the tree is true: imports, names, paths, links. Needs neither a broker nor a build.
 
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
@@ -14,19 +14,19 @@ import { circles, edges, modules } from './modules.mjs';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const read = (file) => readFileSync(join(root, file), 'utf8');
-/** Paths of other projects, and patterns, which pages name as well. */
+/** Paths of other projects, and patterns, that pages also name. */
 const FOREIGN = ['tests/e2e/NAME.test.mjs', 'tests/NAME.rs', 'src/services/RabbitMQService.js', 'src/websocket/index.js', 'docs/MIGRATION_UPDATES_TENANT_ROUTING.md'];
 const files = execFileSync('git', ['ls-files', '-co', '--exclude-standard'], { cwd: root, encoding: 'utf8' }).trim().split('\n')
   .filter((file) => existsSync(join(root, file)));
 const pages = files.filter((file) => file.endsWith('.md'));
 const prose = (page) => read(page).replace(/^ *```[\s\S]*?^ *```/gm, '');
 
-/** What stands in backticks in a page, outside of its blocks. */
+/** The texts in backticks in a page, outside its code blocks. */
 const quoted = (page) => [...prose(page).matchAll(/(`+)(.+?)\1/gs)].map(([, , text]) => text.trim());
 
 // ---- The source ------------------------------------------------------------------------
 
-/** The wings, as src/lib.rs lists them: each line may import what stands below it. */
+/** The wings, as src/lib.rs lists them: each line may import the lines below it. */
 const wings = [...read('src/lib.rs').matchAll(/^\/\/! - (.*?):/gm)].map(([, names]) => [...names.matchAll(/`(\w+)`/g)].map(([, name]) => name));
 
 test('imports run down the list of wings in src/lib.rs', () => {
@@ -49,7 +49,7 @@ test('every module says what it owns', () => {
 
 // ---- Names and paths -----------------------------------------------------------------------
 
-/** The names of all tests: sentences of node's, functions of Rust's, by the name that the pages call their file. */
+/** The names of all tests, by file: sentences in node's tests, functions in Rust's. */
 const tests = new Map();
 for (const file of files.filter((name) => /\.(rs|mjs)$/.test(name) && /^(src|tests|fuzz)\//.test(name))) {
   const text = read(file);
@@ -61,7 +61,7 @@ for (const file of files.filter((name) => /\.(rs|mjs)$/.test(name) && /^(src|tes
 
 /** Whether some text is both `one` and `other`, in each of which "…" stands for anything. */
 function meet(one, other) {
-  // Row by row: whether the rests behind `i` and `j` meet.
+  // Row by row: whether the rests after `i` and `j` match.
   let below = [];
   for (let i = one.length; i >= 0; i -= 1) {
     const row = [];
@@ -90,7 +90,7 @@ function meant(name) {
 }
 
 for (const [page, least] of [['docs/SECURITY.md', 80], ['docs/RELIABILITY.md', 80]]) {
-  test(`every test that ${page} names is there`, () => {
+  test(`every test that ${page} names exists`, () => {
     const text = prose(page).replaceAll(/\s+/g, ' ');
     const missing = [];
     let count = 0;
@@ -103,7 +103,7 @@ for (const [page, least] of [['docs/SECURITY.md', 80], ['docs/RELIABILITY.md', 8
     }
     assert.deepEqual(missing, []);
     assert.ok(count >= least, `${count} citations`);
-    // Whatever looks like a test's name elsewhere on the page.
+    // Anything else on the page that looks like a test's name.
     const cited = [...text.matchAll(CITATION)].map(([citation]) => citation).join();
     const stray = quoted(page).filter((name) => /^[a-z]+(_[a-z0-9]+){3,}…?$/.test(name) && !cited.includes(`\`${name}\``));
     const known = [...tests.values()].flat();
@@ -111,7 +111,7 @@ for (const [page, least] of [['docs/SECURITY.md', 80], ['docs/RELIABILITY.md', 8
   });
 }
 
-test('paths that the pages name are there', () => {
+test('paths that the pages name exist', () => {
   const folders = new Set(files.map(dirname).flatMap((folder) => folder.split('/').map((_, i, all) => all.slice(0, i + 1).join('/'))));
   const missing = [];
   for (const page of pages.filter((name) => name !== 'CHANGELOG.md')) {
@@ -126,9 +126,9 @@ test('paths that the pages name are there', () => {
   assert.deepEqual(missing, []);
 });
 
-test('whatever docs/ARCHITECTURE.md names in the source is there', () => {
+test('everything that docs/ARCHITECTURE.md names in the source exists', () => {
   const all = modules(join(root, 'src'));
-  // Single words may be of the tests or settings as well.
+  // A single word may also be in the tests or a setting.
   const texts = [...[...all.values()].map(({ text }) => text), ...[...tests.keys(), '.env.example', 'Cargo.toml'].map(read)].join('\n');
   const words = new Set([...texts.match(/\w+/g), ...[...tests.keys()].map((file) => file.split('/').at(-1).split('.')[0])]);
   const paths = [...all.keys()];
@@ -248,7 +248,7 @@ test('Cargo.toml names no file that the image is built without', () => {
   }
 });
 
-test('workflows and templates are YAML, and run targets that there are', () => {
+test('workflows and templates are YAML, and run targets that exist', () => {
   const targets = new Set([...read('Makefile').matchAll(/^([\w-]+):/gm)].map(([, name]) => name));
   const forms = files.filter((file) => /^\.github\/.*\.yml$/.test(file));
   assert.ok(forms.length >= 5);

@@ -18,12 +18,12 @@ const start = (bindingKeys) => Gateway.start(broker, {
   env: { CHAT3_ENVELOPE: 'original', RABBITMQ_BINDING_KEYS: bindingKeys.join(',') },
 });
 
-/** What one update becomes. Flat bodies have the documented shape as they are. */
+/** The events of one update. Flat bodies already have the documented shape. */
 function expectedEvents({ emits, body, original = body }) {
   return emits.map((event) => ({ event, args: [event === 'message:new' ? original.data : original] }));
 }
 
-/** The chat that the original documents, with its handlers to the letter. */
+/** The chat in the original's documentation, with its handlers verbatim. */
 class Chat {
   constructor({ socket }) {
     this.messages = [];
@@ -69,7 +69,7 @@ for (const { since, bindingKeys, updates } of generations()) {
     await returns.when('all events', () => returns.events.length >= expected.length);
     assert.deepEqual(returns.recovered, [false, true]);
     assert.deepEqual(stays.events, expected);
-    // To the letter: the order of the fields is the same too.
+    // Verbatim: even the order of the fields is the same.
     assert.equal(JSON.stringify(returns.events), JSON.stringify(stays.events));
     assert.deepEqual(returns.offsets, stays.offsets);
     await gateway.metricIs('updates_rejected_total{reason="not_an_update"}', 0);
@@ -104,7 +104,7 @@ for (const { since, bindingKeys, updates } of generations()) {
   });
 }
 
-test('bodies that are no known shape, and those that are none at all, are treated as without it', async () => {
+test('bodies of an unknown shape, and those without any, are treated as without the setting', async () => {
   const gateway = await start(['user.{userId}.*']);
   const tab = await Tab.open(gateway, 'usr_odd', { claims: { tenantId: 'tnt_default' } });
   const own = { tenantId: 'tnt_default', userId: 'usr_odd' };
@@ -126,7 +126,7 @@ test('bodies that are no known shape, and those that are none at all, are treate
   await gateway.kill();
 });
 
-test('an unknown shape is a mistake that is told', async () => {
+test('an unknown shape is reported as a mistake', async () => {
   const { code, stderr } = await runGateway(['serve'], { env: { CHAT3_ENVELOPE: 'flat', JWT_SECRET: 'x'.repeat(32) } });
   assert.equal(code, 1);
   assert.match(stderr, /CHAT3_ENVELOPE \(--chat3-envelope\): "flat" is none of auto, original/);

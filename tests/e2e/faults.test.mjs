@@ -1,5 +1,5 @@
 // Clients that vanish, stall or misbehave: each is bounded in time and memory,
-// and nobody else notices.
+// and no other client notices.
 
 import assert from 'node:assert/strict';
 import { afterEach, before, test } from 'node:test';
@@ -20,13 +20,13 @@ before(async () => {
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Waits until `count` sockets, of as many users, are all that there is. */
+/** Waits until there are exactly `count` sockets, of as many users. */
 async function nothingBut(count, deadlineMs) {
   for (const name of ['sockets', 'users', 'subscriptions']) await gateway.metricIs(name, count, deadlineMs);
   await broker.queuesAre(count);
 }
 
-/** What allocators keep grows with a peak, now and then; a leak of so many MiB grows with every `round`. */
+/** The memory that allocators keep grows with a peak, now and then; a leak of this many MiB grows with every `round`. */
 async function doesNotGrow(limit, before, round) {
   const sizes = [before];
   while (sizes.length < 4) {
@@ -78,10 +78,10 @@ test('a socket for which too much waits is cut off at once, and an honest client
   const honest = await Tab.open(gateway, 'usr_full', { transports: ['websocket'] });
   stuck.pause();
   const content = 'x'.repeat(200_000);
-  // 8 MiB and what is kept for recovery are the limit, and 20 MB are published.
+  // The limit is 8 MiB plus what is kept for recovery, and 20 MB are published.
   const published = Array.from({ length: 100 }, () => publisher.update('usr_full', { data: { content } })._id);
   await gateway.logged(/closing a socket that does not keep up user_id=usr_full|closing a socket that does not keep up.*usr_full/);
-  // It shares its processor with the publisher: it may lag as far, and be cut off like the other.
+  // It shares its processor with the publisher: it may lag as far as the other, and be cut off too.
   const later = new Set();
   await until('an update from afterwards', () => {
     later.add(publisher.update('usr_full')._id);
@@ -95,7 +95,7 @@ test('a socket for which too much waits is cut off at once, and an honest client
 /** The events that a raw websocket was sent, in order. */
 const eventsOf = ({ received }) => [...received.matchAll(/\["(chat3:update|message:new)",\{"_id":"([^"]+)"/g)].map(([, name, id]) => `${name} ${id}`);
 
-/** The events of updates, as each socket of their user must be sent them. */
+/** The events of updates, as each socket of their user must receive them. */
 const eventsFor = (published) => published.flatMap(({ _id, data }) => [`chat3:update ${_id}`, `message:new ${data._id}`]);
 
 /** An update of 20 KB. */
@@ -115,7 +115,7 @@ test('sockets that read by fits and starts get every event once, in order', asyn
       await pause(Math.random() * 300);
       socket.resume();
     }
-    // The next stop comes while they catch up, or right after.
+    // The next pause comes while they catch up, or right after.
     const most = (published.length - Math.random() * 60) * 40_000;
     await until('most of it', () => sockets.every(({ bytesRead }) => bytesRead > most));
   }
@@ -126,7 +126,7 @@ test('sockets that read by fits and starts get every event once, in order', asyn
     socket.destroy();
   }
   const lagged = gateway.logs.split('a socket lags behind').length - 1;
-  // At least in the first round: the system's buffers grow with what they had to take.
+  // At least in the first round: the system's buffers grow with use.
   assert.ok(lagged >= 2, `lagged ${lagged} times`);
   assert.equal(await gateway.metric('slow_sockets_total'), 0);
 });
@@ -142,7 +142,7 @@ test('a polling client that stops polling is cut off, and is told that its sessi
   assert.match(await answer.text(), /Session ID unknown/);
 });
 
-test('a client that vanishes without a word is noticed', async () => {
+test('a client that vanishes without a DISCONNECT is noticed', async () => {
   gateway = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s' } });
   const socket = await rawWebsocket(gateway, 'usr_gone');
   await broker.queuesAre(1);
@@ -158,7 +158,7 @@ test('the disconnect that overtakes the connect leaves nothing behind', async ()
     socket.write(HANDSHAKE);
     await until('the open packet', () => socket.received.includes('0{"sid"'));
     const connect = frame(`40${JSON.stringify({ token: token(`usr_${i % 20}`) })}`);
-    // Sometimes a goodbye in the same write, sometimes just gone.
+    // Sometimes with a DISCONNECT in the same write, sometimes without.
     socket.write(i % 2 ? Buffer.concat([connect, frame('41')]) : connect);
     if (i % 3 === 0) socket.end();
     else socket.destroy();
@@ -224,10 +224,10 @@ test('a thousand half-open connections and abandoned handshakes end, and leave n
   gateway = await Gateway.start(broker);
   const bystander = await Tab.open(gateway, 'usr_bystander');
   const sockets = [];
-  // In waves that the kernel's queue of new connections holds.
+  // In waves that fit into the kernel's queue of new connections.
   while (sockets.length < 1000) sockets.push(...(await Promise.all(Array.from({ length: 50 }, () => rawConnection(gateway)))));
   sockets.forEach((socket, i) => {
-    // Nothing at all, half a request, an Engine.IO session without CONNECT, an upgrade that stops.
+    // Clients that send nothing at all, half a request, a handshake without CONNECT, or an upgrade that stops.
     if (i % 4 === 1) socket.write('GET /socket.io/?EIO=4');
     if (i % 4 === 2) socket.write(HANDSHAKE);
     if (i % 4 === 3) socket.write(HANDSHAKE.replace('transport=websocket', 'transport=websocket&sid=AAAAAAAAAAAAAAAA'));
@@ -254,7 +254,7 @@ test('while one user is flooded, another user\'s updates take no longer than twi
     }
     return times.sort((a, b) => a - b)[Math.floor(count * 0.99)];
   };
-  // Its own connection: the publisher's must not be what is measured.
+  // A separate connection: the measurement must not include the publisher's.
   const flood = await Publisher.connect(broker);
   await latencies(50); // warm up
   const tries = [];
@@ -268,10 +268,10 @@ test('while one user is flooded, another user\'s updates take no longer than twi
     const disturbed = await latencies(200).finally(() => clearInterval(timer));
     stuck.destroy();
     tries.push(`${disturbed} ms instead of ${undisturbed} ms`);
-    // The floor leaves room for what two cores shared by all parts do to a millisecond.
+    // The floor allows for the jitter of two cores that all parts share.
     return disturbed <= Math.max(2 * undisturbed, 100);
   };
-  // Others who use the machine disturb a try; what the flood does, it does to each.
+  // Other load on the machine disturbs single tries; the flood affects each of them.
   assert.ok((await isAsQuick()) || (await isAsQuick()) || (await isAsQuick()), tries.join('; '));
   assert.deepEqual(flooded.disconnects, []);
 });
@@ -313,10 +313,10 @@ test('upgrades that stop on the way, with or without the connection, leave nothi
       }));
     }
     const silent = Date.now();
-    // One of them is sent more than may wait for a socket.
+    // One of them is sent more than the limit on what waits for a socket.
     for (let i = 0; i < 100; i += 1) publisher.update('usr_probed0', { data: { content: 'x'.repeat(200_000) } });
     await gateway.metricIs('slow_sockets_total', slow + 1);
-    // Meanwhile a normal client upgrades, and another is served.
+    // At the same time, a normal client upgrades and another one is served.
     const upgrading = await Tab.open(gateway, 'usr_upgrading');
     await until('the upgrade', () => upgrading.socket.io.engine.transport.name === 'websocket');
     await upgrading.saw(publisher.update('usr_upgrading'));
@@ -329,7 +329,7 @@ test('upgrades that stop on the way, with or without the connection, leave nothi
     upgrading.close();
     return rssOf(gateway.child.pid);
   };
-  // What one socket may lag behind, and a little for 200 sessions.
+  // The limit on what one socket may lag behind, and a little for 200 sessions.
   await doesNotGrow(16 + 24, rssOf(gateway.child.pid), round);
 });
 
@@ -340,7 +340,7 @@ test('a second session on the same connection is not harmed by the end of the fi
   for (let round = 0; round < 5; round += 1) {
     socket?.destroy();
     socket = await rawWebsocket(gateway, 'usr_again');
-    // As often as one connection may.
+    // As often as one connection is allowed to.
     for (let i = 2; i <= 10; i += 1) {
       socket.write(Buffer.concat([frame('41'), connect]));
       let asked = Date.now();
@@ -361,7 +361,7 @@ test('a second session on the same connection is not harmed by the end of the fi
   const sentinel = publisher.update('usr_again');
   await until('the next', () => socket.received.includes(sentinel._id));
   assert.equal(socket.received.split(`["chat3:update",{"_id":"${update._id}"`).length, 2);
-  // It is still known which connection to close.
+  // The gateway still knows which connection to close.
   socket.pause();
   for (let i = 0; i < 100; i += 1) publisher.update('usr_again', { data: { content: 'x'.repeat(200_000) } });
   await gateway.metricIs('slow_sockets_total', 1);

@@ -1,5 +1,5 @@
-// Strangers from several addresses who ask to be let in with signatures that they made up, as fast as they are
-// answered. A process of its own: what it costs must not slow those who measure.
+// Strangers from several addresses who connect with made-up signatures, as fast as they are answered.
+// A separate process, so that its load does not slow the measurement.
 // Run with { port, addresses, connections, algorithms } as JSON; ends with its stdin and prints how often it asked.
 import { randomBytes } from 'node:crypto';
 import net from 'node:net';
@@ -18,7 +18,7 @@ function forged() {
   return `${base64url({ alg, typ: 'JWT' })}.${payload}.${randomBytes(signatureBytes).toString('base64url')}`;
 }
 
-/** Asks on one connection until that is closed, then on the next one. */
+/** Sends CONNECTs on one connection until it is closed, then on the next one. */
 function attack(localAddress) {
   const socket = net.connect({ port, host: '127.0.0.1', localAddress });
   const ask = () => {

@@ -1,6 +1,6 @@
 // With no setting but URL and secret: the updates of every generation of Chat3 arrive, for
-// tokens with a tenant and without, in every topology. `doctor` says so, tells every wrong
-// setting, and what it advises makes them arrive.
+// tokens with a tenant and without, in every topology. `doctor` confirms it, finds every
+// wrong setting, and its advice makes the updates arrive.
 
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
@@ -62,7 +62,7 @@ for (const topology of ['per-user', 'shared', 'firehose']) {
       const unset = await bindings(env, some);
       assert.equal(unset.status, 'ok', `${since}: ${JSON.stringify(unset)}`);
       const values = new Set([valueOf(unset)]);
-      // What was right for the Chat3 before it, or, for the first, what is right for today's.
+      // The setting that was right for the previous generation, or, for the first one, today's.
       const others = all.at(index - 1).bindingKeys[0];
       if (others !== all[index].bindingKeys[0]) {
         const wrong = await bindings({ ...env, RABBITMQ_BINDING_KEYS: others }, some);

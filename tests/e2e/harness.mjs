@@ -1,4 +1,4 @@
-// What the end-to-end tests are made of: a private RabbitMQ, the gateway's
+// The parts of the end-to-end tests: a private RabbitMQ, the gateway's
 // binary, real socket.io-client sockets and a publisher like Chat3's.
 //
 // Everything listens on loopback, on free ports, and is stopped by its pid when
@@ -21,37 +21,37 @@ const run = promisify(execFile);
 const tests = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const rabbitmqScript = path.join(tests, 'rabbitmq.sh');
 
-/** Where cargo has put what it built for the tests. */
+/** Where cargo puts what it builds for the tests. */
 export const builtFolder = path.resolve(process.env.CARGO_TARGET_DIR ?? path.join(tests, '..', 'target'), 'debug');
 
-// Absolute: it is started in folders of its own.
+// Absolute, since it is started in other folders.
 export const gatewayBinary = path.resolve(process.env.GATEWAY_BIN ?? path.join(builtFolder, 'chat3-gateway'));
 
 export const SECRET = 'a-secret-for-tests-of-thirty-two-bytes';
 export const EXCHANGE = 'chat3_updates';
 
-/** All tests run over the topology that this names. */
+/** The topology that all tests run over. */
 export const topology = process.env.RABBITMQ_TOPOLOGY ?? 'per-user';
 
-/** More than the default, which has nothing to divide. */
+/** More than the default of one, which would leave nothing to divide. */
 const SHARED_QUEUES = 3;
 
-/** The longest that anything here may take before its test has failed. */
+/** The longest time that anything here may take before its test fails. */
 const DEADLINE_MS = 20_000;
 
-/** The longest for what the gateway itself has limits for: 45 s for a session without heartbeats is the longest of them. */
+/** The longest time for waits that end with a limit of the gateway: the longest limit is 45 s, for a session without heartbeats. */
 const END_DEADLINE_MS = 60_000;
 
 /** A gateway that takes longer to let a client in may have given up waiting for its subscription, after 2 s. */
 const SLOW_CONNECT_MS = 1500;
 
-/** What is to be stopped when the test file ends, last started first. */
+/** The processes to stop when the test file ends, last started first. */
 const cleanups = [];
 after(async () => {
   for (const cleanup of cleanups.reverse()) await cleanup();
 });
 
-/** The tabs of the running test: a failed one must not disturb the next. */
+/** The tabs of the running test: a test that fails must not disturb the next one. */
 const openTabs = new Set();
 afterEach(() => {
   for (const tab of openTabs) tab.close();
@@ -68,7 +68,7 @@ export async function until(what, check, deadlineMs = DEADLINE_MS) {
   }
 }
 
-/** Resolves as `promise` does; for what tells of its end, but may never come to it. */
+/** Resolves as `promise` does, within the deadline; for a promise that might never settle. */
 async function inTime(what, promise, deadlineMs) {
   let timer;
   const late = new Promise((_, reject) => {
@@ -108,7 +108,7 @@ function exited(child) {
   return new Promise((resolve) => child.once('exit', resolve));
 }
 
-/** The end of a child and of all that it wrote, which may come after its exit. To be asked for before that. */
+/** The end of a child and of its output, which may come after its exit. Must be called before the exit. */
 function closed(child) {
   return new Promise((resolve) => child.once('close', resolve));
 }
@@ -124,7 +124,7 @@ export class Broker {
     return broker;
   }
 
-  /** A place for a broker that is not running yet; `env` is added to the script's environment. */
+  /** A folder and a port for a broker that is not running yet; `env` is added to the script's environment. */
   static async absent({ env = {} } = {}) {
     const broker = new Broker(await freePorts(), temporaryFolder());
     broker.env = { ...process.env, ...env };
@@ -192,7 +192,7 @@ export class Broker {
       });
   }
 
-  /** Waits until the queues exist that connected `gateways` with so many `users` have. */
+  /** Waits until the queues of connected `gateways` with this many `users` exist. */
   async queuesAre(users, gateways = 1) {
     const count = { 'per-user': users, shared: SHARED_QUEUES * gateways, firehose: gateways }[topology];
     return until(`${count} queues`, async () => {
@@ -218,7 +218,7 @@ export class Publisher {
     await this.connection.close().catch(() => {});
   }
 
-  /** `body` is an object, or a Buffer for what no publisher should send. */
+  /** `body` is an object, or a Buffer for bytes that no publisher should send. */
   publish(routingKey, body, options = {}) {
     const content = Buffer.isBuffer(body) ? body : Buffer.from(JSON.stringify(body));
     this.channel.publish(EXCHANGE, routingKey, content, {
@@ -239,7 +239,7 @@ export class Publisher {
 
 let updates = 0;
 
-/** An update of the original shape with an `_id` of its own. */
+/** An update of the original shape with a unique `_id`. */
 export function anUpdate(userId, fields = {}) {
   const _id = `update-${(updates += 1)}`;
   return {
@@ -296,7 +296,7 @@ export class Gateway {
     return gateway;
   }
 
-  /** Waits for a line in what the process has written. */
+  /** Waits for a line in the process's output. */
   async logged(pattern, deadlineMs) {
     return until(`a log line like ${pattern}`, () => {
       const match = this.logs.match(pattern);
@@ -321,7 +321,7 @@ export class Gateway {
     return (await this.get(path, options)).json();
   }
 
-  /** One metric's value, e.g. `updates_rejected_total{reason="empty"}`; 0 as long as nothing has had its labels. */
+  /** One metric's value, e.g. `updates_rejected_total{reason="empty"}`; 0 as long as nothing was counted under its labels. */
   async metric(name) {
     const text = await (await this.get('/metrics')).text();
     const line = text.split('\n').find((line) => line.startsWith(`chat3_gateway_${name} `));
@@ -366,15 +366,15 @@ export async function runGateway(args, { env = {}, cwd = temporaryFolder() } = {
   return { code: child.exitCode, stdout, stderr };
 }
 
-/** A token as the team's own backend would sign it. */
+/** A token as the team's backend would sign it. */
 export function token(userId, claims = {}, { secret = SECRET, algorithm = 'HS256', expiresIn = '1h' } = {}) {
   const options = expiresIn === null ? { algorithm } : { algorithm, expiresIn };
   return jwt.sign({ userId, ...claims }, secret, options);
 }
 
 /**
- * Waits until everybody is subscribed, or RabbitMQ has refused that. A few seconds at most:
- * it may also be the test's subject that nobody is, or where the metrics are.
+ * Waits until all users are subscribed, or RabbitMQ has refused some. A few seconds at most:
+ * a test may be about users who are not subscribed, or about the address of the metrics.
  */
 async function subscribed(gateway) {
   const isRefused = /RabbitMQ (exchange not found|refused a subscription)/;
@@ -397,7 +397,7 @@ export class Tab {
     this.recovered = [];
     this.socket = connect(url, { auth, forceNew: true, reconnectionDelay: 50, reconnectionDelayMax: 200, ...rest });
     this.socket.onAny((event, ...args) => this.note(() => {
-      // Recovery's last argument, apart from what the event says.
+      // The offset, which is the last argument of a session that can be recovered.
       if (typeof args.at(-1) === 'string') this.offsets.push(args.pop());
       this.events.push({ event, args });
     }));
@@ -410,7 +410,7 @@ export class Tab {
     openTabs.add(this);
   }
 
-  /** Connects a tab of `userId` and waits until it is in, and receives what is published from then on. */
+  /** Connects a tab of `userId` and waits until it is in and receives everything published from then on. */
   static async open(gateway, userId, { claims, ...options } = {}) {
     const start = Date.now();
     const tab = new Tab(gateway, token(userId, claims), options);
@@ -513,18 +513,18 @@ export class Network {
     this.isUp = true;
   }
 
-  /** Holds back what the gateway sends on the connections of now. */
+  /** Holds back what the gateway sends on the connections that are open now. */
   hold() {
     this.held = [...this.links];
     for (const [near, far] of this.held) far.unpipe(near);
   }
 
-  /** Lets it go. */
+  /** Sends on what was held back. */
   release() {
     for (const [near, far] of this.held) far.pipe(near);
   }
 
-  /** Swallows what is on the connections of now, without a sign to either end. */
+  /** Swallows everything on the connections that are open now, without a sign to either end. */
   blackhole() {
     for (const link of this.links) {
       for (const socket of link) {
@@ -536,7 +536,7 @@ export class Network {
   }
 }
 
-/** A polling client by hand: it does nothing that it is not told to. */
+/** A polling client by hand: it does only what a test tells it to. */
 export class Poller {
   static async connect(gateway, auth) {
     const poller = new Poller();
@@ -555,7 +555,7 @@ export class Poller {
     return (await fetch(this.url, { signal: AbortSignal.timeout(DEADLINE_MS) })).text();
   }
 
-  /** Polls until it is in, and returns its pid. */
+  /** Polls until the CONNECT reply, and returns its pid. */
   async pid() {
     return until('the CONNECT reply', async () => (await this.poll()).match(/40\{.*"pid":"(\w+)"/)?.[1]);
   }
@@ -569,7 +569,7 @@ export async function rawConnection(gateway) {
   socket.on('data', (data) => (socket.received += data.toString('latin1')));
   socket.on('error', () => {});
   const ended = new Promise((resolve) => socket.on('close', resolve));
-  // The time runs for whoever waits, and from when.
+  // A getter, so that the deadline counts from when a test begins to wait.
   Object.defineProperty(socket, 'ended', { get: () => inTime('the end of the connection', ended, END_DEADLINE_MS) });
   await inTime('a connection', new Promise((resolve) => socket.once('connect', resolve)), DEADLINE_MS);
   return socket;
@@ -585,7 +585,7 @@ export async function rawWebsocket(gateway, userId) {
   return socket;
 }
 
-/** A session that is signed in as `userId` and polls when it is told to: `poll()` fetches, `poll(body)` sends. */
+/** A session that is signed in as `userId` and polls when a test tells it to: `poll()` fetches, `poll(body)` sends. */
 export async function pollingSession(gateway, userId) {
   const endpoint = '/socket.io/?EIO=4&transport=polling';
   const open = await (await gateway.get(endpoint)).text();
@@ -606,10 +606,10 @@ export function frame(text, { opcode = 1, length = Buffer.byteLength(text) } = {
   return Buffer.concat([Buffer.from(head), Buffer.alloc(4), payload]);
 }
 
-/** The request that opens a websocket of its own. */
+/** The request that opens a websocket with a new session. */
 export const HANDSHAKE = 'GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n';
 
-/** The generations of Chat3 with the updates that each publishes. */
+/** The generations of Chat3, with the updates that each publishes. */
 export function generations() {
   const folder = path.join(tests, 'fixtures');
   return readdirSync(folder)

@@ -1,4 +1,4 @@
-// How long a socket may stay, who is sent away, and how much a client may ask for.
+// How long a socket may stay, which sockets are sent away, and the limits on one client.
 
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
@@ -63,7 +63,7 @@ test('a client with the same old token is refused after its end, and told why', 
   tab.close();
 });
 
-test('a websocket that is asked for in an odd way ends with its token like any other', async () => {
+test('a websocket from an unusual request ends with its token like any other', async () => {
   const short = () => token('usr_odd_query', {}, { expiresIn: '2s' });
   const direct = await rawConnection(gateway);
   direct.write(HANDSHAKE.replace('transport=websocket', 'transport=websocket=x'));
@@ -107,11 +107,11 @@ test('auth:refresh extends the stay in place, for the same user and tenant only'
   assert.equal(answer.ok, true);
   const endOf = (jwt) => JSON.parse(Buffer.from(jwt.split('.')[1], 'base64url')).exp * 1000;
   assert.equal(Date.parse(answer.expiresAt), endOf(next));
-  // A token's last second counts; here time itself is under test.
+  // A token is valid to the end of its last second; here time itself is under test.
   await new Promise((resolve) => setTimeout(resolve, endOf(first) + 1500 - Date.now()));
   assert.deepEqual(tab.disconnects, []);
   await tab.saw(publisher.update('usr_refresh', { tenantId: 'tnt_1' }));
-  // Without a question there is no answer, and no harm.
+  // An event that asks for no answer gets none, and does no harm.
   tab.socket.emit('auth:refresh', next);
   tab.socket.emit('auth:refresh');
   await tab.saw(publisher.update('usr_refresh', { tenantId: 'tnt_1' }));
@@ -131,12 +131,12 @@ for (const options of [WEBSOCKET, { transports: ['polling'] }]) {
     publisher.update(userId, { tenantId: 'tnt_1' });
     for (const tab of tabs) {
       assert.equal(await tab.refused(), 'token revoked');
-      // The farewell is short: between two polls, a client may miss it.
+      // The farewell is short: a client that is between two polls may miss it.
       const isMissed = options !== WEBSOCKET && events(tab, 'auth:revoked').length === 0;
       if (!isMissed) assert.deepEqual(events(tab, 'auth:revoked'), [{ reason: 'Пароль изменён' }]);
       assert.deepEqual(tab.ids, []);
     }
-    // A token from afterwards is welcome, as a new session.
+    // A token issued afterwards is accepted, for a new session.
     const again = new Tab(gateway, token(userId, { tenantId: 'tnt_1', iat: nowSeconds() + 2 }), options);
     await again.when('connected', () => again.connects === 1);
     assert.deepEqual(again.recovered, [false]);
@@ -181,7 +181,7 @@ test('a token is revoked by its id, on the socket that holds it, on refresh, and
 test('whoever is revoked, or whose token expires, while the CONNECT waits does not get in', async () => {
   const own = await Broker.start();
   const server = await Gateway.start(own, { env: { ADMIN_TOKEN: 'operator', JWT_LEEWAY: '0s' } });
-  // A broker that does not answer: the subscription takes its time.
+  // A broker that does not answer, so that the subscription is not ready.
   own.child.kill('SIGSTOP');
   const revoked = new Tab(server, token('usr_waits', { jti: 'waits' }), WEBSOCKET);
   const announced = new Tab(server, token('usr_short', {}, { expiresIn: '10s' }), WEBSOCKET);
@@ -210,7 +210,7 @@ test('a token for ever, or in milliseconds, is only a token', async () => {
   tab.close();
 });
 
-test('orders that make no sense are answered with what is wrong, and change nothing', async () => {
+test('orders that make no sense are answered with the reason, and change nothing', async () => {
   for (const [path, body, error] of [
     ['/api/users/%2A/disconnect', {}, /userId not acceptable/],
     ['/api/users/u/disconnect', { tenantId: '#' }, /tenantId not acceptable/],
@@ -248,7 +248,7 @@ test('a user with all the sockets that they may have can still come back for wha
   const server = await Gateway.start(broker, { env: { MAX_SOCKETS_PER_USER: '1' } });
   const network = await Network.to(server);
   const tab = await Tab.open(server, 'usr_back', { url: network.url, ...WEBSOCKET });
-  // The server does not notice that the connection is gone.
+  // The server does not notice the loss of the connection.
   network.blackhole();
   tab.socket.io.engine.transport.ws.terminate();
   await tab.when('back', () => tab.connects === 2);
@@ -282,10 +282,10 @@ test('handshakes are limited by address, behind trusted proxies by the one that 
     return statuses;
   };
   assert.deepEqual(await handshakes(5, '9.9.9.9, 192.0.2.1'), Array(5).fill(200));
-  // One more is free each second, but five at once are not.
+  // One more is allowed each second, but not five at once.
   const allowed = async (forwarded) => (await handshakes(10, forwarded)).filter((status) => status !== 429);
   assert.ok((await allowed('9.9.9.9, 192.0.2.1')).length < 5);
-  // What the client writes itself does not help it.
+  // A header written by the client does not help it.
   assert.ok((await allowed('8.8.8.8, 192.0.2.1')).length < 5);
   assert.deepEqual(await handshakes(1, '192.0.2.2'), [200]);
   assert.ok((await server.metric('connects_refused_total{reason="address_rate"}')) > 0);
@@ -405,7 +405,7 @@ test('the way between instances is back after a loss of the broker', async () =>
   for (const server of [one, other]) await server.kill();
 });
 
-test('a control exchange that is deleted costs no update, is said to be gone, and made anew', async () => {
+test('a control exchange that is deleted costs no update, is reported, and is made anew', async () => {
   await publisher.channel.deleteExchange('chat3_gateway_control');
   const env = { ADMIN_TOKEN: 'operator', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control' };
   const server = await Gateway.start(broker, { env });
@@ -422,7 +422,7 @@ test('a control exchange that is deleted costs no update, is said to be gone, an
   await server.kill();
 });
 
-test('a broker that is short of memory holds up orders, and says so; updates and newcomers go on', async () => {
+test('a broker that is short of memory delays orders, which is reported; updates and newcomers are not affected', async () => {
   const env = { ADMIN_TOKEN: 'operator', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control' };
   const alarmed = await Broker.start();
   const updates = await Publisher.connect(alarmed);
@@ -431,15 +431,15 @@ test('a broker that is short of memory holds up orders, and says so; updates and
   const order = () => post('/api/users/usr_alarm/disconnect', {}, one);
   await alarmed.ctl('set_vm_memory_high_watermark', '0.000001');
   await until('the alarm', async () => /memory/i.test(await alarmed.ctl('eval', 'rabbit_alarm:get_alarms().')));
-  // None waits behind the one that RabbitMQ does not take.
+  // No order waits behind the one that RabbitMQ does not accept.
   for (let i = 0; i < 2; i += 1) assert.deepEqual(await order(), { status: 200, sockets: 0, broadcast: false });
   await one.logged(/RabbitMQ control message not sent in time/);
   assert.equal(await one.metric('orders_not_broadcast_total'), 2);
-  // What is asked of RabbitMQ on the other connection is answered: newcomers are subscribed.
+  // RabbitMQ answers on the other connection: newcomers are subscribed.
   const newcomer = await Tab.open(one, 'usr_newcomer');
   await one.metricIs('subscriptions', 1);
   await alarmed.ctl('set_vm_memory_high_watermark', '0.9');
-  // The first one arrives late.
+  // The first order arrives late.
   await tab.when('sent away', () => tab.connects === 2);
   await until('broadcasts again', async () => (await order()).broadcast);
   await newcomer.saw(updates.update('usr_newcomer'));

@@ -1,4 +1,4 @@
-// The pages, alerts and dashboards speak of the metrics that there are, and of all.
+// The pages, alerts and dashboards name the metrics that exist, and docs/METRICS.md names all.
 
 import assert from 'node:assert/strict';
 import { generateKeyPairSync } from 'node:crypto';
@@ -10,12 +10,12 @@ import { Broker, Gateway, Network, Poller, Publisher, Tab, temporaryFolder, test
 
 const PREFIX = 'chat3_gateway_';
 
-/** The names of a gateway's samples, without buckets and such: as pages and rules call them. */
+/** The names of a gateway's metrics as pages and rules spell them, without `_bucket` and the like. */
 let names;
 
 const file = (...parts) => readFileSync(path.join(testsFolder, '..', ...parts), 'utf8');
 
-/** A gateway to which everything happened that has a metric with labels. */
+/** A gateway to which everything has happened that a metric with labels counts. */
 before(async () => {
   const broker = await Broker.start();
   const publisher = await Publisher.connect(broker);
@@ -37,7 +37,7 @@ before(async () => {
   await gateway.metricIs('updates_rejected_total{reason="not_json"}', 1);
   const stranger = await Poller.connect(gateway, {});
   await stranger.post(`40/${'x'.repeat(200)},`);
-  // A lost connection that asks for what is not here any more.
+  // A lost connection that asks for updates that are no longer here.
   network.reset();
   await gateway.metricIs('recoveries_lost_total{reason="expired"}', 1);
   network.restore();
@@ -49,7 +49,7 @@ before(async () => {
   names = [...text.matchAll(/^# TYPE (\w+) (\w+)$/gm)].map(([, name, kind]) => (kind === 'counter' ? `${name}_total` : name));
 });
 
-/** The names at which a page's entries begin. */
+/** The names with which the page's entries begin. */
 function documented(page) {
   return [...file('docs', page).matchAll(/^- `(\w+)/gm)].map(([, name]) => PREFIX + name);
 }
@@ -59,7 +59,7 @@ test('docs/METRICS.md has every metric, and no other', () => {
 });
 
 for (const name of ['prometheus/alerts.yml', 'prometheus/alerts.test.yml', 'grafana/dashboards/chat3-gateway.json']) {
-  test(`docker/${name} uses no metric that there is not`, () => {
+  test(`docker/${name} uses no metric that does not exist`, () => {
     const used = new Set(file('docker', name).match(/chat3_gateway_\w+/g));
     const known = new Set(names.flatMap((name) => [name, `${name}_bucket`]));
     assert.ok(used.size > 10);

@@ -1,9 +1,9 @@
-// The modules of a crate and what they import of each other, as their `use` declarations and paths say. Tests inside of them do not count.
+// The modules of a crate and what they import of each other, by their `use` declarations and paths. Their tests do not count.
 
 import { readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 
-/** Without comments, strings and what `#[cfg(test)]` guards. */
+/** The source without comments, strings and items under `#[cfg(test)]`. */
 function code(text) {
   const bare = text
     .replaceAll(/^\s*\/\/.*$/gm, '')
@@ -29,7 +29,7 @@ function code(text) {
   }
 }
 
-/** The paths of a `use` declaration: `a::{b, c::{self, d as e}}` is a::b, a::c and a::c::d, each with the name that it gets here. */
+/** The paths of a `use` declaration: `a::{b, c::{self, d as e}}` is a::b, a::c and a::c::d, each with its name here. */
 function expand(tree, before = []) {
   const text = tree.trim();
   const open = text.indexOf('{');
@@ -56,7 +56,7 @@ function expand(tree, before = []) {
   return [...parts, part].filter((each) => each.trim()).flatMap((each) => expand(each, head));
 }
 
-/** Every module below `src` by its path: `broker::rabbitmq`; the crate's root is the empty one. */
+/** Every module below `src` by its path, e.g. `broker::rabbitmq`; the path of the crate's root is empty. */
 export function modules(src) {
   const all = new Map();
   const add = (file, path) => {
@@ -102,7 +102,7 @@ function target(all, at, path, depth = 0) {
   return here.join('::');
 }
 
-/** Each import between modules of one parent: what `from`, or a module in it, imports of `to`, or of a module in that. */
+/** Each import between modules of one parent: `from`, or a module in it, imports something from `to`, or from a module in that. */
 export function edges(all) {
   const found = [];
   for (const [at, { file, uses, paths }] of all) {
@@ -119,7 +119,7 @@ export function edges(all) {
   return found;
 }
 
-/** The groups of modules that reach each other by imports, `parent::{a, b}` each, with the imports that close the circle. */
+/** The groups of modules that reach each other by imports, each as `parent::{a, b}`, with the imports that make the circle. */
 export function circles(found) {
   const groups = new Map();
   for (const parent of new Set(found.map((edge) => edge.parent))) {

@@ -1,4 +1,4 @@
-// RABBITMQ_URL as a list: the nodes of a real cluster, of which some die.
+// RABBITMQ_URL as a list: the nodes of a real cluster, some of which die.
 
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
@@ -6,7 +6,7 @@ import { before, test } from 'node:test';
 import { Cluster } from './cluster.mjs';
 import { Gateway, Publisher, SECRET, Tab, freePort, runGateway, until } from './harness.mjs';
 
-/** Cut to 30 s by the gateway, which is past the deadlines here: whoever waits for it has failed. */
+/** Longer than the gateway's maximum of 30 s, which exceeds the deadlines here: a test that waits for it fails. */
 const NEVER = '10m';
 
 /** How soon the gateway is on another node: "a second or two". */
@@ -16,7 +16,7 @@ let cluster;
 
 before(async () => {
   cluster = await Cluster.start();
-  // The exchange.
+  // Declares the exchange.
   await (await Publisher.connect(cluster.nodes[0])).close();
 });
 
@@ -46,7 +46,7 @@ test('a node that dies costs a moment: the gateway is on another one, and update
 test('nodes that do not answer are passed over, and named', async () => {
   const absent = `amqp://rmuser:rmpassword@127.0.0.1:${await freePort()}/`;
   const [node] = cluster.nodes;
-  // Whichever is first: each has its turn.
+  // Whichever the gateway tries first, it gets to each of them.
   const gateways = await Promise.all(Array.from({ length: 6 }, () => (
     Gateway.start(node, { env: { RABBITMQ_URL: `${absent},${node.url}`, RABBITMQ_RECONNECT_DELAY: NEVER } })
   )));
@@ -78,7 +78,7 @@ test('doctor examines each node, and logs in where it can', async () => {
   assert.doesNotMatch(stdout, /rmpassword@/);
 });
 
-test('a list that is no cluster ends the start with a line that says why', async () => {
+test('a list that is no cluster prevents the start, with a line that says why', async () => {
   const lists = [
     ['amqp://a:hush@one/,amqp://b:hush@two/', /nodes that differ in their login/],
     ['amqp://a:hush@one/,amqps://a:hush@two/', /nodes that differ in their scheme/],

@@ -1,4 +1,4 @@
-// Brokers as they should not be: some other program, one that answers nonsense or nothing, one
+// Brokers that misbehave: another program, a peer that answers nonsense or nothing, a broker
 // with hardly any channels. Frames are made by hand, since no broker sends them.
 
 import assert from 'node:assert/strict';
@@ -19,7 +19,7 @@ const tune = method(10, 30, u16(2047), u32(131_072), u16(60));
 const openOk = method(10, 41, short(''));
 const heartbeat = frame(8, Buffer.alloc(0));
 
-/** What each sends to whoever greets it. */
+/** What each of them sends when it is greeted. */
 const FOREIGN = {
   'a method that there is not': method(10, 99),
   'a class that there is not': method(99, 1),
@@ -61,7 +61,7 @@ before(async () => {
 });
 
 for (const [what, bytes] of Object.entries(FOREIGN)) {
-  test(`a peer that sends ${what} is said to be none, and is tried until RabbitMQ is there`, async () => {
+  test(`a peer that sends ${what} is reported as no broker, and is tried until RabbitMQ is there`, async () => {
     let greeted = 0;
     let isForeign = true;
     const peer = await listen((socket) => {
@@ -89,7 +89,7 @@ test('who publishes to a broker that says nothing but that it lives is told so',
   const peer = await listen((socket) => {
     const alive = setInterval(() => socket.write(heartbeat), 1000);
     socket.on('close', () => clearInterval(alive));
-    // Whatever it is told, and then not a word.
+    // Answers the handshake, and then nothing more.
     const answers = [start(), tune, openOk];
     socket.on('data', () => socket.write(answers.shift() ?? heartbeat));
   });

@@ -119,7 +119,7 @@ test('a malformed .env is one line that does not repeat it', async () => {
   }
 });
 
-test('`token` signs what the gateway lets in', async () => {
+test('`token` signs tokens that the gateway accepts', async () => {
   const env = { JWT_SECRET: SECRET };
   const { stdout, code } = await runGateway(['token', '--user', 'usr_t', '--tenant', 'tnt_t', '--expires', '90m'], { env });
   assert.equal(code, 0);
@@ -140,7 +140,7 @@ test('`publish` publishes as today\'s Chat3 does, at the rate that is asked for'
   const { code, stdout } = await runGateway(args, { env });
   assert.equal(code, 0, stdout);
   assert.match(stdout, /published 10 message\.create for usr_p with key update\.dialog\.tnt_default\.user\.usr_p\.message: 10 reached a queue/);
-  // Ten at twenty a second: nine pauses of 50 ms.
+  // Ten updates at twenty a second: nine pauses of 50 ms.
   assert.ok(Date.now() - start >= 450);
   await tab.when('ten updates', () => tab.named('message:new').length === 10);
   const [update] = tab.named('chat3:update');
@@ -206,7 +206,7 @@ test('health, readiness and metrics answer', async () => {
   }
   const tab = await Tab.open(gateway, 'usr_m');
   await tab.saw(publisher.update('usr_m'));
-  // The counters follow the events, this one last.
+  // The counters are updated after the events, this one last.
   await gateway.metricIs('update_latency_seconds_count', 1);
   const metrics = await gateway.get('/metrics');
   assert.match(metrics.headers.get('content-type'), /openmetrics-text/);
@@ -224,7 +224,7 @@ test('health, readiness and metrics answer', async () => {
   assert.equal((await gateway.get('/nowhere')).status, 404);
 });
 
-test('`health` asks the gateway that its settings describe, and fails where that is not well', async () => {
+test('`health` asks the gateway that its settings describe, and fails if that is unhealthy', async () => {
   const gateway = await Gateway.start(broker, { env: { SHUTDOWN_TIMEOUT: '12s' } });
   const { port } = new URL(gateway.url);
   const env = { PORT: port, HOST: '0.0.0.0' };
@@ -232,10 +232,10 @@ test('`health` asks the gateway that its settings describe, and fails where that
     code: 0, stdout: '{"status":"ok","rabbitmq":"connected","isConnected":true}\n', stderr: '',
   });
   assert.equal((await runGateway(['health', '--ready'], { env })).stdout, '{"status":"ready"}\n');
-  // The listener for operators has both, so a firewall in front of the other is no matter.
+  // The listener for operators has both, so a firewall in front of the other one does not matter.
   const admin = { env: { PORT: '1', ADMIN_ADDR: `127.0.0.1:${port}` } };
   assert.equal((await runGateway(['health'], admin)).code, 0);
-  // While it drains it is up, and not ready. A frozen broker keeps it there for long enough.
+  // While it drains it is alive, and not ready. A frozen broker keeps it in that state for long enough.
   await Tab.open(gateway, 'usr_a');
   broker.child.kill('SIGSTOP');
   try {
@@ -261,7 +261,7 @@ test('`health` does not wait for a process that hangs', async () => {
   gateway.child.kill('SIGCONT');
 });
 
-test('the admin API exists with a token only, and for its bearer only', async () => {
+test('the admin API exists only if a token is set, and only for its bearer', async () => {
   const closed = await Gateway.start(broker);
   assert.equal((await closed.get('/api/stats', { headers: { authorization: 'Bearer ' } })).status, 404);
   assert.equal((await closed.get('/api/users/usr_a')).status, 404);
@@ -303,7 +303,7 @@ test('production does not log updates, and RUST_LOG overrides', async () => {
   assert.doesNotMatch(quiet.logs, /Update received/);
 });
 
-test('logs go to the file as well, in the format that is asked for', async () => {
+test('logs go to the file as well, in the configured format', async () => {
   const cwd = temporaryFolder();
   const gateway = await Gateway.start(broker, { cwd, env: { LOG_FILE: 'logs/server.log', LOG_FORMAT: 'json' } });
   await gateway.terminate();

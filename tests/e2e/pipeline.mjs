@@ -1,6 +1,6 @@
-// A stranger who asks on many connections, on each a hundred times without waiting for an answer, for as long as it runs.
-// A process of its own: what it costs must not slow those who measure.
-// Run with { port, connections, target } as JSON; ends with its stdin and prints how many answers it had.
+// A stranger who sends requests on many connections, on each a hundred at a time without waiting for an answer.
+// A separate process, so that its load does not slow the measurement.
+// Run with { port, connections, target } as JSON; ends with its stdin and prints how many answers it got.
 import net from 'node:net';
 
 const { port, connections, target } = JSON.parse(process.argv[2]);

@@ -1,11 +1,11 @@
-// Messages that no decent publisher sends: headers nested without end, texts that are no
-// text. Frames are made by hand, since no library makes them.
+// Messages that no well-behaved publisher sends: deeply nested headers, texts that are not
+// UTF-8. Frames are made by hand, since no library makes them.
 
 import amqplib from 'amqplib';
 
 import { EXCHANGE } from './harness.mjs';
 
-/** The largest frame that RabbitMQ takes by default. */
+/** The largest frame that RabbitMQ accepts by default. */
 const FRAME_MAX = 131_072;
 
 const u16 = (n) => Buffer.from([n >> 8, n & 255]);
@@ -17,7 +17,7 @@ const NOT_UTF8 = Buffer.from([0x66, 0xff, 0xfe]);
 
 const frame = (type, channel, payload) => Buffer.concat([Buffer.from([type]), u16(channel), u32(payload.length), payload, Buffer.from([0xce])]);
 
-/** `count` times `head` and the length of what it encloses. */
+/** `head` and the length of its content, nested `count` times. */
 function nested(head, count) {
   const size = head.length + 4;
   return Buffer.concat(Array.from({ length: count }, (_, i) => Buffer.concat([head, u32((count - 1 - i) * size)])));
@@ -25,7 +25,7 @@ function nested(head, count) {
 
 const headers = (entries) => ({ flags: 0x2000, properties: Buffer.concat([u32(entries.length), entries]) });
 const header = (name, type, value) => headers(Buffer.concat([shortString(name), Buffer.from(type), value]));
-/** Less than a frame by what else is in it. */
+/** A frame less the other fields in it. */
 const DEPTH_BYTES = FRAME_MAX - 64;
 
 export const DEEP = {
@@ -42,7 +42,7 @@ export const UNREADABLE = {
   'a routing key that is not UTF-8': { flags: 0, properties: Buffer.alloc(0), ending: NOT_UTF8 },
 };
 
-/** Publishes by frames of its own. */
+/** Publishes hand-made frames. */
 export class Poisoner {
   static async connect(broker) {
     const poisoner = new Poisoner();
@@ -52,7 +52,7 @@ export class Poisoner {
     return poisoner;
   }
 
-  /** Resolves when RabbitMQ has routed it. */
+  /** Resolves when RabbitMQ has routed the message. */
   async publish(userId, { flags, properties, ending = 'x' }, body = '{}') {
     const key = Buffer.concat([bytes(`user.${userId}.`), bytes(ending)]);
     const { ch } = this.channel;

@@ -1,4 +1,4 @@
-// What messages that cannot be read, or hardly, do to the gateway.
+// What messages that the gateway can hardly read, or not at all, do to it.
 
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
@@ -6,7 +6,7 @@ import { before, test } from 'node:test';
 import { Broker, Gateway, Publisher, Tab, anUpdate, runGateway, SECRET, until } from './harness.mjs';
 import { DEEP, Poisoner, UNREADABLE } from './poison.mjs';
 
-/** Cut to 30 s by the gateway, which is past the deadlines here: whoever waits for it has failed. */
+/** Longer than the gateway's maximum of 30 s, which exceeds the deadlines here: a test that waits for it fails. */
 const NEVER = '10m';
 
 let broker;
@@ -35,7 +35,7 @@ for (const threads of ['1', '2']) {
   });
 }
 
-test('a message that cannot be read costs a moment, and the line and a metric name it', async () => {
+test('a message that cannot be read costs a moment, and a log line and a metric report it', async () => {
   const gateway = await start();
   const [victim, bystander] = await Promise.all([Tab.open(gateway, 'usr_victim'), Tab.open(gateway, 'usr_bystander')]);
   let losses = 0;
@@ -47,11 +47,11 @@ test('a message that cannot be read costs a moment, and the line and a metric na
     await gateway.metricIs('messages_unreadable_total', losses);
     assert.match(gateway.logs.slice(logged), /RabbitMQ connection closed reason=.*cannot be read/, what);
     await gateway.metricIs('subscriptions', 2);
-    // It is not delivered again, and nobody is left out.
+    // The message is not delivered again, and no user is left out.
     await Promise.all([victim.saw(publisher.update('usr_victim')), bystander.saw(publisher.update('usr_bystander'))]);
   }
   assert.equal(await gateway.metric('rabbitmq_reconnects_total'), losses);
-  // No text of the message.
+  // No text of the message is logged.
   assert.doesNotMatch(gateway.logs, /66, FF, FE|content =/i);
 });
 

@@ -1,4 +1,4 @@
-// The Engine.IO protocol (v4) and the Socket.IO protocol (v5), case by case as their texts have them
+// The Engine.IO protocol (v4) and the Socket.IO protocol (v5), case by case as their specifications have them
 // (socketio/engine.io-protocol, socketio/socket.io-protocol), against a gateway that asks for tokens.
 //
 // The protocols' own test suites expect a server that echoes. Their cases that are not here:
@@ -36,7 +36,7 @@ before(async () => {
 
 const connectPacket = (userId) => `40${JSON.stringify({ token: token(userId) })}`;
 
-/** The frames in what a server has written: each a text, or a Buffer if it is binary; and whether it has closed. */
+/** The frames that a server has written: each a string, or a Buffer if it is binary; and whether the server has closed. */
 function framesOf(bytes) {
   const frames = [];
   for (let at = 0; at + 2 <= bytes.length;) {
@@ -63,7 +63,7 @@ class Websocket {
     return websocket;
   }
 
-  /** One that is signed in. */
+  /** A websocket that is signed in. */
   static async of(userId) {
     const websocket = await Websocket.open();
     await websocket.next();
@@ -76,7 +76,7 @@ class Websocket {
     this.raw.write(frame(text));
   }
 
-  /** The next packet, or the next that `is` one; those before it are skipped. */
+  /** The next packet, or the next one for which `is` holds; earlier ones are skipped. */
   async next(is = () => true, deadlineMs) {
     return until('a packet', () => {
       const body = this.raw.received.slice(this.raw.received.indexOf('\r\n\r\n') + 4);

@@ -12,7 +12,7 @@ import {
   Broker, EXCHANGE, Gateway, Publisher, Tab, anUpdate, freePort, generations, run, runGateway, temporaryFolder, testsFolder, topology,
 } from './harness.mjs';
 
-/** A CA, and certificates by it for `localhost` and for a client; all in one folder. */
+/** A CA and its certificates for `localhost` and for a client, all in one folder. */
 async function certificates() {
   const folder = temporaryFolder();
   const openssl = (...args) => run('openssl', args, { cwd: folder });
@@ -69,7 +69,7 @@ test('amqps connects with the right CA, and no other', async () => {
   await delivers(await start(broker, { RABBITMQ_CA_FILE: ours('ca.pem') }), publisher);
   for (const [env, reason] of [
     [{ RABBITMQ_CA_FILE: theirs('ca.pem') }, /UnknownIssuer|BadSignature/],
-    // The public roots.
+    // With the public roots.
     [{}, /UnknownIssuer/],
     [{ RABBITMQ_CA_FILE: ours('ca.pem'), RABBITMQ_URL: broker.amqps.replace('localhost', '127.0.0.1') }, /not valid for name/],
   ]) {
@@ -122,7 +122,7 @@ const patterns = new Map(
   [...security.matchAll(/^\| `(\S*\{userId\}\S*)` \| `(\S+)` \|$/gm)].map(([, template, pattern]) => [template, pattern]),
 );
 
-// A firehose binds for everybody: what the documented topic permissions are to prevent.
+// A firehose binds for all users, which is what the documented topic permissions must prevent.
 const testOfTopicPermissions = topology === 'firehose' ? () => {} : test;
 
 testOfTopicPermissions('the gateway works under the documented permissions, which keep it from everything else', async () => {
@@ -134,7 +134,7 @@ testOfTopicPermissions('the gateway works under the documented permissions, whic
   const password = commands[0].at(-1);
   const url = broker.url.replace('rmuser:rmpassword', `${USER}:${password}`);
 
-  // What a bug in the gateway could ask RabbitMQ for.
+  // Requests that a bug in the gateway could send to RabbitMQ.
   const connection = await amqplib.connect(url);
   connection.on('error', () => {});
   const attempt = async (what) => {
@@ -169,7 +169,7 @@ testOfTopicPermissions('the gateway works under the documented permissions, whic
 
   const gateway = await Gateway.start(broker, { env: { RABBITMQ_URL: url } });
   await delivers(gateway, publisher);
-  // Through a change of what is bound, too, and without any refusal.
+  // Also while bindings change, and without any refusal.
   await broker.queuesAre(0);
   await delivers(gateway, publisher);
   assert.doesNotMatch(gateway.logs, /WARN|ERROR/);

@@ -24,7 +24,7 @@ const screenshots = process.env.SCREENSHOTS ?? folder;
 
 // ---- Types --------------------------------------------------------------------
 
-/** What the compiler has to say about `lines` after the import of all types; empty if nothing. */
+/** What the compiler says about `lines` after the import of all types; empty if they compile. */
 async function compile(lines) {
   const file = path.join(folder, 'check.ts');
   const types = path.join(example, 'src', 'chat3-events');
@@ -38,7 +38,7 @@ async function compile(lines) {
   return compiler.then(() => '', (error) => error.stdout || error.message);
 }
 
-/** An update as the gateway's events, each a call that has to compile. */
+/** An update as the gateway's events, each as a call that must compile. */
 function received(body, events) {
   return events.map((event) => `receive['${event}'](${JSON.stringify(event === 'message:new' ? body.data : body)}, 'offset');`);
 }
@@ -76,7 +76,7 @@ test('the types describe what the development mode publishes', async () => {
   assert.equal(await compile(lines), '');
 });
 
-test('the types refuse what is not so', async () => {
+test('the types refuse fields that do not exist and values of the wrong type', async () => {
   const [{ updates: original }] = generations();
   const { updates: current } = generations().at(-1);
   const [message, dialog] = ['message.create', 'dialog.create'].map((name) => original.find((update) => update.name === name).body);
@@ -98,7 +98,7 @@ test('the types refuse what is not so', async () => {
 
 // ---- State --------------------------------------------------------------------
 
-test('the chat is the same, whichever generation publishes', async () => {
+test('the chat is the same for every generation', async () => {
   const outfile = path.join(folder, 'chat.mjs');
   const { build } = await import(pathToFileURL(tool('esbuild/lib/main.js')));
   await build({ entryPoints: [path.join(example, 'src', 'chat.ts')], bundle: true, format: 'esm', outfile });
@@ -115,7 +115,7 @@ test('the chat is the same, whichever generation publishes', async () => {
     assert.ok(chat.messages[0].at > new Date('2025-01-01') && chat.messages[0].at < new Date('2027-01-01'), since);
     assert.deepEqual(receive(chat, created).messages, chat.messages, `${since}: twice is once`);
 
-    // The others tell of this message too, whichever they were recorded with.
+    // The other updates refer to this message too, whichever message they were recorded with.
     const ofThis = (body) => {
       const text = JSON.stringify(body);
       const other = body.data.message ?? body.data;
@@ -172,14 +172,14 @@ class App {
     return app;
   }
 
-  /** The app in a browser of `user`'s own, as soon as its badge says `status`. */
+  /** The app in a separate browser for `user`, once its badge says `status`. */
   async open(user, { status = 'live', ...options } = {}) {
     const context = await browser.newContext(options);
     const page = await context.newPage();
     page.problems = [];
     page.on('pageerror', (error) => page.problems.push(error.message));
-    // A cut network is no mistake of the page, nor is a session that has ended: a client
-    // that is refused in the middle of its upgrade takes leave of one (400).
+    // A cut network is no mistake of the page. Nor is a session that has ended: a client
+    // that is refused during its upgrade sends a last request to it (400).
     page.on('console', (message) => {
       const isTransport = /WebSocket|ERR_/.test(message.text()) || message.location().url.includes('/socket.io/');
       if (message.type() === 'error' && !isTransport) page.problems.push(message.text());
@@ -264,7 +264,7 @@ test('two users talk: messages, reactions, statuses, typing, edits and deletions
   await message(bob, 'Still there?').waitFor({ state: 'detached' });
   assert.deepEqual([await countOf(alice, 'Hello Bob'), await countOf(bob, 'Hello Bob')], [1, 1]);
 
-  // A third one, who comes late, fetches the same state.
+  // A third user, who comes late, fetches the same state.
   await alice.getByRole('button', { name: 'Add Carol' }).click();
   await bob.locator('.members').getByText('Carol').waitFor();
   const carol = await app.open('usr_carol');
@@ -273,18 +273,18 @@ test('two users talk: messages, reactions, statuses, typing, edits and deletions
   await bob.getByRole('button', { name: 'Remove Carol' }).click();
   await alice.getByRole('button', { name: 'Add Carol' }).waitFor();
   await carol.getByText('You are not a member of this dialog.').waitFor();
-  // What she asks for is refused now, as the page tells.
+  // Her request is refused now, and the page says so.
   carol.problems = carol.problems.filter((problem) => !problem.includes('403'));
   await close(alice, bob, carol);
 });
 
-test('a cut connection: what was published meanwhile is seen once, and the badge says recovered', async () => {
+test('a cut connection: updates published during the cut are seen once, and the badge says recovered', async () => {
   const [alice, bob] = [await app.open('usr_alice'), await app.open('usr_bob')];
   await send(alice, 'Before the cut');
   await message(bob, 'Before the cut').waitFor();
   app.network.cut();
   await Promise.all([badge(alice, 'reconnecting'), badge(bob, 'reconnecting')]);
-  // The page's own API is still there; the gateway is not.
+  // The page's API is still reachable; the gateway is not.
   const sent = alice.waitForResponse(/\/api\/send/);
   await send(alice, 'While it was cut');
   assert.ok((await sent).ok());
@@ -302,7 +302,7 @@ test('a cut connection: what was published meanwhile is seen once, and the badge
     const texts = (await page.locator('.content').allTextContents()).slice(-3);
     assert.deepEqual(texts, ['Before the cut', 'While it was cut', 'After the cut']);
   }
-  // The same for one user alone, by the page's own button.
+  // The same for one user alone, with the page's button.
   await bob.getByRole('button', { name: 'Cut' }).click();
   await badge(bob, 'reconnecting');
   await send(alice, 'While Bob was away');
@@ -328,7 +328,7 @@ test('built: after a cut beyond the recovery window the badge says must refetch,
   const sent = alice.waitForResponse(/\/api\/send/);
   await send(alice, 'While it was cut');
   await sent;
-  // The answer to Bob's fetch is held, to look at the page meanwhile.
+  // The answer to Bob's fetch is held back, so that the test sees the page before it.
   let answer;
   await bob.route(/\/api\/dialog/, async (route) => {
     const response = await route.fetch();
@@ -376,7 +376,7 @@ test('the token is replaced before it expires, on the same connection', async ()
   await context.close();
 });
 
-test('a refused token is told, and another one makes another connection', async () => {
+test('a refused token is shown, and another token makes another connection', async () => {
   const guarded = await App.start({ env: { ADMIN_TOKEN: 'operator' } });
   const alice = await guarded.open('usr_alice');
   await guarded.gateway.metricIs('sockets', 1);
@@ -385,7 +385,7 @@ test('a refused token is told, and another one makes another connection', async 
   await guarded.gateway.json('/api/users/usr_alice/disconnect', { ...order, body: JSON.stringify({ until: inAnHour }) });
   await badge(alice, 'refused');
   assert.equal(await alice.locator('.badge').textContent(), 'Refused: token revoked');
-  // Tokens of the second of the order are refused as well.
+  // Tokens issued in the same second as the order are refused as well.
   await until('live again', async () => {
     await alice.getByRole('button', { name: 'Sign in again' }).click({ timeout: 500 }).catch(() => {});
     return alice.locator('.badge[data-status=live]').isVisible();
@@ -396,7 +396,7 @@ test('a refused token is told, and another one makes another connection', async 
   await close(alice);
 });
 
-test('a backend that gives expired tokens is asked a few times, with growing pauses, and then by the button alone', async () => {
+test('a backend that gives expired tokens is asked a few times, with growing pauses, and then only by the button', async () => {
   const stale = await App.start({ env: { JWT_SECRET: SECRET } });
   const context = await browser.newContext();
   const page = await context.newPage();

@@ -1,5 +1,5 @@
-// A connection that is lost and regained gets exactly what it missed, or is told
-// that it did not: with unmodified clients, over a network that is really cut.
+// A client that loses its connection and reconnects gets exactly what it missed, or is
+// told that it does not: with unmodified clients, over a network that is really cut.
 
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
@@ -24,25 +24,25 @@ before(async () => {
   network = await Network.to(gateway);
 });
 
-/** A user of this test alone. */
+/** A user that only this test has. */
 const aUser = () => `usr_recovery_${(users += 1)}`;
 
 const WEBSOCKET = { transports: ['websocket'] };
 const POLLING = { transports: ['polling'] };
 
-/** The updates of `published`, each as the events it becomes. */
+/** The updates of `published`, each as its events. */
 const asEvents = (published) => published.flatMap((update) => [
   { event: 'chat3:update', args: [update] },
   { event: 'message:new', args: [update.data] },
 ]);
 
-/** Waits until a tab has as many events as `published` makes: it must be these, in order. */
+/** Waits until a tab has as many events as `published` makes, and asserts that they are these, in order. */
 async function sawAll(tab, published) {
   await tab.when('all events', () => tab.events.length >= 2 * published.length);
   assert.deepEqual(tab.events, asEvents(published));
 }
 
-/** Publishes so many updates and waits until the gateway has taken them. */
+/** Publishes `count` updates and waits until the gateway has taken them. */
 async function publish(userId, count, { server = gateway, fields = {} } = {}) {
   const before = await server.metric('updates_received_total');
   const published = Array.from({ length: count }, () => publisher.update(userId, fields));
@@ -52,7 +52,7 @@ async function publish(userId, count, { server = gateway, fields = {} } = {}) {
 
 /**
  * Waits for the end of the upgrade, if there is one. A client that loses its connection
- * in the midst of it stays between the two transports until it misses the pings: 45 s.
+ * during the upgrade stays between the two transports until it misses the pings: 45 s.
  */
 async function upgraded({ socket }) {
   const { engine, opts } = socket.io;
@@ -74,7 +74,7 @@ for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
         await tab.when('the cut', () => tab.disconnects.length === cut);
         published.push(...await publish(userId, 60));
         network.restore();
-        // Live again, in the same breath as the replay.
+        // A live update, right after the replay.
         published.push(publisher.update(userId));
         await tab.saw(published.at(-1));
       }
@@ -95,7 +95,7 @@ for (const [version, connect] of [['4.6', io46], ['4.8', io48]]) {
     const first = publisher.update(userId);
     await sawAll(tab, [first]);
     // The client keeps the last offset of a session that cannot be recovered and
-    // sends it with the next one's pid, as long as that has brought no event.
+    // sends it with the next one's pid, as long as that one has had no event.
     tab.socket._pid = '0'.repeat(32);
     network.reset();
     await tab.when('reconnected', () => tab.connects === 3);
@@ -126,7 +126,7 @@ test('cuts at any place of a burst neither lose nor double an event', async () =
   tab.close();
 });
 
-test('a client that comes back over another network while its old connection looks alive goes on there', async () => {
+test('a client that comes back over another network while its old connection looks alive resumes its session', async () => {
   const server = await Gateway.start(broker);
   const lift = await Network.to(server);
   const userId = aUser();
@@ -135,7 +135,7 @@ test('a client that comes back over another network while its old connection loo
   await tab.saw(first);
   lift.blackhole();
   const missed = await publish(userId, 5, { server });
-  // As a phone that changed networks: its browser notices, the server does not.
+  // Like a phone that changes networks: its browser notices, the server does not.
   tab.socket.io.engine.transport.ws.terminate();
   await sawAll(tab, [first, ...missed]);
   assert.deepEqual(tab.recovered, [false, true]);
@@ -220,7 +220,7 @@ test('a gap that is too long, too large, or longer than the window is not filled
     await tab.saw(next);
     assert.deepEqual(tab.ids, [first._id, next._id], what);
     assert.deepEqual(tab.recovered, [false, false], what);
-    // And from here on recovery works again.
+    // From here on recovery works again.
     lift.reset();
     await tab.when('reconnected', () => tab.connects === 3);
     assert.equal(tab.recovered.at(-1), true, what);
@@ -230,7 +230,7 @@ test('a gap that is too long, too large, or longer than the window is not filled
   }
 });
 
-test('the window begins when the loss is noticed, and what was missed before is there', async () => {
+test('the window begins when the loss is noticed, and updates missed before that are kept', async () => {
   const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '3s' } });
   const lift = await Network.to(server);
   const userId = aUser();
@@ -238,7 +238,7 @@ test('the window begins when the loss is noticed, and what was missed before is 
   lift.blackhole();
   const missed = publisher.update(userId);
   await server.metricIs('updates_delivered_total', 1);
-  // Longer than the window, and neither end knows.
+  // Longer than the window, and neither end notices.
   await pause(4500);
   assert.equal(await server.metric('sockets'), 1);
   lift.reset();
@@ -295,8 +295,7 @@ test('updates that were missed while RabbitMQ was away make a recovery impossibl
   // As Chat3 would: a broker that is killed may forget a young exchange.
   const publisherAgain = await Publisher.connect(own);
   await server.metricIs('subscriptions', 1);
-  // The socket never noticed; but what it has is not all there was, also if the
-  // newest is there.
+  // The socket never noticed. But it has not had every update, even if it has the newest.
   await tab.saw(publisherAgain.update(userId));
   lift.reset();
   await tab.when('reconnected', () => tab.connects === 2);
@@ -360,7 +359,7 @@ test('a stolen pid opens nothing without a token of its user', async () => {
   const without = new Tab(gateway, null, { auth: stolen, ...WEBSOCKET });
   assert.equal(await without.refused(), 'token missing');
   without.close();
-  // And its owner still has it.
+  // Its owner can still use it.
   network.restore();
   await tab.saw(missed.at(-1));
   assert.equal(tab.recovered.at(-1), true);
@@ -459,7 +458,7 @@ test('when memory for recovery is full, the users away longest lose theirs first
     tab.userId = `usr_recovery_${users}`;
     tabs.push(tab);
   }
-  // They leave one after the other.
+  // The users leave one after the other.
   for (const [index, tab] of tabs.entries()) {
     tab.socket.io.engine.transport.ws.terminate();
     await server.metricIs('users_away', index + 1);
@@ -487,7 +486,7 @@ test('a flood for users who are away does not pass the memory for recovery by fa
   await Promise.all(ids.map((id) => Tab.open(server, id, { url: lift.url, reconnection: false, ...WEBSOCKET })));
   lift.cut();
   await server.metricIs('users_away', count);
-  // Most of a megabyte: what is kept is counted with some bytes more.
+  // Most of a megabyte: each update counts for a few bytes more than its body.
   for (const id of ids) publisher.update(id, { data: { filler: 'x'.repeat(mebibyte - 1000) } });
   let most = 0;
   await until('all came', async () => {
@@ -515,7 +514,7 @@ for (const [how, count, maxBytes] of [['far behind', 1, '200000'], ['less than i
       const socket = await rawWebsocket(server, slowId);
       socket.pause();
       slow.push(socket);
-      // The system's buffers take some megabytes of it.
+      // The system's buffers take some megabytes.
       for (let n = 0; n < 380; n += 1) publisher.update(slowId, { data: { filler: 'x'.repeat(20_000) } });
     }
     await server.metricIs('slow_sockets_total', count);
@@ -545,8 +544,8 @@ test('thousands of small updates reach every kind of client, also without offset
   }
   const kept = async () => (await gateway.metric('updates_kept_total')) + (await off.metric('updates_kept_total'));
   const before = await kept();
-  // Each time less than may be on its way. If an event were counted for 8 bytes more
-  // than it has, all would seem to lag in the end.
+  // Each time less than the limit on what may be on its way. If an event counted for 8
+  // bytes more than it has, all sockets would seem to lag in the end.
   for (let sent = 0; sent < 4000;) {
     for (let i = 0; i < 40; i += 1) for (const { userId } of clients) publisher.update(userId, { data: {} });
     sent += 40;
@@ -576,7 +575,7 @@ test('a replay whose client leaves in its midst, or takes nothing of it, comes t
   const [leaver, idler] = [await Poller.connect(server, { ...auth, pid: pids[0] }), await Poller.connect(server, { ...auth, pid: pids[1] })];
   await server.metricIs('recoveries_total{outcome="recovered"}', 2);
   await leaver.post('1');
-  // The other one answers pings, but polls no more.
+  // The other client answers pings, but does not poll any more.
   await server.metricIs('slow_sockets_total', 1);
   await server.metricIs('sockets', 0);
   assert.equal((await idler.post('3')).status, 400);
@@ -599,7 +598,7 @@ test('taking over one\'s own session again and again takes nobody\'s place', asy
   await server.kill();
 });
 
-test('memory is taken from those who are away longest now, and not from those who keep nothing', async () => {
+test('memory is taken from the users away longest at that time, and not from those who keep nothing', async () => {
   const server = await Gateway.start(broker, { env: { RECOVERY_TOTAL_BYTES: '60000' } });
   const [idle, first, second] = await Promise.all(['idle', 'first', 'second'].map(async (name) => {
     const userId = `${aUser()}_${name}`;
@@ -632,7 +631,7 @@ test('memory is taken from those who are away longest now, and not from those wh
   await server.kill();
 });
 
-// What every run of a client must look like: each session (a connect that was not
+// What must be true of every run of a client: each session (a connect that was not
 // recovered, and the recovered ones after it) sees one unbroken run of the events
 // published since it began, and nothing of what it was told it missed.
 
@@ -659,7 +658,7 @@ class Model {
     return this.published.flatMap((id) => [`chat3:update ${id}`, `message:new ${id}`]);
   }
 
-  /** The client connected; `known` is how much had been taken when it began to. */
+  /** The client connected; `known` is how many events the gateway had taken when it began to. */
   connected(recovered, known) {
     if (!recovered) this.sessions.push({ after: known * 2, seen: [] });
     else assert.ok(this.sessions.length > 0, 'the first connect has nothing to recover');
@@ -688,8 +687,8 @@ async function wander(server, random, steps) {
   const link = await Network.to(server);
   const model = new Model();
   const options = [WEBSOCKET, POLLING, {}][Math.floor(random() * 3)];
-  // What is queued at the broker when a client returns may go to it or not: so each
-  // step waits until the gateway has taken what it published.
+  // An update that is queued at the broker when a client returns may reach the client or not.
+  // So each step waits until the gateway has taken what was published.
   let taken = 0;
   const tab = new Tab(server, token(userId), { url: link.url, randomizationFactor: 0, timeout: 2000, ...options });
   let takenBefore = 0;
@@ -721,17 +720,18 @@ async function wander(server, random, steps) {
       // Slow reading.
       case 4: link.hold(); await pause(time); link.release(); break;
       case 5: link.hold(); await publishing; link.reset(); break;
-      // The window passes.
+      // Longer than the window.
       case 6: link.cut(); await pause(800 + time * 8); link.restore(); break;
-      // More than is kept.
+      // More updates than are kept.
       default: link.cut(); await publishing; await publishSome(120); link.restore(); break;
     }
     await publishing;
     if (random() < 0.6) await connected();
   }
   await connected();
-  // Once more, in quiet: a live socket sees everything to the end. One that has not noticed its
-  // last loss only looks live, and may come back fresh: then what is published after that.
+  // Once more, undisturbed: a live socket sees everything to the end. A socket that has not
+  // noticed its last loss only looks live, and may come back fresh: it then sees what is
+  // published after that.
   for (let last = null; !tab.ids.includes(last);) {
     const { connects } = tab;
     await publishSome(1);
@@ -744,7 +744,7 @@ async function wander(server, random, steps) {
   return { recovered, fresh: tab.recovered.length - recovered };
 }
 
-/** Twelve walks at once, and how often they reached either end: `recovered` or `fresh`. */
+/** Twelve walks at once, and how often a reconnect was `recovered` or `fresh`. */
 async function wanderAll(server, seed) {
   const walks = Array.from({ length: 12 }, (_, i) => wander(server, randomFrom(seed + i), 25));
   const ends = await Promise.allSettled(walks);
@@ -754,10 +754,10 @@ async function wanderAll(server, seed) {
   return { seed, recovered: total('recovered'), fresh: total('fresh') };
 }
 
-test('whatever happens to the network, a client sees each event once and in order, or is told and sees nothing of the gap', async () => {
+test('whatever happens to the network, a client sees each event once and in order, or is told of the gap and sees nothing of it', async () => {
   const server = await Gateway.start(broker, { env: { RECOVERY_WINDOW: '1s', RECOVERY_MAX_UPDATES: '100' } });
   const aSeed = () => Number(process.env.RECOVERY_SEED ?? Math.floor(Math.random() * 1e9));
-  // Both ends must be reached often, or this proves nothing. A busy machine can spoil that once.
+  // Both must be frequent, or this proves nothing. A busy machine can spoil that once.
   const isProof = ({ recovered, fresh }) => recovered > 50 && fresh > 30;
   let reached = await wanderAll(server, aSeed());
   if (!isProof(reached)) reached = await wanderAll(server, aSeed());

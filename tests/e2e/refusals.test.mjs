@@ -1,4 +1,4 @@
-// Whom the gateway refuses, again and again, and what that costs those whom it does not refuse.
+// Clients that are refused again and again, and what they cost the clients that are not.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { generateKeyPairSync, randomBytes } from 'node:crypto';
@@ -30,7 +30,7 @@ function slowKeys() {
   return { pem: pairs.map((pair) => pair.publicKey).join(''), lastPrivate: pairs.at(-1).privateKey };
 }
 
-/** A request from an address of this machine that `fetch` would not come from; resolves with its status. */
+/** A request from an address of this machine that `fetch` cannot choose; resolves with its status. */
 async function requestFrom(localAddress, server, target, { method = 'GET', headers = {} } = {}) {
   return new Promise((resolve, reject) => {
     const request = http.request(server.url + target, { method, headers, localAddress, agent: false }, (response) => {
@@ -74,7 +74,7 @@ test('a flood of forged signatures, from several addresses, keeps nobody else wa
       const update = anUpdate('usr_bystander');
       sent.set(update._id, Date.now());
       publisher.publish('user.usr_bystander.messageupdate', update);
-      // A token of the key that is tried last is as good as any.
+      // A token of the key that is tried last works like any other.
       if (i === 100) newcomer = Tab.open(server, 'usr_newcomer', { auth: { token: token('usr_newcomer', {}, { secret: lastPrivate, algorithm: 'ES384' }) } });
       await new Promise((resolve) => setTimeout(resolve, 25));
     }
@@ -82,11 +82,11 @@ test('a flood of forged signatures, from several addresses, keeps nobody else wa
     (await newcomer).close();
     waits.sort((a, b) => a - b);
     t.diagnostic(`half of the updates within ${waits[100]} ms, 99 of 100 within ${waits[197]} ms, all within ${waits[199]} ms`);
-    // Not what it takes, on a machine that others use as well, but far from what a queue of verifications takes.
+    // Not the time that it needs, on a shared machine, but far less than a queue of verifications would take.
     assert.ok(waits[197] < 5_000, `99 of 100 updates came within ${waits[197]} ms, the last one within ${waits[199]} ms`);
     const seconds = (Date.now() - start) / 1000;
     const refused = await server.metric('connects_refused_total{reason="token_invalid"}');
-    // Five seconds' worth at once and then the limit for each address, and those that were on their way meanwhile.
+    // For each address, five seconds' worth at once and then the limit, and those that were already on their way.
     assert.ok(refused <= addresses.length * (5 * limit + limit * seconds + plan.connections), `${refused} tokens were verified in ${seconds} s`);
     const turnedAway = await server.metric('connects_refused_total{reason="address_refusals"}');
     t.diagnostic(`${refused} verified, ${turnedAway} turned away, in ${seconds} s`);
@@ -101,7 +101,7 @@ test('a flood of forged signatures, from several addresses, keeps nobody else wa
   await server.kill();
 });
 
-test('a user who renews with forged tokens on all sockets keeps nobody of the same address waiting', async () => {
+test('a user who renews with forged tokens on all sockets keeps nobody at the same address waiting', async () => {
   const { pem, lastPrivate } = slowKeys();
   const server = await Gateway.start(broker, { env: { JWT_PUBLIC_KEY: pem } });
   const signed = (user) => token(user, {}, { secret: lastPrivate, algorithm: 'ES384' });
@@ -116,7 +116,7 @@ test('a user who renews with forged tokens on all sockets keeps nobody of the sa
   const newcomer = await Tab.open(server, 'usr_newcomer', { auth: { token: signed('usr_newcomer') } });
   const verified = await refused();
   assert.ok(verified < (sockets * each) / 2, `${verified} forged tokens were verified before one that is not`);
-  // What waits for a socket that has gone is not looked at any more.
+  // A token of a socket that has left is not verified any more.
   for (const tab of tabs) tab.close();
   await server.metricIs('sockets', 1);
   const rest = await refused();
@@ -148,7 +148,7 @@ test('behind a trusted proxy the refused are counted by the address that it name
   const server = await Gateway.start(broker, { env: { MAX_REFUSALS_PER_SECOND: '1', TRUSTED_PROXIES: '127.0.0.1' } });
   const from = (address) => ({ 'x-forwarded-for': address });
   for (let i = 0; i < 8; i += 1) {
-    // Any of its network.
+    // From any address of its network.
     const tab = new Tab(server, `no-token-${i}`, { transports: ['websocket'], reconnection: false, extraHeaders: from(`2001:db8::${i}`) });
     await tab.when('an answer', () => tab.error);
     tab.close();
@@ -172,9 +172,9 @@ for (const transports of [['websocket'], ['polling']]) {
     });
     const start = Date.now();
     await tab.when('refusals', () => refusals >= 4, 30_000);
-    // Half a second, one and two before the second, third and fourth.
+    // Half a second before the second attempt, one before the third, two before the fourth.
     assert.ok(Date.now() - start >= 3_400, `4 refusals in ${Date.now() - start} ms`);
-    // The next one takes its time. Other tokens do not.
+    // The next attempt waits. Other tokens do not.
     const others = Date.now();
     assert.equal(await refusedOnce(server, { transports }), 'invalid token');
     const good = await Tab.open(server, 'usr_storm', { transports });
@@ -186,7 +186,7 @@ for (const transports of [['websocket'], ['polling']]) {
   });
 }
 
-test('wrong admin tokens are counted, logged without end by nobody, and slowed down by address', async () => {
+test('wrong admin tokens are counted, do not fill the log, and are slowed down by address', async () => {
   const server = await Gateway.start(broker, { env: { ADMIN_TOKEN: ADMIN } });
   const stats = (address, bearer) => requestFrom(address, server, '/api/stats', { headers: { authorization: `Bearer ${bearer}` } });
   const answers = [];
@@ -234,11 +234,11 @@ test('a short admin token is warned of at the start', async () => {
   await server.kill();
 });
 
-test('it leaves no core dump, and its memory to nobody else', async () => {
+test('it leaves no core dump, and lets no other user read its memory', async () => {
   const server = await Gateway.start(broker);
   const limits = readFileSync(`/proc/${server.child.pid}/limits`, 'utf8');
   assert.match(limits, /Max core file size +0 /);
-  // What may be read of a process belongs to its user, unless nothing may be.
+  // The files of a process in /proc belong to its user, unless it may not be dumped.
   if (process.getuid() !== 0) assert.equal(statSync(`/proc/${server.child.pid}/mem`).uid, 0);
   await server.kill();
 });

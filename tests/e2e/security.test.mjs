@@ -36,7 +36,7 @@ const withoutSecret = { JWT_SECRET: '' };
 
 const base64url = (value) => Buffer.from(value).toString('base64url');
 
-/** A token by a private key of the fixtures; by hand for EdDSA, which jsonwebtoken lacks. */
+/** A token signed with a private key of the fixtures; by hand for EdDSA, which jsonwebtoken lacks. */
 function signed(name, { algorithm = ASYMMETRIC[name][0], keyid, claims = {} } = {}) {
   const payload = { userId: 'usr_a', ...claims };
   if (algorithm !== 'EdDSA') {
@@ -65,7 +65,7 @@ async function refused(gateway, presented, message = 'invalid token', options = 
   tab.close();
 }
 
-/** A server of a key set, which can do what such servers do. */
+/** A server of a key set, which can misbehave as such servers do. */
 class KeyServer {
   /** `tls`: key and certificate, for https. */
   static async start(tls = null) {
@@ -168,7 +168,7 @@ for (const [what, env, pattern] of [
     assert.match(stderr, pattern);
     assert.equal(stderr.trim().split('\n').length, 1, stderr);
     assert.equal(stdout, '');
-    // Of no key, neither half is repeated.
+    // Neither half of a key is repeated.
     assert.doesNotMatch(stderr, /MII|MHc|BEGIN [A-Z]+ PRIVATE/);
   });
 }
@@ -189,7 +189,7 @@ test('an expiry can be made optional, and the leeway set', async () => {
   await refused(gateway, token('usr_a', {}, { expiresIn: -180 }), 'token expired');
 });
 
-test('a new key of a key set is found when a token names it, an old one goes', async () => {
+test('a new key of a key set is found when a token names it, and an old one is dropped', async () => {
   const server = await KeyServer.start();
   server.keys = { old: 'rsa' };
   const gateway = await start({ ...withoutSecret, JWT_JWKS: server.url });
@@ -243,7 +243,7 @@ test('whatever the URL does, the last good keys stay in use', async () => {
     await refused(gateway, signed('p256'));
   }
   assert.equal(elsewhere.requests, 0);
-  // One line per outage, and the reason.
+  // One line per outage, with the reason.
   assert.equal(gateway.logs.match(/WARN.*JWT_JWKS not read/g).length, 1);
   assert.match(gateway.logs, /JWT_JWKS not read.*503/);
   await new Promise((resolve) => server.http.listen(new URL(server.url).port, '127.0.0.1', resolve));
@@ -251,7 +251,7 @@ test('whatever the URL does, the last good keys stay in use', async () => {
   await gateway.logged(/JWT_JWKS read again/);
 });
 
-test('a URL that sends answers without end, or more keys than anybody has, holds nobody up and fills no log', async () => {
+test('a URL that sends endless answers, or more keys than anybody has, holds nobody up and fills no log', async () => {
   const server = await KeyServer.start();
   const secret = (_, i) => [`short-${i}`, { kty: 'oct', k: 'eHg' }];
   server.keys = { ...Object.fromEntries(Array.from({ length: 3000 }, secret)), a: 'rsa' };
@@ -291,10 +291,10 @@ test('a URL that does not answer keeps nobody with a known key waiting, and made
   await until('the read has begun', () => server.requests > requests);
   const begin = Date.now();
   await Promise.all(Array.from({ length: 20 }, () => letIn(gateway, signed('rsa', { keyid: 'a' }))));
-  // Who waits for the read waits for five seconds.
+  // A token that waits for the read waits for five seconds.
   assert.ok(Date.now() - begin < 4000, `took ${Date.now() - begin} ms`);
   assert.deepEqual([...new Set(await Promise.all(attack))], [false]);
-  // Nine seconds at the most, in which one read fits: five of waiting, five of pause.
+  // Nine seconds at most, which leave time for one read: five seconds of waiting, five of pause.
   assert.equal(server.requests, requests + 1);
 });
 
@@ -315,7 +315,7 @@ test('a key set over https is read from a server that its CA vouches for, and fr
   assert.equal(server.requests, requests);
 });
 
-test('a gateway may start before its key server, and lets in when that is there', async () => {
+test('a gateway may start before its key server, and lets clients in once that is up', async () => {
   const server = await KeyServer.start();
   server.keys = { a: 'rsa' };
   server.answersWith(503);
@@ -360,12 +360,12 @@ test('a token may come as a bearer token, in auth or in the Authorization header
   const header = { auth: {}, extraHeaders: { authorization: `Bearer ${good}` } };
   await letIn(gateway, `Bearer ${good}`);
   for (const transports of [['websocket'], ['polling']]) await letIn(gateway, undefined, { ...header, transports });
-  // What auth holds is what counts.
+  // The token in auth takes precedence.
   await refused(gateway, undefined, 'invalid token', { ...header, auth: { token: 'x' } });
   await refused(gateway, undefined, 'token missing', { auth: {}, extraHeaders: { authorization: `Basic ${good}` } });
 });
 
-test('a token in the query is not looked at, unless that is switched on; it is in no log', async () => {
+test('a token in the query is ignored unless that is switched on, and is never logged', async () => {
   const good = token('usr_a');
   const query = { auth: {}, query: { token: good } };
   const gateway = await start({ RUST_LOG: 'trace' });
@@ -426,7 +426,7 @@ test('only pages of the listed origins may open a websocket or poll; other clien
   await letIn(gateway, token('usr_a'));
   await letIn(gateway, token('usr_a'), { extraHeaders: { origin: 'https://chat.example.com' } });
   assert.ok(!(await connects(gateway, { origin: 'https://evil.com' })));
-  // Probes and operators are no browsers' business.
+  // Browsers have no business with probes and the admin API.
   assert.equal((await gateway.get('/health', { headers: { origin: 'https://evil.com' } })).status, 200);
 });
 
@@ -438,7 +438,7 @@ test('without a list, pages of every origin may connect', async () => {
   }
 });
 
-/** Whether the real client gets in with these headers; it retries for ever, so the first answer counts. */
+/** Whether the real client gets in with these headers; it retries without end, so the first answer counts. */
 async function connects(gateway, extraHeaders) {
   return isLetIn(gateway, token('usr_a'), { extraHeaders, transports: ['websocket'], reconnection: false });
 }

@@ -22,7 +22,7 @@ test('a connection that asks to be let in again and again is closed, and logged 
   await until('the open packet', () => socket.received.includes('0{"sid"'));
   for (let i = 0; !socket.destroyed && i < 100; i++) {
     const before = refusals(socket.received);
-    // Another each time: who repeats one waits for the answer.
+    // A different token each time: a client that repeats one waits for the answer.
     socket.write(frame(`40{"token":"x${i}"}`));
     await until('an answer', () => socket.destroyed || refusals(socket.received) > before);
   }
@@ -43,12 +43,12 @@ test('so is a session that does it by polling', async () => {
   await gateway.metricIs('connects_refused_total{reason="too_many_connects"}', 2);
 });
 
-test('a client that polls hears at once that it is refused, and of nothing that keeps it from leaving', async () => {
+test('a client that polls is refused at once, and gets no ping that delays its leaving', async () => {
   const open = await (await gateway.get('/socket.io/?EIO=4&transport=polling')).text();
   const { sid } = JSON.parse(open.slice(1));
   const poll = async (options) => (await gateway.get(`/socket.io/?EIO=4&transport=polling&sid=${sid}`, options)).text();
   const start = Date.now();
-  // python-socketio polls while it sends; a ping to be answered would come between its leave and the wire.
+  // python-socketio polls while it sends; a ping that it must answer would delay its close packet.
   const [first] = await Promise.all([poll(), poll({ method: 'POST', body: '40{"token":"heard"}' })]);
   assert.equal(first, '44{"message":"invalid token"}');
   const [last] = await Promise.all([poll(), poll({ method: 'POST', body: '1' })]);
@@ -56,7 +56,7 @@ test('a client that polls hears at once that it is refused, and of nothing that 
   assert.ok(Date.now() - start < 5_000, `it took ${Date.now() - start} ms`);
 });
 
-test('a connection whose socket has left is closed, unless that comes back', async () => {
+test('a connection whose socket has left is closed, unless the client connects again', async () => {
   const leaves = await rawWebsocket(gateway, 'usr_leaves');
   const returns = await rawWebsocket(gateway, 'usr_returns');
   const start = Date.now();
@@ -66,7 +66,7 @@ test('a connection whose socket has left is closed, unless that comes back', asy
   await gateway.metricIs('sockets', 1);
   await leaves.ended;
   assert.ok(Date.now() - start > 9_000, 'it had time to come back');
-  // The other's time is over as well.
+  // The other connection's time is over as well.
   await new Promise((resolve) => setTimeout(resolve, 1_000));
   const { _id } = publisher.update('usr_returns');
   await until('its update', () => returns.received.includes(_id));

@@ -1,4 +1,4 @@
-// SIGTERM and SIGINT end the gateway in order; its clients come back by themselves.
+// SIGTERM and SIGINT end the gateway in order; its clients reconnect without help.
 
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
@@ -22,7 +22,7 @@ async function handedOutSoFar() {
 }
 
 for (const signal of ['SIGTERM', 'SIGINT']) {
-  test(`${signal} closes transports, not sockets: clients reconnect to the next gateway by themselves`, async () => {
+  test(`${signal} closes transports, not sockets: clients reconnect to the next gateway without help`, async () => {
     const port = await freePort();
     const first = await Gateway.start(broker, { env: { PORT: String(port) } });
     const tabs = [
@@ -41,7 +41,7 @@ for (const signal of ['SIGTERM', 'SIGINT']) {
     await broker.queuesAre(0, 0);
     const second = await Gateway.start(broker, { env: { PORT: String(port) } });
     for (const tab of tabs) await tab.when('reconnected', () => tab.connects === 2);
-    // They may have come before its link to RabbitMQ, and so before their subscriptions.
+    // They may have connected before its link to RabbitMQ, and so before their subscriptions.
     await second.metricIs('subscriptions', 3);
     for (const [i, user] of ['usr_a', 'usr_b', 'usr_c'].entries()) {
       await tabs[i].saw(publisher.update(user));
@@ -59,7 +59,7 @@ test('what was consumed before SIGTERM reaches the sockets', async () => {
   const { code } = await gateway.terminate();
   assert.equal(code, 0);
   await tab.when('disconnected', () => tab.disconnects.length > 0);
-  // Without holes; what the broker had not handed out yet is left to it.
+  // Without holes; updates that the broker had not delivered yet stay there.
   assert.deepEqual(tab.ids, published.slice(0, tab.ids.length));
   assert.equal(tab.ids.length, (await handedOutSoFar()) - before);
 });
@@ -142,11 +142,11 @@ test('what waits for a socket that lags reaches it before a shutdown', async () 
   const socket = await rawWebsocket(gateway, 'usr_late');
   socket.pause();
   const content = 'x'.repeat(20_000);
-  // The system's buffers take the first megabytes of it.
+  // The system's buffers take the first megabytes.
   for (let i = 1; i <= 400; i += 1) publisher.update('usr_late', { data: { _id: `msg_late_${i}`, content } });
   await gateway.metricIs('updates_received_total', 400);
   assert.ok((await gateway.metric('updates_kept_total')) > 0);
-  // The gateway looks ever more rarely whether it takes something: time itself is under test.
+  // The gateway checks ever more rarely whether the client takes something: time itself is under test.
   await new Promise((resolve) => setTimeout(resolve, 1000));
   socket.resume();
   const { code, ms } = await gateway.terminate();
@@ -188,7 +188,7 @@ test('connections are closed over the spread, not in one wave', async () => {
   assert.ok(ms < 5000, `${ms} ms`);
 });
 
-test('a client that is caught between handshake and CONNECT is not told anything final', async () => {
+test('a client that is between handshake and CONNECT is not told anything final', async () => {
   const gateway = await Gateway.start(broker);
   const begun = await rawConnection(gateway);
   begun.write(HANDSHAKE);

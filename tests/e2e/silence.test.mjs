@@ -1,5 +1,5 @@
-// Users are online, nothing comes, and the gateway finds out by itself whether that is
-// because their updates are published with keys that it does not bind.
+// Users are online and nothing arrives: the gateway finds out whether their updates are
+// published with keys that it does not bind.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
@@ -27,7 +27,7 @@ function publishing(userId, { tenantId = 'tnt_default', key = `update.dialog.${t
 
 const looks = (gateway, outcome) => gateway.metric(`rabbitmq_silence_looks_total{outcome="${outcome}"}`);
 
-/** Waits for looks that found that, and asserts that there was no alarm. */
+/** Waits for looks with that finding, and asserts that there was no alarm. */
 async function noAlarm(gateway, outcome) {
   await until(`a look with the outcome ${outcome}`, async () => (await looks(gateway, outcome)) > 0);
   assert.equal(await gateway.metric('rabbitmq_bindings_dead'), 0);
@@ -35,7 +35,7 @@ async function noAlarm(gateway, outcome) {
 }
 
 for (const topology of ['per-user', 'shared', 'firehose']) {
-  test(`${topology}: a dead binding is found out, once, and what is advised makes updates arrive`, async () => {
+  test(`${topology}: a dead binding is reported once, and following the advice makes updates arrive`, async () => {
     const env = { RABBITMQ_TOPOLOGY: topology };
     const gateway = await start({ ...env, RABBITMQ_BINDING_KEYS: 'update.*.*.{userId}.*' });
     const [alice] = await Promise.all([Tab.open(gateway, 'alice'), Tab.open(gateway, 'bob', { claims: { tenantId: 'tnt_default' } })]);
@@ -47,7 +47,7 @@ for (const topology of ['per-user', 'shared', 'firehose']) {
     assert.ok(!gateway.logs.includes('B0dy'));
     const [, value] = gateway.logs.match(/advice="?set RABBITMQ_BINDING_KEYS='([^']*)', or leave it unset/);
     assert.equal(value, 'update.*.{tenantId|*}.*.{userId}.*');
-    // Nothing of it is on the link, and nothing is left.
+    // Nothing of the look is on the link, and nothing is left of it.
     assert.equal(await gateway.metric('rabbitmq_reconnects_total'), 0);
     for (const RABBITMQ_BINDING_KEYS of [value, undefined]) {
       const mended = await start({ ...env, RABBITMQ_BINDING_KEYS });
@@ -57,7 +57,7 @@ for (const topology of ['per-user', 'shared', 'firehose']) {
       await mended.kill();
     }
     dead.stop();
-    // As soon as something comes, it is over.
+    // As soon as an update arrives, the silence is over.
     const alive = publishing('alice', { key: 'update.dialog.user.alice.message' });
     await alice.when('an update', () => alice.events.length > 0);
     await gateway.metricIs('rabbitmq_bindings_dead', 0);
@@ -71,7 +71,7 @@ for (const topology of ['per-user', 'shared', 'firehose']) {
     await Tab.open(gateway, 'carl', { claims: { tenantId: 'tnt_1' } });
     await noAlarm(gateway, 'quiet');
     const others = [
-      // Of somebody who is not here, of another tenant's user of that id, of no generation, and no update at all.
+      // For a user who is not here, for another tenant's user of that id, of no generation, and no update at all.
       publishing('dora'),
       publishing('carl', { tenantId: 'tnt_2' }),
       publishing('carl', { tenantId: 'tnt_1', key: 'orders.carl.update' }),
@@ -83,7 +83,7 @@ for (const topology of ['per-user', 'shared', 'firehose']) {
   });
 }
 
-test('updates that come, or users who are not there, give nothing to look for', async () => {
+test('with updates that arrive, or without users, there is nothing to look for', async () => {
   const busy = await start();
   const tab = await Tab.open(busy, 'emil');
   const [idle, off] = [await start(), await start({ RABBITMQ_SILENCE_CHECK: '0' })];
@@ -98,7 +98,7 @@ test('updates that come, or users who are not there, give nothing to look for', 
   for (const gateway of [busy, idle, off]) await gateway.kill();
 });
 
-test('each of two instances finds out what concerns its own users', async () => {
+test('each of two instances finds what concerns its users', async () => {
   const [wrong, right] = [await start({ RABBITMQ_BINDING_KEYS: 'user.{userId}.*' }), await start()];
   await Tab.open(wrong, 'gina');
   const tab = await Tab.open(right, 'hans');
@@ -111,7 +111,7 @@ test('each of two instances finds out what concerns its own users', async () => 
   for (const gateway of [wrong, right]) await gateway.kill();
 });
 
-test('where topic permissions confine it, it looks with what they allow, or says that it may not', async () => {
+test('where topic permissions confine it, it looks with the keys that they allow, or says that it may not', async () => {
   await broker.ctl('add_user', 'confined', 'its-Password-7');
   await broker.ctl('set_permissions', 'confined', '^chat3-gateway\\.', '^chat3-gateway\\.', `^(chat3-gateway\\..*|${EXCHANGE})$`);
   const topic = (read) => broker.ctl('set_topic_permissions', 'confined', EXCHANGE, '^$', read);
@@ -120,10 +120,10 @@ test('where topic permissions confine it, it looks with what they allow, or says
   await topic('^user\\.[^*#]+\\.\\*$');
   const narrow = await start({ RABBITMQ_TOPOLOGY: 'per-user', ...env });
   await Tab.open(narrow, 'ida');
-  // What it is permitted brings nothing, and nothing is known.
+  // The permitted keys bring no updates, so nothing is known.
   await noAlarm(narrow, 'quiet');
   await narrow.kill();
-  // As docs/SECURITY.md has it for the default.
+  // As in docs/SECURITY.md, for the default.
   await topic('^(user(\\.\\*)?|update\\.\\*\\.\\*|update\\.\\*\\.([^*#]+|\\*)\\.\\*)\\.[^*#]+\\.\\*$');
   const wide = await start({ RABBITMQ_TOPOLOGY: 'per-user', ...env });
   await Tab.open(wide, 'ida');

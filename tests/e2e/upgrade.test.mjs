@@ -1,4 +1,4 @@
-// Requests for websockets, and what becomes of a polling session whose upgrade fails
+// Requests for websockets, and what happens to a polling session whose upgrade fails
 // on the way: proxies that answer 101 and then swallow, close or delay what follows.
 
 import assert from 'node:assert/strict';
@@ -27,7 +27,7 @@ after(() => paths.forEach((path) => path.close()));
 /**
  * A proxy that behaves until it has passed on a 101. Of what follows, `up(n, data)` and `down(n, data)`
  * decide for the n-th piece of each direction, from 0 on: pass it on (`true`), swallow it (`false`),
- * end the connection (`'close'`), or pass it on after so many milliseconds.
+ * end the connection (`'close'`), or pass it on after a number of milliseconds.
  */
 class Path {
   static async to(gateway, { up = () => true, down = () => true, request = (data) => data, opened } = {}) {
@@ -69,7 +69,7 @@ class Path {
   }
 }
 
-/** What a user behind `path` sees of updates that are published one after the other, from the connect on. */
+/** The updates that a user behind `path` sees, published one after the other from the connect on. */
 async function throughPath(userId, { client, ...options }) {
   const path = await Path.to(gateway, options);
   const start = Date.now();
@@ -86,7 +86,7 @@ async function throughPath(userId, { client, ...options }) {
   return { path, tab, connectMs, transport: tab.socket.io.engine.transport.name };
 }
 
-/** Tries all `paths` at the same time, and says of which an assertion of `check` does not hold. */
+/** Tries all `paths` at the same time, and reports those for which an assertion of `check` fails. */
 async function allPaths(paths, check) {
   await Promise.all(Object.entries(paths).map(async ([name, options]) => {
     try {
@@ -97,7 +97,7 @@ async function allPaths(paths, check) {
   }));
 }
 
-test('an upgrade that fails on the way costs its websocket, and the session goes on polling', async () => {
+test('an upgrade that fails on the way costs its websocket, and the session continues to poll', async () => {
   const failing = {
     'a path that swallows what the client sends': { up: () => false },
     'a path that swallows what the gateway sends': { down: () => false },
@@ -112,12 +112,12 @@ test('an upgrade that fails on the way costs its websocket, and the session goes
   await allPaths(failing, ({ path, tab, connectMs, transport }) => {
     assert.ok(connectMs < 5_000, `it connected after ${connectMs} ms`);
     assert.deepEqual([tab.connects, tab.disconnects, transport], [1, [], 'polling']);
-    // One answers each update; a ping and its answer; and what the probe takes.
+    // One poll for each update, a ping and its answer, and the polls of the probe.
     assert.ok(path.requests < 3 * UPDATES, `${path.requests} requests`);
   });
 });
 
-test('an upgrade on a slow path succeeds, and nothing is lost meanwhile', async () => {
+test('an upgrade on a slow path succeeds, and no update is lost during it', async () => {
   const slow = {
     'what the client sends is late': { up: () => 1_500 },
     'what the gateway sends is late': { down: () => 1_500 },
@@ -130,7 +130,7 @@ test('an upgrade on a slow path succeeds, and nothing is lost meanwhile', async 
 });
 
 test('a path that fails when the client has upgraded already costs a reconnect, and no update', async () => {
-  // A client tries to upgrade after each reconnect; pauses between them are its own, and as usual here.
+  // A client tries to upgrade after each reconnect; the pauses between reconnects are the client's defaults.
   const client = { reconnectionDelay: 1000, reconnectionDelayMax: 5000 };
   const late = {
     'it swallows the last packet of the upgrade': { client, up: (n) => n === 0 },
@@ -144,7 +144,7 @@ test('a path that fails when the client has upgraded already costs a reconnect, 
   });
 });
 
-/** The status line and the rest of the answer to `request`; of a websocket, what it is sent first. */
+/** The status line and the rest of the answer to `request`; for a websocket, the first bytes that it is sent. */
 async function answer(request, socket) {
   const raw = socket ?? (await rawConnection(gateway));
   raw.write(request);
@@ -267,7 +267,7 @@ test('one websocket at a time may take over a session, once in a while, and neve
   later.destroy();
 });
 
-test('the poll that waits is answered with a noop, and nothing of what comes meanwhile is lost', async () => {
+test('the poll that waits is answered with a noop, and no update that comes during the upgrade is lost', async () => {
   const { upgradeRequest, poll } = await pollingSession(gateway, 'usr_release');
   const waiting = poll();
   const websocket = await probing(upgradeRequest);
@@ -291,7 +291,7 @@ test('a CONNECT reply that was not read when its session upgrades carries the pi
   websocket.destroy();
 });
 
-test('what comes in one piece with the last packet of the upgrade is not lost', async () => {
+test('a packet that arrives in one piece with the last packet of the upgrade is not lost', async () => {
   const open = await (await gateway.get('/socket.io/?EIO=4&transport=polling')).text();
   const { sid } = JSON.parse(open.slice(1));
   const websocket = await rawConnection(gateway);

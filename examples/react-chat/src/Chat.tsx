@@ -11,7 +11,7 @@ import { useChatUpdates } from './useChatUpdates';
 import { useReceipts } from './useReceipts';
 import { useTypers } from './useTypers';
 
-/** How often in a row a new session is asked for by itself; then by the button. The pauses before double: none, 2, 4, 8, 16 s. */
+/** How many times in a row the page asks for a new session; after that, the button does. The pauses before double: none, 2, 4, 8, 16 s. */
 const MAX_RENEWALS = 5;
 
 interface Props {
@@ -35,7 +35,7 @@ export function Chat({ me, api, session, signIn }: Props) {
 
   const isConnected = ['must-refetch', 'live', 'recovered'].includes(connection.status);
 
-  // The state is fetched whenever the connection says so, and when an update asks for it.
+  // The state is fetched when the connection asks for it, and when an update does.
   useEffect(() => {
     if (!isConnected || (connection.status !== 'must-refetch' && wantedFetch === doneFetch.current)) return;
     let isCurrent = true;
@@ -76,7 +76,7 @@ export function Chat({ me, api, session, signIn }: Props) {
   useReceipts(me, api, chat.messages);
   const typers = useTypers(chat.typing);
 
-  /** What changes on the screen comes by the gateway, as for everyone else; only failures are told here. */
+  /** The changes on the screen arrive through the gateway, as for everyone else; only failures are reported here. */
   const attempt = (call: Promise<void>) =>
     call.then(
       () => true,

@@ -1,10 +1,10 @@
 import { useRef, useState, type FormEvent } from 'react';
 
-/** How often others are told that somebody types; they believe it for 5 s. */
+/** How often the others are told that the user is typing; they assume so for 5 s. */
 const TYPING_INTERVAL_MS = 3000;
 
 interface Props {
-  /** Resolves with whether the message was taken. */
+  /** Resolves with whether the message was accepted. */
   send: (content: string) => Promise<boolean>;
   typing: () => void;
 }

@@ -81,7 +81,7 @@ function MessageItem({ me, message, isFollowUp, react, edit, remove }: ItemProps
   );
 }
 
-/** How far the message has come, by the reader who is furthest. */
+/** The furthest status of the message among its readers. */
 function Status({ message }: { message: ChatMessage }) {
   const statuses = Object.values(message.statuses);
   const status = statuses.includes('read') ? 'read' : statuses.includes('delivered') ? 'delivered' : 'sent';

@@ -1,5 +1,5 @@
-// The application's own API, as the browser calls it: what the gateway does not
-// do. `dev-backend.ts` answers here; put your own calls in its place.
+// The application's API, as the browser calls it, for everything that the gateway does
+// not do. `dev-backend.ts` answers here; replace these calls with your own.
 
 import type { Dialog, MessageStatus, Reaction } from './chat3-events';
 

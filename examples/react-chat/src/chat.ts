@@ -1,4 +1,4 @@
-// What is on the screen, as a function of the fetched state and the updates
+// The state of the screen, as a function of the fetched state and the updates
 // after it. Applying an update twice changes nothing, so that it does not matter
 // whether a fetch already contains it.
 
@@ -20,9 +20,9 @@ export interface Chat {
   title: string;
   members: string[];
   messages: ChatMessage[];
-  /** Who types, and until when that holds, in ms since 1970. */
+  /** Who is typing, and until when that is assumed, in ms since 1970. */
   typing: Record<string, number>;
-  /** While the state is being fetched: the updates since, which may be newer than what will be fetched. */
+  /** The updates that arrive while the state is being fetched: they may be newer than the fetched state. */
   sinceFetch: Chat3Update[] | null;
 }
 
@@ -33,7 +33,7 @@ export type ChatAction =
   | { type: 'fetched'; state: DialogState }
   | { type: 'update'; update: Chat3Update };
 
-/** `me` is whose screen it is. */
+/** `me` is the user at the screen. */
 export function chatReducer(me: string) {
   return (chat: Chat, action: ChatAction): Chat => {
     switch (action.type) {
@@ -49,7 +49,7 @@ export function chatReducer(me: string) {
   };
 }
 
-/** Whether an update says that the members changed, or that a deleted message is there again. It does not say how: that has to be fetched. */
+/** Whether an update says that the members changed, or that a deleted message was restored. It lacks the details: these must be fetched. */
 export function isToBeFetched(update: Chat3Update): boolean {
   const eventType = eventTypeOf(update) ?? '';
   if (eventType === 'message.deleted') return messageIn(update)?.deleted === false;
@@ -104,7 +104,7 @@ function withMessage(chat: Chat, eventType: string, message: Message, me: string
 function reactionsOf(eventType: string, message: Message, known: Reaction[], me: string): Reaction[] {
   const { reactionUpdate, reactionCounts } = message;
   if (reactionUpdate?.reactionSet) return reactionUpdate.reactionSet;
-  // Where a reaction is the news, no counts means that the last one was taken back.
+  // In an update about a reaction, missing counts mean that the last reaction was removed.
   const none = eventType.startsWith('message.reaction.') ? {} : null;
   const counts: Record<string, number> | null = reactionUpdate?.counts ?? reactionCounts ?? none;
   if (!counts) return known;

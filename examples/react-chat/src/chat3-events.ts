@@ -24,7 +24,7 @@ export interface ServerToClientEvents {
 }
 
 export interface ClientToServerEvents {
-  /** A new token of the same user; the connection goes on with it. */
+  /** A new token of the same user; the connection continues with it. */
   'auth:refresh': (token: string, answer: (answer: RefreshAnswer) => void) => void;
 }
 
@@ -35,7 +35,7 @@ export type Offset = string;
 
 // ---- Updates ----------------------------------------------------------------
 
-/** Told apart by `eventTypeOf`. Newer versions of Chat3 may send types that are not here: ignore them. */
+/** Distinguished by `eventTypeOf`. Newer versions of Chat3 may send types that are not listed here: ignore them. */
 export type Chat3Update = MessageUpdate | DialogUpdate | UserUpdate;
 
 export type MessageUpdate = Envelope &
@@ -81,7 +81,7 @@ export type MessageEventType =
   | 'message.changed'
   | 'message.reaction.changed'
   | 'message.status.changed'
-  // Chat3 since 2026-08: `deleted` says whether it is, or is there again.
+  // Chat3 since 2026-08: `deleted` says whether the message was deleted or restored.
   | 'message.deleted';
 
 export type DialogEventType =
@@ -114,10 +114,10 @@ export type UserEventType =
   | 'pack.dialog.add'
   | 'pack.dialog.remove';
 
-/** What every update has around its event. */
+/** The fields that every update has around its event. */
 export interface Envelope {
   tenantId: string;
-  /** Who this update is for: there is one for each member of the dialog. */
+  /** The recipient: there is one update for each member of the dialog. */
   userId: string;
   entityId: string;
   eventId: string;
@@ -125,7 +125,7 @@ export interface Envelope {
   published: boolean;
   publishedAt?: Time;
   createdAt: Time;
-  /** The first generation's own. */
+  /** In the first generation only. */
   _id?: string;
   updatedAt?: Time;
   __v?: number;
@@ -136,7 +136,7 @@ export type Time = string;
 
 export type Meta = Record<string, unknown>;
 
-// ---- What updates are about ---------------------------------------------------
+// ---- The subjects of updates --------------------------------------------------
 
 /** `data` of the first generation's `message.*`, and `data.message` of the later ones. */
 export interface Message {
@@ -173,7 +173,7 @@ export interface Message {
 
 export type MessageStatus = 'unread' | 'delivered' | 'read';
 
-/** Who reacted how, and all reactions after that: `counts` in 2025, `reactionSet` since. */
+/** Who reacted how, and all reactions after that: `counts` in 2025, `reactionSet` since then. */
 export interface ReactionUpdate {
   userId: string;
   reaction: string | null;
@@ -321,9 +321,9 @@ export interface Context {
   reason?: string;
 }
 
-// ---- Reading them, whatever the generation --------------------------------------
+// ---- Reading updates of every generation ----------------------------------------
 
-/** What has happened; undefined where an update does not say. */
+/** The type of the event; undefined if the update has none. */
 export function eventTypeOf(update: Chat3Update): EventType | undefined {
   const { eventType, sourceEventType, data } = update as {
     eventType?: EventType;
@@ -340,7 +340,7 @@ export function messageIn(update: Chat3Update): Message | null {
   return 'context' in data ? data.message : data;
 }
 
-/** The dialog of an update that feeds `dialog:update`, else null; with who is typing, if that is what it says. */
+/** The dialog of an update that feeds `dialog:update`, else null; with the user who is typing, if the update says so. */
 export function dialogIn(update: Chat3Update): Dialog | null {
   if (!isAbout(update, 'dialog')) return null;
   const { data } = update as DialogUpdate;

@@ -1,7 +1,7 @@
-/** Who there is in this example. */
+/** The users of this example. */
 export const PEOPLE = ['usr_alice', 'usr_bob', 'usr_carol'];
 
-/** `usr_alice` → `Alice`; your users have names of their own. */
+/** `usr_alice` → `Alice`; your users have real names. */
 export function nameOf(user: string): string {
   const name = user.replace(/^usr_/, '');
   return name.charAt(0).toUpperCase() + name.slice(1);

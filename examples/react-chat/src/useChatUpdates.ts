@@ -10,11 +10,11 @@ const GATEWAY_URL: string = import.meta.env.VITE_GATEWAY_URL ?? `http://${locati
 export interface Connection {
   status:
     | 'connecting' //   for the first time
-    | 'must-refetch' // connected, but what was published before is not known here: fetch it, then call `fetched`
+    | 'must-refetch' // connected, but earlier updates may be missing: fetch the state, then call `fetched`
     | 'live' //         connected, and nothing is missing
-    | 'reconnecting' // lost; socket.io-client tries again by itself
-    | 'recovered' //    live again, and what was missed has been or is being delivered
-    | 'refused'; //     for `reason`; socket.io-client does not try again: give a new token
+    | 'reconnecting' // lost; socket.io-client retries on its own
+    | 'recovered' //    live again, and the missed updates have been or are being delivered
+    | 'refused'; //     for `reason`; socket.io-client does not retry: pass a new token
   reason?: string;
 }
 
@@ -46,7 +46,7 @@ export function useChatUpdates(token: string | null, onUpdate: (update: Chat3Upd
 
     mine.on('chat3:update', (update) => latestOnUpdate.current(update));
     mine.on('connect', () => {
-      // `recovered` speaks of updates alone: a fetch that the loss has interrupted has to be repeated.
+      // `recovered` concerns updates only: a fetch that the loss interrupted must be repeated.
       if (!mine.recovered) isFetched.current = false;
       setConnection({ status: isFetched.current ? 'recovered' : 'must-refetch' });
     });
@@ -57,18 +57,18 @@ export function useChatUpdates(token: string | null, onUpdate: (update: Chat3Upd
     mine.on('auth:expiring', (notice) => setExpiresAt(notice.expiresAt));
 
     return () => {
-      mine.removeAllListeners(); // its own `disconnect` is none of the next one's business
+      mine.removeAllListeners(); // its `disconnect` does not concern the next socket
       mine.disconnect();
     };
   }, [token]);
 
-  /** Say so when the state has been fetched, after `must-refetch`. */
+  /** Call this when the state has been fetched, after `must-refetch`. */
   const fetched = useCallback(() => {
     isFetched.current = true;
     setConnection((now) => (now.status === 'must-refetch' ? { status: 'live' } : now));
   }, []);
 
-  /** Goes on with a new token of the same user, without a reconnect. For when `expiresAt` changes. */
+  /** Continues with a new token of the same user, without a reconnect. For when `expiresAt` changes. */
   const refresh = useCallback(async (newToken: string) => {
     refreshedToken.current = newToken;
     const answer = await socket.current?.timeout(5000).emitWithAck('auth:refresh', newToken);

@@ -2,7 +2,7 @@ import { useEffect, useRef, useSyncExternalStore } from 'react';
 import type { Api } from './api';
 import type { ChatMessage } from './chat';
 
-/** Tells the senders what has arrived here: `read` while the window has the focus, else `delivered`. */
+/** Sends receipts for the messages that have arrived: `read` while the window has the focus, else `delivered`. */
 export function useReceipts(me: string, api: Api, messages: ChatMessage[]) {
   const status = useSyncExternalStore(onFocusChange, () => (document.hasFocus() ? 'read' : 'delivered'));
   const told = useRef(new Set<string>());

@@ -1,6 +1,6 @@
 import { useEffect, useReducer } from 'react';
 
-/** Who types right now; renders again when that is over. */
+/** The users who are typing now; renders again when they stop. */
 export function useTypers(typing: Record<string, number>): string[] {
   const [, renderAgain] = useReducer((count: number) => count + 1, 0);
   const active = Object.entries(typing).filter(([, until]) => until > Date.now());

@@ -58,7 +58,7 @@ async fn what_is_wrong_is_named_and_nothing_else_and_the_verdict_agrees() {
     ] {
         let mut claims = good_claims();
         let claims_map = claims.as_object_mut().unwrap();
-        // Null stands for a claim that is not there.
+        // Null stands for a missing claim.
         match &value {
             Value::Null => drop(claims_map.remove(name)),
             value => drop(claims_map.insert(name.to_owned(), value.clone())),

@@ -35,7 +35,7 @@ fn parse(keys: &[Value], secrets: bool) -> Result<KeySet, InvalidKey> {
     KeySet::parse(json!({"keys": keys}).to_string().as_bytes(), secrets)
 }
 
-/// The algorithms of this key when it comes in a set, or why it is left out.
+/// The algorithms of this key in a set, or why it is left out.
 fn alone(key: Value, secrets: bool) -> Result<Vec<Algorithm>, String> {
     let good = jwk(key_file!("ed25519.pub.pem"), &json!({}));
     let set = parse(&[key, good], secrets).unwrap();

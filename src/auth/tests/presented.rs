@@ -39,7 +39,7 @@ fn tokens_are_taken_from_auth_then_the_header_then_if_allowed_the_query() {
             Ok("a".to_owned()),
         ),
         (json!({"token": format!("Basic {a}")}), invalid.clone()),
-        // What `auth` holds is what counts, also if it is wrong.
+        // `auth` takes precedence, even if it is wrong.
         (json!({"token": "x"}), invalid.clone()),
         (json!({"token": ""}), missing.clone()),
         (json!({"token": {"a": 1}}), invalid),

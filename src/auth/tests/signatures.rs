@@ -177,7 +177,7 @@ fn a_token_is_tried_with_a_few_keys_the_one_that_it_names_first() {
 
 #[tokio::test]
 async fn tokens_that_wait_for_a_key_are_bounded_and_tokens_of_known_keys_do_not_wait() {
-    // Nobody listens there.
+    // Nothing listens on this port.
     let jwks = "http://127.0.0.1:9/keys.json".parse().unwrap();
     let config = with_secret(JwtConfig {
         jwt_jwks: jwks,

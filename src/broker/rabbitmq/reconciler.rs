@@ -1,9 +1,10 @@
 //! Brings the actual state of one connection in line with the desired one, a round of
 //! changes at a time.
 //!
-//! Owns what holds in every topology: in which order changes are applied, and what
-//! becomes of users whom the broker refuses, of a missing exchange, of deleted queues.
-//! How a user is subscribed is the topology's business.
+//! Owns what holds in every topology: in which order changes are applied, and what the
+//! broker's refusals of a bind or a declare mean. A 404 means that the exchange is missing
+//! or that a queue was deleted; after any other refusal the user waits (`refused`). How a
+//! user is subscribed is the topology's business.
 //!
 //! Invariant: a change that was taken is applied, or given back, or its user waits among
 //! the refused.

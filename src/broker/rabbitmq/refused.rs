@@ -1,5 +1,6 @@
-//! The policy for users whose subscription the broker refuses: they wait, and one of them
-//! at a time is tried again.
+//! The policy for users whose subscription the broker refuses, mostly with a 403: they
+//! wait, and one of them at a time is tried again. What counts as a refusal is the
+//! reconciler's decision.
 //!
 //! Each refusal costs a channel, of which a connection has a limited number, and only an
 //! operator can mend the cause. So tries are rare, and rarer the longer they fail; and

@@ -249,7 +249,7 @@ mod tests {
             let given = order(json).unwrap();
             let passed_on = serde_json::to_string(&given.text()).unwrap();
             let text = serde_json::from_str(&passed_on).unwrap();
-            // An instance that reads it later reads the same.
+            // An instance that parses the order later gets the same result.
             assert_eq!(Order::parse(text, at(1_500)), Ok(given));
         }
     }

@@ -146,7 +146,7 @@ mod tests {
         let (connects, excess) = allowed(Budget::new(10), 10, Sent::in_payload(b"40/a,"));
         assert_eq!((connects, excess), (OTHER_NAMESPACES, Excess::Namespaces));
         assert!((0..40).all(|_| Budget::new(10).take(2_000, packet).is_ok()));
-        // More events than the default need more packets.
+        // More events than the default allows need more packets.
         let (packets, _) = allowed(Budget::new(1_000), 1, packet);
         assert!(packets >= 20_000, "{packets}");
     }

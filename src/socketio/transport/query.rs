@@ -99,7 +99,7 @@ mod tests {
             lean_uri(&format!("EIO=4&sid={longest}")),
             format!("/socket.io/?EIO=4&sid={longest}")
         );
-        // A wrong session is not turned into a new one.
+        // An invalid session id does not open a new session.
         assert_eq!(
             lean_uri(&format!("EIO=4&sid={longest}x")),
             "/socket.io/?EIO=4&sid="

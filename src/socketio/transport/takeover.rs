@@ -293,7 +293,7 @@ mod tests {
             text("40"),
             frame(0x82, b"2probe", [0; 4]),
             frame(0x88, b"", [0; 4]),
-            // Without its end, with a reserved bit, without a mask, of no kind.
+            // Cut short, with a reserved bit, without a mask, and with an unknown opcode.
             frame(0x01, b"2pro", [0; 4]),
             frame(0xc1, b"2probe", [0; 4]),
             b"\x81\x062probe".to_vec(),

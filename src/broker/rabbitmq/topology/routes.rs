@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_reaches_everybody_whose_it_is_once_and_nobody_else() {
+    fn an_update_reaches_each_of_its_users_once_and_nobody_else() {
         // Both templates match; so do all users called carl.
         let keys = "user.{userId}.*,user.{userId}.#".parse().unwrap();
         let metrics = Metrics::new();

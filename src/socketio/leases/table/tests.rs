@@ -52,7 +52,7 @@ fn the_first_end_comes_first_each_once_and_none_that_was_given_back() {
     let (one, two) = (sids[1], sids[0]);
     let due = |now, table: &mut Table| all_due(table, now);
     assert_eq!(due(95, &mut table), [Due::Expiring(one, at(100))]);
-    // Late: both at once, the earlier deadline first.
+    // Asked late: both are due at once, the earlier deadline first.
     let late = [Due::Expired(one), Due::Expiring(two, at(150))];
     assert_eq!(due(145, &mut table), late);
     assert_eq!(due(153, &mut table), [Due::Expired(two)]);
@@ -103,7 +103,7 @@ fn a_lease_that_is_over_is_not_extended_and_says_why_it_ended() {
         let renewed = table.renew(lease, until(user, 300), |_| Ok(()));
         assert_eq!(renewed, Err(Refusal::AnotherUser));
     }
-    // Its expiry does not make it less revoked.
+    // The lease stays revoked when its token expires.
     all_due(&mut table, 1_000);
     assert_eq!(table.end_of(revoked), Some(End::Revoked));
 }

@@ -28,7 +28,7 @@ fn a_websocket_carries_its_session_until_it_ends_and_the_newest_one_counts() {
     registry.upgrade(&two, sid);
     registry.ended(&two);
     assert_eq!(carries(&registry), None);
-    // A connection that has ended carries nothing any more.
+    // A connection that has ended carries no session any more.
     registry.upgrade(&two, sid);
     assert_eq!(carries(&registry), None);
     assert!(registry.all().is_empty());

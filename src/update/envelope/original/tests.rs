@@ -100,7 +100,7 @@ fn reactions_are_told_apart_and_counted() {
         reaction(json!({"reaction": null, "oldReaction": "👍", "reactionSet": []})),
         ("message.reaction.remove".into(), Some(json!({})))
     );
-    // What is not understood is passed on as it is.
+    // Values that are not understood are passed on unchanged.
     for odd in [
         json!("odd"),
         json!({"reaction": "👍", "reactionSet": "odd"}),

@@ -372,7 +372,7 @@ fn a_flat_body_may_become_too_deep() {
     assert!(Update::decode(rewritten.as_bytes()).is_err());
 }
 
-/// JSON of names and values that mean something, in places where they need not.
+/// JSON of names and values that have a meaning, in arbitrary places.
 fn odd_json() -> impl Strategy<Value = String> {
     let name = "data|dialog|member|message|typing|context|eventType|dialogId|createdAt|name|\
         meta|displayName|senderInfo|userInfo|reactionUpdate|reactionSet|counts|deleted|x";
@@ -384,7 +384,7 @@ fn odd_json() -> impl Strategy<Value = String> {
         let fields = proptest::collection::vec((name, inner.clone()), 0..6);
         let items = proptest::collection::vec(inner, 0..3);
         prop_oneof![
-            // A repeated name is left as it is, since the code must cope with one.
+            // A repeated name is left in place, since the code must cope with one.
             4 => fields.prop_map(|fields| {
                 let field = |(name, value)| format!("\"{name}\":{value}");
                 let fields: Vec<_> = fields.into_iter().map(field).collect();
