@@ -117,12 +117,12 @@ export class ConfirmingPublisher {
         // The next node.
         await pause(PAUSE_MS);
       }
-      // It throws where there is nothing left to close.
+      // `close` throws if the connection is already closed.
       await Promise.resolve().then(() => connection.close()).catch(() => {});
     }
   }
 
-  /** The next update, of which nobody knows yet whether it arrives. */
+  /** The next update, uncertain to arrive until it is confirmed. */
   next() {
     const update = anUpdate(this.users[(this.confirmed.length + this.uncertain.size) % this.users.length]);
     this.uncertain.add(update._id);

@@ -16,7 +16,7 @@ let cluster;
 
 before(async () => {
   cluster = await Cluster.start();
-  // The exchange.
+  // Declares the exchange.
   await (await Publisher.connect(cluster.nodes[0])).close();
 });
 

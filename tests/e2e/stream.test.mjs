@@ -1,6 +1,6 @@
-// The topology `stream`: RabbitMQ keeps what Chat3 publishes, and a lost connection loses
-// nothing. Publishers wait for RabbitMQ's confirmation: what it has confirmed must arrive
-// exactly once and in order, at sockets that stay connected.
+// The topology `stream`: RabbitMQ keeps the published updates, and a lost connection loses
+// none. Publishers wait for RabbitMQ's confirmation: a confirmed update must arrive exactly
+// once and in order, at sockets that stay connected.
 
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
@@ -13,29 +13,29 @@ import { Poisoner, UNREADABLE } from './poison.mjs';
 
 const STREAM = 'chat3-gateway.updates';
 
-/** Cut to 30 s by the gateway, which is past the deadlines here: whoever waits for it has failed. */
+/** Longer than the gateway's maximum of 30 s, which exceeds the deadlines here: a test that waits for it fails. */
 const NEVER = '10m';
 
-/** All of them are published to in turn. */
+/** Updates are published to them in turn. */
 const USERS = ['usr_stream_a', 'usr_stream_b', 'usr.with.dots'];
 
 let broker;
 
 before(async () => {
   broker = await Broker.start();
-  // The exchange.
+  // Declares the exchange.
   await (await Publisher.connect(broker)).close();
 });
 
 const start = (env = {}, options = {}) => Gateway.start(options.broker ?? broker, { env: { RABBITMQ_TOPOLOGY: 'stream', ...env }, ...options });
 
-/** Tabs of all users, who see from now on what is published. */
+/** Tabs of all users, which receive everything published from now on. */
 async function tabs(gateway) {
   const tabs = await Promise.all(USERS.map((user) => Tab.open(gateway, user)));
   return Object.assign(tabs, { of: (user) => tabs[USERS.indexOf(user)] });
 }
 
-/** What was confirmed has arrived exactly once and in order, and no socket was closed. */
+/** Asserts that confirmed updates have arrived exactly once and in order, and that no socket was closed. */
 async function nothingIsLostOrDoubled(tabs, publisher, deadlineMs) {
   const confirmed = await publisher.stop();
   for (const [i, tab] of tabs.entries()) {
@@ -50,7 +50,7 @@ async function nothingIsLostOrDoubled(tabs, publisher, deadlineMs) {
   return confirmed.length;
 }
 
-/** The ids of the updates that the stream has. */
+/** The ids of the updates in the stream. */
 async function idsIn(broker, stream) {
   const connection = await amqplib.connect(broker.url);
   const channel = await connection.createChannel();
@@ -63,7 +63,7 @@ async function idsIn(broker, stream) {
     else ids.add(JSON.parse(message.content)._id);
   };
   await channel.consume(stream, consumed, { arguments: { 'x-stream-offset': 'first' } });
-  // A marker that came later than all of them.
+  // A marker, published after all of them.
   const settled = async () => {
     const before = ids.size;
     await new Promise((resolve) => setTimeout(resolve, 1000));
@@ -115,7 +115,7 @@ test('while the link is cut, sockets stay, and afterwards nothing is missing', a
   await confirmedGrowBy(publisher, 50);
   await nothingIsLostOrDoubled(all, publisher);
   assert.equal(await gateway.metric('stream_holes_total'), 0);
-  // It is the same run of updates: who comes back recovers.
+  // The run of updates is unbroken: a client that comes back recovers.
   const [tab] = all;
   tab.socket.io.engine.close();
   await tab.when('the reconnect', () => tab.connects === 2);
@@ -152,8 +152,8 @@ test('RabbitMQ is killed and started again: nothing confirmed is missing, no soc
   await gateway.isConnected();
   await confirmedGrowBy(publisher, 200);
   await publisher.stop();
-  // While RabbitMQ starts, it confirms what it routes to a stream that has no leader yet,
-  // and loses it.
+  // While RabbitMQ starts, it confirms messages that it routes to a stream without a leader,
+  // and loses them.
   const kept = await idsIn(own, STREAM);
   const lost = publisher.confirmed.filter(({ _id }) => !kept.has(_id)).map(({ _id }) => _id);
   publisher.confirmed = publisher.confirmed.filter(({ _id }) => kept.has(_id));
@@ -183,9 +183,9 @@ test('messages that cannot be read are stepped over, and nothing else is missing
   const poisoner = await Poisoner.connect(broker);
   const publisher = await ConfirmingPublisher.start([broker], USERS, { pauseMs: 1 });
   let poisons = 0;
-  // RabbitMQ writes a header of the type L anew, as one that can be read.
+  // RabbitMQ rewrites a header of the type L as one that can be read.
   const unreadable = Object.entries(UNREADABLE).filter(([what]) => !what.endsWith('type L'));
-  // Each costs three connections, of which 20 a minute are made at once.
+  // Each costs three connections, and 20 a minute are made without a pause.
   for (const [, message] of unreadable) {
     await confirmedGrowBy(publisher, 50);
     await poisoner.publish(USERS[0], message);
@@ -204,7 +204,7 @@ test('a reader that stops is replaced', async () => {
   const tab = await Tab.open(gateway, 'usr_silent');
   const connection = await amqplib.connect(broker.url);
   const channel = await connection.createChannel();
-  // As good as a reader that stops: nothing comes.
+  // Equivalent to a reader that stops: no message arrives.
   await channel.unbindQueue(stream, `${stream}.markers`, '');
   await channel.unbindQueue(stream, EXCHANGE, '#');
   await gateway.metricIs('stream_stops_total', 1, 40_000);
@@ -261,6 +261,6 @@ test('the rights that the documentation grants are enough, and doctor tells what
   assert.match(String(await doctor({ RABBITMQ_STREAM_MAX_AGE: '2h' })), /^warning: .*other limits.*x-max-age/);
   assert.match(String(await doctor({ RABBITMQ_STREAM: 'chat3-gateway.classic' })), /^problem: .*exists and is no stream/);
   assert.match(String(await doctor({ RABBITMQ_STREAM: 'elsewhere' })), /^problem: may not/);
-  // The trial has left nothing.
+  // The trial has left nothing behind.
   assert.doesNotMatch(await broker.ctl('list_queues', 'name'), /doctor/);
 });

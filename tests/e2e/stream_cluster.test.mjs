@@ -1,5 +1,5 @@
-// The topology `stream` in a real cluster, of which nodes die: the one that the gateway is
-// connected to, and the one that leads the stream.
+// The topology `stream` in a real cluster whose nodes die: the node that the gateway is
+// connected to, and the node that leads the stream.
 
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
@@ -9,7 +9,7 @@ import { Gateway, Publisher, Tab, until } from './harness.mjs';
 
 const STREAM = 'chat3-gateway.updates';
 
-/** Cut to 30 s by the gateway, which is past the deadlines here: whoever waits for it has failed. */
+/** Longer than the gateway's maximum of 30 s, which exceeds the deadlines here: a test that waits for it fails. */
 const NEVER = '10m';
 
 const USERS = ['usr_cluster_a', 'usr_cluster_b'];
@@ -18,7 +18,7 @@ let cluster;
 
 before(async () => {
   cluster = await Cluster.start();
-  // The exchange.
+  // Declares the exchange.
   await (await Publisher.connect(cluster.nodes[0])).close();
 });
 
