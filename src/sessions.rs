@@ -1,9 +1,10 @@
 //! Who is online, and what goes to whom.
 //!
 //! - [`Hub`]: all users. Maps each user to their sessions, subscribes the user with
-//!   the first session and unsubscribes the user with the last
+//!   the first session and unsubscribes the user with
+//!   the last. Its room `eviction` ends sessions that were away for too long, and
+//!   frees memory
 //! - [`Session`]: one socket's handle on its session
-//! - `eviction`: ends sessions that were away for too long, and frees memory
 //! - `audience`: one user's sessions. Its rooms: `fan_out` (an update to all
 //!   sockets), `lag` (how far a socket may lag, and when it is cut) and `catch_up`
 //!   (a replay, or a socket that lags, at the pace of its peer)
@@ -25,20 +26,18 @@ mod audience;
 mod clock;
 mod counts;
 mod departures;
-mod events;
-mod eviction;
 mod hub;
 mod kept;
 mod log;
 mod repeated;
 mod resume;
 mod session;
+mod shared;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::{
-    events::Event,
     hub::Hub,
     log::Offset,
     resume::{Admitted, ResumeRequest},

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_rejected() {
+    fn a_body_that_is_no_json_is_rejected() {
         assert_eq!(rejection(""), Rejection::Empty);
         assert_eq!(rejection([0xff]), Rejection::NotJson);
         assert_eq!(rejection(" "), Rejection::NotJson);

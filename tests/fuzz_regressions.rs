@@ -6,7 +6,7 @@ mod targets;
 use std::{fs, path::Path};
 
 #[test]
-fn what_fuzzing_found_stays_mended() {
+fn inputs_that_fuzzing_found_stay_fixed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/regressions");
     for (name, target) in targets::TARGETS {
         let inputs = fs::read_dir(folder.join(name)).expect("each target has a folder");

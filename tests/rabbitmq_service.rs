@@ -158,7 +158,7 @@ enum Fault {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed() {
+async fn whatever_happens_meanwhile_exactly_the_desired_users_end_up_subscribed() {
     let seed = std::env::var("SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     // Shown when the test fails. The seed repeats the events, but not their timing.
     println!("SEED={seed}");
@@ -194,10 +194,10 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
     };
     let service = Arc::new(RabbitMqService::connect(config, Metrics::new()));
     let (sender, mut updates) = unbounded_channel();
-    let mut wished = HashSet::new();
+    let mut desired = HashSet::new();
     for id in user_ids().step_by(2) {
         drop(service.subscribe_user(&user(&id), tagging(&id, &sender)));
-        wished.insert(id);
+        desired.insert(id);
     }
     let stop = CancellationToken::new();
     let churn_rng = StdRng::from_rng(&mut rng);
@@ -234,20 +234,20 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
         }
     }
     stop.cancel();
-    wished.extend(churn.await.unwrap());
+    desired.extend(churn.await.unwrap());
 
     // A refused user waits for 30 s, and reconnects may be as far apart.
-    let all = || service.subscribers_count() == wished.len();
-    until_within(Duration::from_secs(120), "the wished subscriptions", all).await;
+    let all = || service.subscribers_count() == desired.len();
+    until_within(Duration::from_secs(120), "the desired subscriptions", all).await;
     for id in user_ids() {
-        let is_wished = wished.contains(&id);
-        assert_eq!(service.is_user_subscribed(&user(&id)), is_wished, "{id}");
+        let is_desired = desired.contains(&id);
+        assert_eq!(service.is_user_subscribed(&user(&id)), is_desired, "{id}");
     }
     let queues_are_consumed = || {
         let (mut queues, mut consumed) = (broker.queues(), broker.consumed_queues());
         queues.sort();
         consumed.sort();
-        queues.len() == self::queues(wished.len()) && queues == consumed
+        queues.len() == self::queues(desired.len()) && queues == consumed
     };
     until("a consumed queue for each user", queues_are_consumed).await;
     let open = || (broker.connections(), broker.channels()) == (1, channels());
@@ -259,13 +259,13 @@ async fn whatever_happens_meanwhile_exactly_the_wished_users_end_up_subscribed()
         publisher.publish(&format!("user.{id}.x"), &id).await;
     }
     let mut received = HashSet::new();
-    while received.len() < wished.len() {
+    while received.len() < desired.len() {
         let update = timeout(DEADLINE, updates.recv()).await;
         let (id, body) = update.expect("an update in time").unwrap();
         assert_eq!(id, body);
         assert!(received.insert(id));
     }
-    assert_eq!(received, wished);
+    assert_eq!(received, desired);
     service.close().await;
     until("no queues", || broker.queues().is_empty()).await;
 }
@@ -294,7 +294,8 @@ async fn a_lost_exchange_is_noticed_also_by_one_who_may_not_bind_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_loses_a_queue_gets_another_while_more_come_and_go_than_the_broker_can_take() {
+async fn a_user_who_loses_a_queue_gets_another_while_more_users_come_and_go_than_the_broker_can_take()
+ {
     let broker = Broker::start().await;
     let publisher = Publisher::connect(&broker).await;
     let service = Arc::new(connect_over(Topology::PerUser, &broker));
@@ -466,19 +467,19 @@ async fn churn(
     stop: CancellationToken,
 ) -> HashSet<String> {
     let ids: Vec<_> = user_ids().skip(1).step_by(2).collect();
-    let mut wished = HashSet::new();
+    let mut desired = HashSet::new();
     while !stop.is_cancelled() {
         let id = &ids[rng.random_range(0..ids.len())];
         if rng.random() {
             drop(service.subscribe_user(&user(id), tagging(id, &updates)));
-            wished.insert(id.clone());
+            desired.insert(id.clone());
         } else {
             service.unsubscribe_user(&user(id));
-            wished.remove(id);
+            desired.remove(id);
         }
         tokio::time::sleep(Duration::from_micros(rng.random_range(1..2000))).await;
     }
-    wished
+    desired
 }
 
 /// Declares the exchange as Chat3 or an operator would.
@@ -666,7 +667,7 @@ fn bindings(broker: &Broker) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_stays_on_shared_queues_misses_nothing_while_others_come_and_go() {
+async fn a_user_who_stays_on_shared_queues_misses_nothing_while_others_come_and_go() {
     let broker = Broker::start().await;
     let publisher = Publisher::connect(&broker).await;
     for topology in [Topology::Shared, Topology::Firehose] {

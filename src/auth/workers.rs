@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_wants_when_its_turn_comes_is_not_done() {
+    async fn a_job_that_is_no_longer_wanted_is_skipped() {
         let workers = Workers::of(1);
         let is_wanted = AtomicBool::new(true);
         let held = workers.free.acquire().await.unwrap();

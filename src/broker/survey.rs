@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nobodys_or_of_no_known_generation_is_told_apart() {
+    fn updates_for_nobody_or_of_no_known_generation_are_distinguished() {
         let keys: BindingKeys = "{tenantId}.user.{userId}.*".parse().unwrap();
         let carl = user("carl", "t");
         let mut survey = Survey::of(&keys);

@@ -2,13 +2,15 @@
 //! how long the log keeps what they may come back for.
 //!
 //! [`fan_out`] hands an update to all sockets, [`catch_up`] hands one socket what
-//! waits for it, and [`lag`] limits how far a socket may lag.
+//! waits for it, [`lag`] limits how far a socket may lag, and [`events`] are what an
+//! update turns into for a socket.
 //!
 //! Everything happens under one lock per user, so that each change (an update, a
 //! socket that goes live, one that takes over) is atomic for all of the user's
 //! sockets.
 
 mod catch_up;
+mod events;
 mod fan_out;
 mod lag;
 
@@ -19,15 +21,15 @@ use tracing::debug;
 
 #[cfg(test)]
 pub(super) use self::catch_up::Fed;
-pub(super) use self::lag::Lag;
+use self::lag::Lag;
 use super::{
     counts::Counted,
     departures::Departure,
-    hub::Shared,
     log::{Log, Offset, Wanted},
     peer::{Crowd, Peer},
     repeated::Recent,
     resume::{Admitted, Outcome, Pid, Recovery, ResumeRequest},
+    shared::Shared,
 };
 use crate::{broker::Subscribed, user::User};
 
@@ -38,8 +40,9 @@ const MAX_AWAY: usize = 1_024;
 pub(super) struct Audience<P: Peer> {
     user: User,
     shared: Arc<Shared>,
-    /// Set right after the user is subscribed: a subscription needs the audience as
-    /// its handler first.
+    /// Set right after the user is subscribed: the broker needs the audience as its
+    /// handler first. The alternative, to pass the switch of a [`Subscribed`] to
+    /// `Broker::subscribe_user`, would burden every other caller of that public method.
     subscribed: OnceLock<Subscribed>,
     crowd: P::Crowd,
     /// `None`: repeated updates are delivered as well.
@@ -129,9 +132,22 @@ impl<P: Peer> Audience<P> {
         }
     }
 
-    /// Tells the audience of its subscription. Must be called once.
+    /// The user whose sessions these are.
+    pub(super) fn user(&self) -> &User {
+        &self.user
+    }
+
+    /// Tells the audience of its subscription. Must be called once, before a session
+    /// joins.
     pub(super) fn subscribed_by(&self, subscribed: Subscribed) {
         let _ = self.subscribed.set(subscribed);
+    }
+
+    /// Returns once updates published from now on will be received.
+    pub(super) async fn subscribed(&self) {
+        if let Some(subscribed) = self.subscribed.get() {
+            subscribed.clone().ready().await;
+        }
     }
 
     /// Adds a session.

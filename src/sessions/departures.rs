@@ -1,8 +1,8 @@
-//! Sessions that lost their sockets, in the order in which they did.
+//! Sessions that are away, in the order in which they lost their sockets.
 //!
-//! Invariant: a session is here exactly while its user's audience holds its
-//! [`Departure`], so what is kept here is bounded by the sessions that are away,
-//! however long the window and however often their clients come and go.
+//! Invariant: a session is on the list exactly while its user's audience holds its
+//! [`Departure`]. So the list is never longer than the number of sessions that are
+//! away, however long the window is and however often clients come and go.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::user::User;
 
-/// Clones are of the same list. Its lock is the innermost: nothing is called under it.
+/// The list; clones share it. Its lock is the innermost: nothing else is locked under it.
 #[derive(Clone, Default)]
 pub(super) struct Departures(Arc<Mutex<BTreeMap<(Instant, u64), User>>>);
 
@@ -25,7 +25,7 @@ pub(super) struct Departure {
 }
 
 impl Departures {
-    /// Notes that `session` of `user` lost its socket at `at`.
+    /// Records that `session` of `user` lost its socket at `at`.
     pub(super) fn note(&self, user: &User, session: u64, at: Instant) -> Departure {
         self.lock().insert((at, session), user.clone());
         Departure {
@@ -35,7 +35,7 @@ impl Departures {
         }
     }
 
-    /// Takes the session that left first, if that was before `moment`.
+    /// Removes and returns the session that left first, if it left before `moment`.
     pub(super) fn take_before(&self, moment: Instant) -> Option<(User, u64)> {
         let mut list = self.lock();
         let first = list.first_entry()?;
@@ -43,7 +43,7 @@ impl Departures {
         (at < moment).then(|| (first.remove(), session))
     }
 
-    /// Every session that is away, the one that left first at the front.
+    /// All sessions that are away, earliest departure first.
     pub(super) fn all(&self) -> Vec<(User, u64)> {
         let list = self.lock();
         list.iter()

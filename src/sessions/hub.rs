@@ -1,7 +1,14 @@
-//! All users who are online or may return.
+//! All users who are online or may return, each with their audience.
+//!
+//! [`eviction`] runs in the background. It ends sessions that were away for too long,
+//! and frees memory.
+//!
+//! Invariant: a user is subscribed exactly while their audience is here.
+
+mod eviction;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -13,19 +20,13 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     audience::{Audience, Left},
-    clock::Clock,
-    counts::Count,
-    departures::Departures,
-    eviction,
-    kept::Kept,
-    log::Limits,
     peer::Peer,
     resume::ResumeRequest,
-    session::Session,
+    shared::Shared,
 };
 use crate::{
-    broker::{Broker, Delivery, Subscribed},
-    config::{Envelope, HttpConfig},
+    broker::{Broker, Delivery},
+    config::HttpConfig,
     observability::metrics::Metrics,
     user::{User, UserId},
 };
@@ -42,35 +43,10 @@ const STALLED_AFTER: Duration = Duration::from_secs(3);
 pub struct Hub<P: Peer> {
     pub(super) shared: Arc<Shared>,
     broker: Arc<dyn Broker>,
-    users: Mutex<HashMap<User, Online<P>>>,
-    /// How many sessions there were.
+    /// Every user with a session, possibly without a socket.
+    users: Mutex<HashMap<User, Arc<Audience<P>>>>,
+    /// How many sessions were begun so far; numbers the next one.
     sessions: AtomicU64,
-}
-
-/// What the hub shares with every audience.
-pub(super) struct Shared {
-    /// `None`: recovery is off.
-    pub(super) limits: Option<Limits>,
-    pub(super) envelope: Envelope,
-    pub(super) drops_repeated: bool,
-    /// How long a socket that lags may take nothing.
-    pub(super) write_timeout: Duration,
-    pub(super) clock: Clock,
-    /// The sessions that are away.
-    pub(super) departures: Departures,
-    pub(super) kept: Kept,
-    pub(super) sockets: Count,
-    /// Users with a socket.
-    pub(super) users: Count,
-    /// Users without a socket who may return.
-    pub(super) users_away: Count,
-    pub(super) metrics: Metrics,
-}
-
-/// A user with at least one session, possibly without a socket.
-struct Online<P: Peer> {
-    audience: Arc<Audience<P>>,
-    subscribed: Subscribed,
 }
 
 /// What [`Hub::describe`] says about a user id.
@@ -94,100 +70,61 @@ impl<P: Peer> Hub<P> {
         config: &HttpConfig,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let recovery = &config.recovery;
-        let limits = Limits {
-            window: recovery.window,
-            updates: recovery.max_updates,
-            bytes: recovery.max_bytes,
-        };
-        let shared = Shared {
-            limits: (!limits.window.is_zero()).then_some(limits),
-            envelope: config.envelope,
-            drops_repeated: config.drop_repeated_updates,
-            write_timeout: config.socket_write_timeout,
-            clock: Clock::default(),
-            departures: Departures::default(),
-            kept: Kept::new(recovery.total_bytes, &metrics),
-            sockets: Count::new(&metrics.sockets),
-            users: Count::new(&metrics.users),
-            users_away: Count::new(&metrics.users_away),
-            metrics,
-        };
         Arc::new(Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared::new(config, metrics)),
             broker,
             users: Mutex::default(),
             sessions: AtomicU64::new(0),
         })
     }
 
-    /// Begins a session of `user`, who is subscribed from now on. Returns `None` if
-    /// the user has as many sockets as `limit` allows (0: any number), not counting
-    /// the socket that `request` takes over from.
-    pub fn join(
-        self: &Arc<Self>,
+    /// Adds a session of `user`, who is subscribed from now on; returns the session's
+    /// audience and number. Returns `None` if the user has as many sockets as `limit`
+    /// allows (0: any number), not counting the socket that `request` takes over from.
+    pub(super) fn join(
+        &self,
         user: &User,
         request: ResumeRequest,
         limit: u32,
-    ) -> Option<Session<P>> {
+    ) -> Option<(Arc<Audience<P>>, u64)> {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         let mut users = self.users();
         let sockets = users
             .get(user)
-            .map_or(0, |online| online.audience.sockets_besides(request));
+            .map_or(0, |audience| audience.sockets_besides(request));
         if limit > 0 && sockets >= limit as usize {
             return None;
         }
-        let online = match users.entry(user.clone()) {
-            Entry::Occupied(online) => online.into_mut(),
-            Entry::Vacant(vacant) => vacant.insert(self.bring_online(user)),
-        };
-        online.audience.join(number);
-        Some(Session::new(
-            self.clone(),
-            user.clone(),
-            number,
-            request,
-            online.subscribed.clone(),
-            online.audience.clone(),
-        ))
+        let audience = users
+            .entry(user.clone())
+            .or_insert_with(|| self.bring_online(user));
+        audience.join(number);
+        Some((audience.clone(), number))
     }
 
-    fn bring_online(&self, user: &User) -> Online<P> {
+    fn bring_online(&self, user: &User) -> Arc<Audience<P>> {
         let audience = Arc::new(Audience::new(user.clone(), self.shared.clone()));
         let handler = {
             let audience = audience.clone();
             Arc::new(move |delivery: &Delivery| audience.deliver(delivery))
         };
-        let subscribed = self.broker.subscribe_user(user, handler);
-        audience.subscribed_by(subscribed.clone());
-        Online {
-            audience,
-            subscribed,
-        }
+        audience.subscribed_by(self.broker.subscribe_user(user, handler));
+        audience
     }
 
     /// Gives up a session's socket, and the session unless it `may_return`.
-    pub(super) fn leave(
-        &self,
-        user: &User,
-        audience: &Audience<P>,
-        session: u64,
-        may_return: bool,
-    ) {
+    pub(super) fn leave(&self, audience: &Audience<P>, session: u64, may_return: bool) {
         if audience.leave(session, may_return) == Some(Left::Gone) {
-            self.remove_if_empty(user);
+            self.remove_if_empty(audience.user());
         }
     }
 
     /// Unsubscribes a user without sessions.
-    pub(super) fn remove_if_empty(&self, user: &User) {
+    fn remove_if_empty(&self, user: &User) {
         let mut users = self.users();
         // Nobody joins while the lock is held, so an empty audience stays empty.
-        if let Entry::Occupied(online) = users.entry(user.clone())
-            && online.get().audience.is_empty()
-        {
-            online.remove();
+        if users.get(user).is_some_and(|audience| audience.is_empty()) {
+            users.remove(user);
             // Under the lock, so that the broker hears of changes in their order.
             self.broker.unsubscribe_user(user);
         }
@@ -196,14 +133,12 @@ impl<P: Peer> Hub<P> {
     /// Ends the sessions without a socket of the users that `is_one` selects.
     pub fn end_away(&self, is_one: impl Fn(&User) -> bool) {
         let users = self.users();
-        let found = users.iter().filter(|(user, _)| is_one(user));
-        let found: Vec<_> = found
-            .map(|(user, online)| (user.clone(), online.audience.clone()))
-            .collect();
+        let found = users.values().filter(|audience| is_one(audience.user()));
+        let found: Vec<_> = found.cloned().collect();
         drop(users);
-        for (user, audience) in found {
+        for audience in found {
             audience.end_away();
-            self.remove_if_empty(&user);
+            self.remove_if_empty(audience.user());
         }
     }
 
@@ -225,17 +160,12 @@ impl<P: Peer> Hub<P> {
 
     /// The audiences of all users.
     pub(super) fn audiences(&self) -> Vec<Arc<Audience<P>>> {
-        let users = self.users();
-        users
-            .values()
-            .map(|online| online.audience.clone())
-            .collect()
+        self.users().values().cloned().collect()
     }
 
     /// The audience of one user, if the user has a session.
-    pub(super) fn audience(&self, user: &User) -> Option<Arc<Audience<P>>> {
-        let users = self.users();
-        users.get(user).map(|online| online.audience.clone())
+    fn audience(&self, user: &User) -> Option<Arc<Audience<P>>> {
+        self.users().get(user).cloned()
     }
 
     /// How many users have a socket.
@@ -253,9 +183,9 @@ impl<P: Peer> Hub<P> {
     pub fn describe(&self, id: &UserId) -> Presence {
         let users = self.users();
         let mut presence = Presence::default();
-        for (user, online) in users.iter().filter(|(user, _)| user.id == *id) {
+        for (user, audience) in users.iter().filter(|(user, _)| user.id == *id) {
             presence.is_subscribed |= self.broker.is_user_subscribed(user);
-            presence.sockets += online.audience.sockets();
+            presence.sockets += audience.sockets();
         }
         presence
     }
@@ -264,7 +194,7 @@ impl<P: Peer> Hub<P> {
         &*self.broker
     }
 
-    fn users(&self) -> MutexGuard<'_, HashMap<User, Online<P>>> {
+    fn users(&self) -> MutexGuard<'_, HashMap<User, Arc<Audience<P>>>> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

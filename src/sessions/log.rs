@@ -1,11 +1,11 @@
-//! What a user was sent lately, numbered: the source of every replay. Pure: no
-//! I/O, no clock and no socket of its own.
+//! A user's latest updates, numbered: the source of every replay. Pure: the log does
+//! no I/O, reads no clock and knows no socket.
 //!
-//! Events are numbered per user, from 1 on: an update's `chat3:update` takes a
-//! number, and its specialised event, if it has one, the next.
+//! Events are numbered per user, starting at 1. An update's `chat3:update` takes one
+//! number; its specialised event, if it has one, takes the next.
 //!
-//! Invariant: every event numbered above the floor is here, so a client that has
-//! seen all up to a number at or above it can be given exactly the rest.
+//! Invariant: the log holds every event whose number is above the floor. So a client
+//! that has seen everything up to the floor, or further, can be sent exactly the rest.
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
@@ -14,14 +14,14 @@ use tokio::time::Instant;
 
 use super::kept::Kept;
 
-/// What one kept update costs besides its body, in bytes, near enough for a limit:
-/// its [`Entry`], and what `Bytes` and the allocator need.
+/// Bytes that a kept update takes besides its body: its [`Entry`], and an estimate of
+/// what `Bytes` and the allocator need, which is precise enough for a limit.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 128;
 
-/// How much is kept for one user, and for whom.
+/// How much is kept for one user, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// How long after its loss a session may come back.
+    /// How long after the loss of its connection a session may be resumed.
     pub(super) window: Duration,
     pub(super) updates: usize,
     pub(super) bytes: usize,
@@ -29,27 +29,28 @@ pub(super) struct Limits {
 
 #[derive(Debug)]
 pub(super) struct Log {
-    /// Tells this log's numbers from those of any other, also of the same user's
-    /// on another instance or after a restart.
+    /// Distinguishes this log's offsets from those of every other log, including the
+    /// same user's log on another instance or before a restart.
     tag: u32,
     /// The number of the newest event.
     last: u64,
+    /// Events up to this number may be missing.
     floor: u64,
     /// The number that the newest hole took; 0 if there was none.
     last_hole: u64,
     entries: VecDeque<Entry>,
-    /// Bytes of the entries.
+    /// Total size of the entries.
     bytes: usize,
-    /// The same of all logs.
+    /// Total size of the entries of all logs.
     kept: Kept,
 }
 
-/// Which updates of a log sessions may come back for.
+/// The updates of a log that sessions may still ask for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// Those from this moment on.
+    /// Updates that arrived at this moment or later.
     since: Option<Instant>,
-    /// Those with an event after this number.
+    /// Updates with an event after this number.
     after: Option<u64>,
 }
 
@@ -64,7 +65,7 @@ impl Wanted {
         Self { since: None, after }
     }
 
-    /// What is wanted by either.
+    /// The updates that `self` or `other` wants.
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             since: self.since.into_iter().chain(other.since).min(),
@@ -112,7 +113,7 @@ impl Log {
         }
     }
 
-    /// Whether nothing is kept.
+    /// Whether the log holds no update.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -122,7 +123,7 @@ impl Log {
         self.last
     }
 
-    /// Adds an update of so many events; returns the number of the first.
+    /// Adds an update that has `events` events; returns the number of the first.
     pub(super) fn append(&mut self, body: Bytes, events: u64, now: Instant) -> u64 {
         let entry = Entry {
             first: self.last + 1,
@@ -138,25 +139,28 @@ impl Log {
         first
     }
 
-    /// Notes that updates may have been missed after the newest one here: nobody
-    /// who has seen less than what comes next can be given all of it.
+    /// Records that updates may have been missed after the newest one. The hole takes a
+    /// number, so a client that has not seen a later event can no longer be sent
+    /// everything it missed.
     pub(super) fn hole(&mut self) {
         self.last += 1;
         self.floor = self.last;
         self.last_hole = self.last;
     }
 
-    /// The number of the newest hole: who began before it has missed something.
+    /// The number of the newest hole. A session that began before it may have missed
+    /// updates.
     pub(super) fn last_hole(&self) -> u64 {
         self.last_hole
     }
 
-    /// Gives up what is here; what comes next is kept again.
+    /// Gives up all updates so far; the next [`Log::trim`] drops them. Later updates are
+    /// kept again.
     pub(super) fn forget(&mut self) {
         self.floor = self.last;
     }
 
-    /// Whether every event after `number` is here.
+    /// Whether the log holds every event after `number`.
     pub(super) fn reaches_back_to(&self, number: u64) -> bool {
         (self.floor..=self.last).contains(&number)
     }
@@ -167,18 +171,19 @@ impl Log {
         self.entries.range(start..)
     }
 
-    /// Bytes of all that is here.
+    /// Total size of all updates, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Bytes of the updates with an event after `number`.
+    /// Total size of the updates with an event after `number`, in bytes.
     pub(super) fn bytes_after(&self, number: u64) -> usize {
         self.after(number).map(Entry::bytes).sum()
     }
 
-    /// Drops what is over the limits, below the floor, or not wanted, oldest first,
-    /// except what comes after `needed`: somebody is still being given that.
+    /// Drops updates that exceed the limits, are below the floor or are not wanted,
+    /// oldest first. Updates with an event after `needed` stay: they are still to be
+    /// sent to a socket that is behind.
     pub(super) fn trim(&mut self, limits: Option<Limits>, wanted: Wanted, needed: Option<u64>) {
         while let Some(oldest) = self.entries.front() {
             let is_over = limits.is_some_and(|limits| {
@@ -197,13 +202,13 @@ impl Log {
         if wanted.is_nothing() && needed.is_none() {
             self.floor = self.last;
         }
-        // A burst's size is not kept when the burst is gone.
+        // Gives back the memory that a burst took.
         if self.entries.capacity() > 4 * self.entries.len().max(16) {
             self.entries.shrink_to(2 * self.entries.len());
         }
     }
 
-    /// The offset of the event of that number.
+    /// The offset of event `number`.
     pub(super) fn offset(&self, number: u64) -> Offset {
         Offset {
             log: self.tag,
@@ -211,7 +216,7 @@ impl Log {
         }
     }
 
-    /// The number that `offset` stands for, if it is one of this log's.
+    /// The event number in `offset`, if `offset` belongs to this log.
     pub(super) fn number(&self, offset: Offset) -> Option<u64> {
         (offset.log == self.tag).then_some(offset.number)
     }
@@ -225,7 +230,8 @@ impl Drop for Log {
     }
 }
 
-/// A place in a user's events, opaque to clients: the last argument of every event.
+/// A position among a user's events, sent as the last argument of every event. Opaque
+/// to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offset {
     log: u32,
@@ -236,7 +242,7 @@ impl Offset {
     /// Parses what a client sent back.
     pub fn parse(text: &str) -> Option<Self> {
         let (log, number) = text.split_once('-')?;
-        // `from_str_radix` alone would also take a sign and any number of zeros.
+        // `from_str_radix` alone would also accept a sign and any number of zeros.
         let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if log.len() != 8 || !is_digits(log) || number.len() > 16 || !is_digits(number) {
             return None;
@@ -361,7 +367,7 @@ mod tests {
             let mut log = Log::new(kept.clone());
             let mut now = Instant::now();
             let mut last = 0;
-            // The numbers that belong to no event.
+            // The numbers that holes took.
             let mut holes = Vec::new();
             for (step, events, size) in steps {
                 match step {

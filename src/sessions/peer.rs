@@ -8,7 +8,7 @@
 
 use std::{fmt::Display, time::Duration};
 
-use super::events::Event;
+use serde_json::value::RawValue;
 
 /// One socket. Clones are of the same socket.
 pub trait Peer: Clone + Send + Sync + 'static {
@@ -49,6 +49,16 @@ pub trait Peer: Clone + Send + Sync + 'static {
 
     /// Closes the socket's transport, after which the client reconnects.
     fn close(&self);
+}
+
+/// One event of an update, as a [`Peer`] is handed it.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    pub name: &'static str,
+    /// The first argument.
+    pub payload: &'a RawValue,
+    /// The second argument, for clients that may resume.
+    pub offset: Option<&'a str>,
 }
 
 /// Sockets of one user that are handed an event together, so that it is encoded once.

@@ -1,6 +1,6 @@
-//! Which updates a user was sent lately, to tell one that comes again. Pure.
+//! Remembers a user's latest updates, to recognise one that is published twice. Pure.
 //!
-//! Invariant: of more than [`REMEMBERED`] updates, the latest are remembered.
+//! Invariant: the latest [`REMEMBERED`] different updates are remembered.
 
 use std::{
     collections::VecDeque,
@@ -8,18 +8,21 @@ use std::{
     sync::LazyLock,
 };
 
-/// Updates that are remembered of one user. Chat3 publishes both within seconds; a
-/// busy user gets some tens in that time. They take 2 KiB.
+/// How many updates are remembered per user. Chat3 publishes an update and its
+/// repetition within seconds, and a busy user gets some tens of updates in that time.
+/// Their hashes take 2 KiB.
 const REMEMBERED: usize = 256;
 
-/// Keyed at random: nobody can make up updates that seem to be others.
+/// Hashes with a random key, so that nobody can make up an update whose hash is that of
+/// another.
 static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
+/// The hashes of the latest updates, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Recent(VecDeque<u64>);
 
 impl Recent {
-    /// Whether nothing equal is remembered; then this is.
+    /// Returns whether `update` is new, and if so remembers it.
     pub(super) fn is_new(&mut self, update: &impl Hash) -> bool {
         let hash = HASHES.hash_one(update);
         if self.0.contains(&hash) {

@@ -12,7 +12,7 @@ use super::{
     peer::Peer,
     resume::{Admitted, ResumeRequest},
 };
-use crate::{broker::Subscribed, user::User};
+use crate::user::User;
 
 /// One socket's session; dropping it is leaving.
 ///
@@ -21,41 +21,38 @@ use crate::{broker::Subscribed, user::User};
 /// on disconnect, or the two keep each other alive.
 pub struct Session<P: Peer> {
     hub: Arc<Hub<P>>,
-    user: User,
     number: u64,
     request: ResumeRequest,
-    subscribed: Subscribed,
     pub(super) audience: Arc<Audience<P>>,
     ended: AtomicBool,
     _counted: Counted,
 }
 
 impl<P: Peer> Session<P> {
-    pub(super) fn new(
-        hub: Arc<Hub<P>>,
-        user: User,
-        number: u64,
+    /// Begins a session of `user`, who is subscribed from now on. Returns `None` if
+    /// the user has as many sockets as `limit` allows (0: any number), not counting
+    /// the socket that `request` takes over from.
+    pub fn join(
+        hub: &Arc<Hub<P>>,
+        user: &User,
         request: ResumeRequest,
-        subscribed: Subscribed,
-        audience: Arc<Audience<P>>,
-    ) -> Self {
-        let counted = hub.shared.sockets.one();
-        Self {
-            hub,
-            user,
+        limit: u32,
+    ) -> Option<Self> {
+        let (audience, number) = hub.join(user, request, limit)?;
+        Some(Self {
+            hub: hub.clone(),
             number,
             request,
-            subscribed,
             audience,
             ended: AtomicBool::new(false),
-            _counted: counted,
-        }
+            _counted: hub.shared.sockets.one(),
+        })
     }
 
     /// Returns once updates published from now on will be received.
     #[cfg_attr(feature = "otlp", tracing::instrument(name = "wait_for_subscription", skip_all, fields(user_id = %self.user().id)))]
     pub async fn subscribed(&self) {
-        self.subscribed.clone().ready().await;
+        self.audience.subscribed().await;
     }
 
     /// Decides what the session of the socket `id` begins with: what its client
@@ -86,12 +83,11 @@ impl<P: Peer> Session<P> {
     /// Gives up the session's socket. The session may be resumed, unless it was ended.
     pub fn leave(&self) {
         let may_return = !self.ended.load(Ordering::Relaxed);
-        self.hub
-            .leave(&self.user, &self.audience, self.number, may_return);
+        self.hub.leave(&self.audience, self.number, may_return);
     }
 
     pub fn user(&self) -> &User {
-        &self.user
+        self.audience.user()
     }
 
     /// Identifies the session among all that the hub ever had.

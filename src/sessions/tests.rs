@@ -3,4 +3,6 @@
 
 mod directed;
 mod double;
+mod house;
+mod lag;
 mod model;

@@ -9,10 +9,7 @@ use socketioxide::{SendError, SocketError, TransportType, extract::SocketRef, so
 
 use self::crowd::Rooms;
 use crate::{
-    sessions::{
-        Event,
-        peer::{EmitError, Peer},
-    },
+    sessions::peer::{EmitError, Event, Peer},
     socketio::transport::{PING_INTERVAL, PING_TIMEOUT, Transports},
 };
 
@@ -120,7 +117,11 @@ mod tests {
                 (Some("0badcafe-1f"), r#","0badcafe-1f""#.to_owned()),
             ];
             for (offset, written) in args {
-                let event = Event::new("message:new", &payload, offset);
+                let event = Event {
+                    name: "message:new",
+                    payload: &payload,
+                    offset,
+                };
                 let packet = format!(r#"42["message:new",{payload}{written}]"#);
                 let mut frame = Vec::new();
                 put_into_frame(&packet, &mut frame);

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_event_field_there_is_names_the_event() {
+    fn the_first_event_field_present_names_the_event() {
         let data = json!({"context": {"eventType": "dialog.create"}});
         let body = |fields: Value| {
             let mut body = json!({"userId": "u", "data": data});

@@ -1,8 +1,9 @@
 // What the documentation says about the tree is true: imports, names, paths, links. Needs neither a broker nor a build.
 
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
-import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -229,6 +230,21 @@ test('the compiler is the same for the gate, the image and CI', () => {
   const [, oldest] = read('Cargo.toml').match(/^rust-version = "([\d.]+)"$/m);
   for (const page of ['README.md', 'docs/CONTRIBUTING.md', 'docs/ru/README.md']) {
     assert.ok(new RegExp(`\\b${oldest.replace('.', '\\.')}\\b`).test(read(page)), `${page} names the oldest Rust, ${oldest}`);
+  }
+});
+
+test('Cargo.toml names no file that the image is built without', () => {
+  const [, copied] = read('docker/Dockerfile').match(/^FROM rust:\S+ AS build\n([\s\S]*?)^ +cargo build/m);
+  const folder = mkdtempSync(join(tmpdir(), 'image-'));
+  try {
+    for (const [, paths] of copied.matchAll(/^COPY (.+) \S+$/gm)) for (const path of paths.split(' ')) cpSync(join(root, path), join(folder, path));
+    mkdirSync(join(folder, 'src'), { recursive: true });
+    for (const name of ['lib', 'main']) writeFileSync(join(folder, `src/${name}.rs`), '');
+    // Cargo accepts the manifest before it misses the target, and compiles nothing.
+    const { stderr } = spawnSync('cargo', ['build', '--locked', '--offline', '--bin', 'none'], { cwd: folder, encoding: 'utf8' });
+    assert.match(stderr, /no bin target named `none`/);
+  } finally {
+    rmSync(folder, { recursive: true });
   }
 });
 

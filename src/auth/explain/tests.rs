@@ -36,7 +36,7 @@ async fn bad_parts(token: &str) -> (Vec<&'static str>, Result<Identity, Refusal>
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_named_and_nothing_else_and_the_verdict_agrees() {
+async fn exactly_the_wrong_parts_are_named_and_the_verdict_agrees() {
     let now = unix_seconds(SystemTime::now());
     let (bad, verdict) = bad_parts(&sign(&good_claims(), Algorithm::HS384, SECRET)).await;
     assert_eq!((bad, verdict.is_ok()), (vec![], true));

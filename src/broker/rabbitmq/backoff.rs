@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_differ_the_next_time_is_tried_at_once_so_many_times_in_a_minute() {
+    fn transient_losses_are_retried_at_once_a_limited_number_of_times_a_minute() {
         let unreadable = || LinkError::Unreadable("it is malformed");
         for (nodes, reason, expected) in [
             (1, unreadable(), AT_ONCE_PER_MINUTE),

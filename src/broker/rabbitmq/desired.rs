@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_active_is_counted_and_found() {
+    fn active_users_are_counted_and_found() {
         let desired = Desired::default();
         desired.link_up();
         for id in 0..3 {

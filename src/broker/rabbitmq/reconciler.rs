@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_refused_waits_alone_and_is_tried_again() {
+    fn a_refused_user_waits_alone_and_is_tried_again() {
         let mut bench = Bench::new();
         bench.refuse([2]);
         bench.subscribe(0..6);

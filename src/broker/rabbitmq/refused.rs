@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_is_not_tried() {
+    fn a_user_who_has_left_is_not_tried() {
         let mut refused = none();
         let now = Instant::now();
         for id in 1..=3 {

@@ -93,7 +93,7 @@ mod tests {
     use super::listening::cause;
 
     #[test]
-    fn what_cannot_be_read_is_told_from_what_did_not_come() {
+    fn an_unreadable_message_is_distinguished_from_a_lost_connection() {
         let line = |error| {
             format!("socket will be closed due to failure of reading frame, cause: {error}")
         };

@@ -98,7 +98,7 @@ fn ids<'k>(templates: &str, routing_key: &'k str) -> Vec<&'k str> {
 }
 
 #[test]
-fn a_routing_key_tells_whose_it_may_be() {
+fn a_routing_key_tells_which_users_it_may_mean() {
     for (templates, key, expected) in [
         ("user.{userId}.*", "user.carl.messageupdate", &["carl"][..]),
         (

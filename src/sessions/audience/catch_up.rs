@@ -8,12 +8,9 @@ use std::time::Duration;
 
 use tokio::{task::yield_now, time::sleep};
 
-use super::{Audience, Roster, Status};
+use super::{Audience, Roster, Status, events::Events};
 use crate::{
-    sessions::{
-        events::Events,
-        peer::{EmitError, Peer},
-    },
+    sessions::peer::{EmitError, Peer},
     update::Update,
 };
 

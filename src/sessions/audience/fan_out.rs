@@ -8,12 +8,11 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{Audience, Member, Roster, Status};
+use super::{Audience, Member, Roster, Status, events::Events};
 use crate::{
     broker::Delivery,
     observability::sampled::Sampled,
     sessions::{
-        events::Events,
         peer::{EmitError, Peer},
         repeated::Recent,
     },

@@ -26,7 +26,7 @@ const MAX_BEHIND_BYTES: usize = 8 * 1024 * 1024;
 
 /// How far a socket lags behind what it was handed.
 #[derive(Debug, Default)]
-pub(in crate::sessions) struct Lag {
+pub(super) struct Lag {
     /// Bytes of events handed to the socket.
     handed: u64,
     /// Bytes that its client had taken when that was last looked up.
@@ -40,7 +40,7 @@ impl Lag {
     }
 
     /// Notes that `bytes` were handed to the socket.
-    pub(in crate::sessions) fn add(&mut self, bytes: u64) {
+    pub(super) fn add(&mut self, bytes: u64) {
         self.handed += bytes;
     }
 

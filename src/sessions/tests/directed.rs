@@ -1,100 +1,17 @@
-//! What the model leaves out: several users, limits, and catching up in real time.
+//! Cases that the model leaves out: several users, and the limits of recovery.
 
 use std::{sync::Arc, time::Duration};
 
-use super::double::{EVENT_BYTES, Exchange, Wire, tenants_user, user};
+use super::{
+    double::{Exchange, Wire, tenants_user, user},
+    house::{AMPLE, House, catch_up, config, recovery, runtime},
+};
 use crate::{
     broker::Broker,
     config::{Envelope, HttpConfig, RecoveryConfig},
     observability::metrics::Metrics,
-    sessions::{Admitted, Hub, ResumeRequest, Session, audience::Fed, hub::Presence},
-    user::User,
+    sessions::{Hub, ResumeRequest, Session, hub::Presence},
 };
-
-const AMPLE: usize = 1 << 30;
-
-struct House {
-    hub: Arc<Hub<Wire>>,
-    exchange: Arc<Exchange>,
-    metrics: Metrics,
-}
-
-impl House {
-    fn new(config: &HttpConfig) -> Self {
-        Self::on(config, Metrics::new())
-    }
-
-    fn on(config: &HttpConfig, metrics: Metrics) -> Self {
-        let exchange = Arc::new(Exchange::default());
-        exchange.set_up(true);
-        let hub = Hub::without_expiry(exchange.clone(), config, metrics.clone());
-        Self {
-            hub,
-            exchange,
-            metrics,
-        }
-    }
-
-    /// A socket of `user`, admitted and live.
-    fn connect(&self, user: &User, request: ResumeRequest) -> (Session<Wire>, Wire) {
-        let (session, wire, _) = self.admit(user, request);
-        catch_up(&session, &wire);
-        (session, wire)
-    }
-
-    fn admit(
-        &self,
-        user: &User,
-        request: ResumeRequest,
-    ) -> (Session<Wire>, Wire, Option<Admitted<u32>>) {
-        let session = self.hub.join(user, request, 0).unwrap();
-        let wire = Wire::new(u32::try_from(session.number()).unwrap(), AMPLE, false);
-        let admitted = session.admit(u32::try_from(session.number()).unwrap());
-        (session, wire, admitted)
-    }
-
-    fn publish(&self, user: &User, bytes: usize) {
-        let id = user.id.as_str();
-        let padding = "x".repeat(bytes);
-        let body = format!(r#"{{"userId":"{id}","padding":"{padding}"}}"#);
-        assert!(self.exchange.publish(user, body));
-    }
-
-    fn kept(&self) -> usize {
-        self.hub.shared.kept.bytes()
-    }
-
-    fn says(&self, line: &str) {
-        let text = self.metrics.render();
-        assert!(text.contains(&format!("{line}\n")), "{line} in {text}");
-    }
-}
-
-fn catch_up(session: &Session<Wire>, wire: &Wire) {
-    while session.audience.feed(session.number(), wire) == Fed::Turn {}
-}
-
-fn config(recovery: RecoveryConfig) -> HttpConfig {
-    HttpConfig {
-        recovery,
-        ..HttpConfig::default()
-    }
-}
-
-fn recovery() -> RecoveryConfig {
-    RecoveryConfig {
-        window: Duration::from_secs(120),
-        max_updates: 1_000,
-        max_bytes: 1 << 20,
-        total_bytes: AMPLE,
-    }
-}
-
-/// Catch-ups that are spawned run only where a test waits.
-fn runtime() -> tokio::runtime::Runtime {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_time().build().unwrap()
-}
 
 #[test]
 fn two_hubs_on_one_metrics_share_no_limit() {
@@ -111,7 +28,7 @@ fn two_hubs_on_one_metrics_share_no_limit() {
     other.publish(&dora, 15_000);
     drop(gone);
     one.publish(&carl, 15_000);
-    // Together they keep too much, and each of them does not.
+    // Together they keep more than the limit; each alone keeps less.
     assert!(metrics.kept_bytes.get() > 30_000);
     let (kept_by_one, kept_by_other) = (one.kept(), other.kept());
     assert!(kept_by_one > 15_000 && kept_by_one < 20_000);
@@ -133,7 +50,7 @@ fn a_user_has_as_many_sockets_as_the_limit_and_the_one_that_is_resumed() {
     let carl = user("carl");
     let (first, _, admitted) = house.admit(&carl, ResumeRequest::New);
     let (second, ..) = house.admit(&carl, ResumeRequest::New);
-    let join = |request| house.hub.join(&carl, request, 2);
+    let join = |request| Session::join(&house.hub, &carl, request, 2);
     assert!(join(ResumeRequest::New).is_none());
     assert!(join(ResumeRequest::OptOut).is_none());
     let resume = ResumeRequest::Resume {
@@ -146,15 +63,10 @@ fn a_user_has_as_many_sockets_as_the_limit_and_the_one_that_is_resumed() {
         join(ResumeRequest::New).is_some(),
         "one that is away has no socket"
     );
-    assert!(house.hub.join(&carl, ResumeRequest::New, 1).is_none());
-    assert!(
-        house
-            .hub
-            .join(&user("dora"), ResumeRequest::New, 1)
-            .is_some()
-    );
+    assert!(Session::join(&house.hub, &carl, ResumeRequest::New, 1).is_none());
+    assert!(Session::join(&house.hub, &user("dora"), ResumeRequest::New, 1).is_some());
     drop(first);
-    assert!(house.hub.join(&carl, ResumeRequest::New, 1).is_some());
+    assert!(Session::join(&house.hub, &carl, ResumeRequest::New, 1).is_some());
 }
 
 #[test]
@@ -217,7 +129,7 @@ fn only_the_recipients_own_updates_are_handed_on() {
 fn every_update_is_counted_as_delivered_kept_or_rejected() {
     let house = House::new(&config(recovery()));
     let carl = user("carl");
-    let session = house.hub.join(&carl, ResumeRequest::OptOut, 0).unwrap();
+    let session = Session::join(&house.hub, &carl, ResumeRequest::OptOut, 0).unwrap();
     house.publish(&carl, 1);
     house.says("chat3_gateway_updates_rejected_total{reason=\"no_socket\"} 1");
     let wire = Wire::new(1, AMPLE, false);
@@ -341,7 +253,7 @@ fn the_users_away_longest_lose_recovery_first() {
     let total = house.kept();
     assert!(total > 10_000);
     let mut connections = connections.into_iter();
-    // Away in the order c, b, a; two have sockets.
+    // They leave in the order c, b, a; d and e keep their sockets.
     let (a, b, c) = (connections.next(), connections.next(), connections.next());
     for gone in [c, b, a] {
         house.hub.shared.clock.advance(Duration::from_secs(1));
@@ -404,6 +316,26 @@ fn sessions_that_are_away_end_with_the_window() {
 }
 
 #[test]
+fn a_session_leaves_once() {
+    let house = House::new(&config(recovery()));
+    let carl = user("carl");
+    let (session, _) = house.connect(&carl, ResumeRequest::New);
+    house.hub.shared.clock.advance(Duration::ZERO);
+    session.leave();
+    session.leave();
+    assert_eq!(house.hub.shared.departures.all().len(), 1);
+    house.hub.shared.clock.advance(Duration::from_secs(60));
+    drop(session);
+    house.hub.shared.clock.advance(Duration::from_secs(61));
+    house.hub.expire();
+    assert_eq!(
+        house.exchange.subscribers_count(),
+        0,
+        "the window began when it left first"
+    );
+}
+
+#[test]
 fn what_has_arrived_is_not_kept() {
     let house = House::new(&config(recovery()));
     let carl = user("carl");
@@ -417,236 +349,6 @@ fn what_has_arrived_is_not_kept() {
     house.hub.shared.clock.advance(Duration::from_secs(1));
     house.hub.expire();
     assert_eq!(house.kept(), 0);
-}
-
-/// How many events of one update each a socket takes before it lags.
-fn handed_ahead(polls: bool) -> usize {
-    let runtime = runtime();
-    let _context = runtime.enter();
-    let house = House::new(&config(recovery()));
-    let carl = user("carl");
-    let session = house.hub.join(&carl, ResumeRequest::New, 0).unwrap();
-    let wire = Wire::new(0, AMPLE, polls);
-    session.admit(0);
-    catch_up(&session, &wire);
-    for _ in 0..60 {
-        house.publish(&carl, 1);
-    }
-    assert!(wire.waits());
-    let handed = wire.handed();
-    // Handed on from the log only as the client takes it.
-    catch_up(&session, &wire);
-    assert_eq!(wire.handed(), handed);
-    wire.take(2);
-    catch_up(&session, &wire);
-    assert_eq!(wire.handed(), handed + 2);
-    assert!(!wire.is_closed());
-    handed
-}
-
-#[test]
-fn a_socket_is_handed_no_more_ahead_than_the_limit() {
-    let over = |bytes: u64| usize::try_from(bytes / EVENT_BYTES).unwrap() + 1;
-    assert_eq!(handed_ahead(false), over(64 * 1024));
-    assert_eq!(handed_ahead(true), over(512 * 1024));
-}
-
-#[test]
-fn a_socket_for_which_too_much_waits_is_cut() {
-    let runtime = runtime();
-    let _context = runtime.enter();
-    let house = House::new(&config(RecoveryConfig {
-        max_bytes: 1_000_000,
-        ..recovery()
-    }));
-    let carl = user("carl");
-    let (session, wire) = house.connect(&carl, ResumeRequest::New);
-    let (_other, takes) = house.connect(&carl, ResumeRequest::New);
-    let mut published = 0;
-    let mut publish = || {
-        house.publish(&carl, 900_000);
-        takes.take(1);
-        published += 1;
-        catch_up(&session, &wire);
-    };
-    // Four are handed ahead; then 8 MiB may wait, and what is kept anyway.
-    for _ in 0..4 + 10 {
-        publish();
-        assert!(!wire.is_closed());
-    }
-    let waiting = house.hub.audiences()[0].waiting_bytes();
-    assert!(waiting > 9_000_000 && waiting < 9_100_000, "{waiting}");
-    publish();
-    assert!(wire.is_closed());
-    house.says("chat3_gateway_slow_sockets_total 1");
-    assert_eq!(house.hub.audiences()[0].waiting_bytes(), 0);
-    assert!(!takes.is_closed());
-    assert_eq!(takes.handed(), published);
-    assert!(house.kept() < 1_100_000, "what waited is not kept for it");
-}
-
-#[test]
-fn a_full_buffer_cuts_one_socket_or_all_that_may_have_missed_something() {
-    let runtime = runtime();
-    let _context = runtime.enter();
-    let house = House::new(&config(recovery()));
-    let carl = user("carl");
-    let small = |request| {
-        let (session, _, _) = house.admit(&carl, request);
-        let wire = Wire::new(0, 1, false);
-        catch_up(&session, &wire);
-        (session, wire)
-    };
-    let (_one, first) = small(ResumeRequest::New);
-    house.publish(&carl, 1);
-    assert!(!first.is_closed());
-    house.publish(&carl, 1);
-    assert!(first.is_closed());
-    let (_two, second) = small(ResumeRequest::New);
-    let (_three, ample) = house.connect(&carl, ResumeRequest::New);
-    let (_four, without_offsets) = house.connect(&carl, ResumeRequest::OptOut);
-    house.publish(&carl, 1);
-    house.publish(&carl, 1);
-    // Nobody knows which of the two that are sent offsets has missed it.
-    assert!(second.is_closed() && ample.is_closed());
-    assert!(!without_offsets.is_closed());
-    house.publish(&carl, 1);
-    assert_eq!(without_offsets.handed(), 3);
-    house.says("chat3_gateway_slow_sockets_total 3");
-}
-
-#[test]
-fn where_memory_is_short_the_sockets_that_lag_furthest_are_cut_first() {
-    let runtime = runtime();
-    let _context = runtime.enter();
-    let house = House::new(&config(RecoveryConfig {
-        max_bytes: 100_000,
-        total_bytes: 2_000_000,
-        ..recovery()
-    }));
-    let (carl, dora) = (user("carl"), user("dora"));
-    let (_carls, far) = house.connect(&carl, ResumeRequest::New);
-    let (_doras, near) = house.connect(&dora, ResumeRequest::New);
-    for _ in 0..4 {
-        house.publish(&carl, 1);
-        house.publish(&dora, 1);
-    }
-    house.publish(&dora, 500_000);
-    house.publish(&carl, 900_000);
-    house.publish(&carl, 900_000);
-    assert!(house.kept() > 2_000_000);
-    house.hub.evict();
-    assert!(far.is_closed() && !near.is_closed());
-    assert!(house.kept() > 500_000);
-    // Too much by dora's socket alone, which is not far behind.
-    let house = House::new(&config(RecoveryConfig {
-        max_bytes: 100_000,
-        total_bytes: 400_000,
-        ..recovery()
-    }));
-    let (_doras, near) = house.connect(&dora, ResumeRequest::New);
-    for _ in 0..4 {
-        house.publish(&dora, 1);
-    }
-    house.publish(&dora, 500_000);
-    house.hub.evict();
-    assert!(near.is_closed());
-    assert!(house.kept() < 10_000);
-}
-
-#[test]
-fn a_socket_that_takes_nothing_for_too_long_is_cut() {
-    runtime().block_on(async {
-        let house = House::new(&HttpConfig {
-            socket_write_timeout: Duration::from_millis(40),
-            ..config(recovery())
-        });
-        let carl = user("carl");
-        let (session, stuck) = house.connect(&carl, ResumeRequest::New);
-        for _ in 0..10 {
-            house.publish(&carl, 1);
-        }
-        assert_eq!(stuck.handed(), 4);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(!stuck.is_closed());
-        let fed = tokio::time::timeout(Duration::from_secs(5), async {
-            while !stuck.is_closed() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-        fed.await.unwrap();
-        assert_eq!(stuck.handed(), 4);
-        drop(session);
-    });
-}
-
-#[test]
-fn a_socket_that_lags_is_handed_everything_at_the_pace_of_its_client() {
-    runtime().block_on(async {
-        let house = House::new(&config(recovery()));
-        let carl = user("carl");
-        let (session, _, _) = house.admit(&carl, ResumeRequest::New);
-        let wire = Wire::new(0, AMPLE, false);
-        for _ in 0..30 {
-            house.publish(&carl, 1);
-        }
-        let clients = {
-            let wire = wire.clone();
-            tokio::spawn(async move {
-                while wire.handed() < 30 {
-                    wire.take(3);
-                    let ahead = wire.untaken();
-                    assert!(ahead <= 4, "{ahead}");
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            })
-        };
-        session.go_live(wire.clone()).await;
-        assert!(!wire.waits() && !wire.is_closed());
-        clients.await.unwrap();
-        wire.take(usize::MAX);
-        house.hub.caught_up().await;
-        house.publish(&carl, 1);
-        assert_eq!(wire.handed(), 31);
-    });
-}
-
-#[test]
-fn a_socket_that_wrote_all_is_believed_whatever_was_counted() {
-    runtime().block_on(async {
-        let house = House::new(&config(recovery()));
-        let carl = user("carl");
-        let (session, wire) = house.connect(&carl, ResumeRequest::New);
-        for _ in 0..5 {
-            house.publish(&carl, 1);
-        }
-        assert!(wire.waits());
-        // Its client took them, but not by its count.
-        wire.state().has_taken_all = true;
-        let caught_up = house.hub.caught_up();
-        tokio::time::timeout(Duration::from_secs(5), caught_up)
-            .await
-            .unwrap();
-        assert_eq!(wire.handed(), 5);
-        drop(session);
-    });
-}
-
-#[test]
-fn nobody_waits_for_sockets_that_take_nothing() {
-    runtime().block_on(async {
-        let house = House::new(&config(recovery()));
-        let carl = user("carl");
-        let (session, wire) = house.connect(&carl, ResumeRequest::New);
-        for _ in 0..6 {
-            house.publish(&carl, 1);
-        }
-        let waiting = house.hub.caught_up();
-        let waiting = tokio::time::timeout(Duration::from_millis(300), waiting).await;
-        assert!(waiting.is_err(), "it may still take something");
-        house.hub.shared.clock.advance(Duration::ZERO);
-        drop((session, wire));
-    });
 }
 
 #[test]
@@ -707,7 +409,7 @@ fn a_hub_ends_and_evicts_in_the_background() {
         tokio::time::timeout(Duration::from_secs(5), session.subscribed())
             .await
             .unwrap();
-        // More than the limit, and then one more.
+        // The third update arrives when more than the limit is kept already.
         for _ in 0..3 {
             house.publish(&carl, 3_000);
         }

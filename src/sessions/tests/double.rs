@@ -1,4 +1,4 @@
-//! Doubles of what sessions stand between: a client's socket and a broker.
+//! Doubles of the two sides of sessions: a client's socket and a broker.
 
 use std::{
     collections::HashMap,
@@ -11,17 +11,16 @@ use bytes::Bytes;
 
 use crate::{
     broker::{Activation, BroadcastHandler, Broker, Delivery, Handler, Subscribed},
-    sessions::{
-        Event,
-        peer::{Crowd, EmitError, Peer},
-    },
+    sessions::peer::{Crowd, EmitError, Event, Peer},
     user::{TenantId, User, UserId},
 };
 
-/// Bytes of every event on this wire: a few are as many as a socket is handed ahead.
+/// Size of every event on a [`Wire`]: a few events reach the limit on what a socket is
+/// handed ahead.
 pub const EVENT_BYTES: u64 = 20_000;
 
-/// A socket that notes what it is handed, and whose client takes what a test lets it.
+/// A socket that records what it is handed, and whose client takes what a test tells it
+/// to.
 #[derive(Clone)]
 pub struct Wire(Arc<Mutex<State>>);
 
@@ -32,7 +31,7 @@ pub struct State {
     pub emitted: Vec<Emitted>,
     /// How many events the client has taken.
     pub taken: usize,
-    /// How many events it may be handed before the client takes one.
+    /// How many events that the client has not taken fit into the socket's buffer.
     pub capacity: usize,
     pub polls: bool,
     pub has_taken_all: bool,
@@ -63,7 +62,7 @@ impl Wire {
         self.0.lock().unwrap()
     }
 
-    /// The client takes up to that many more events.
+    /// Lets the client take up to `events` more events.
     pub fn take(&self, events: usize) {
         let mut state = self.state();
         state.taken = state.emitted.len().min(state.taken.saturating_add(events));
@@ -73,17 +72,17 @@ impl Wire {
         self.state().is_closed
     }
 
-    /// Whether more waits for it than it was handed.
+    /// Whether the socket was told that more waits for it than it was handed.
     pub fn waits(&self) -> bool {
         self.state().waits
     }
 
-    /// How many events it was handed.
+    /// How many events the socket was handed.
     pub fn handed(&self) -> usize {
         self.state().emitted.len()
     }
 
-    /// How many of them its client has not taken.
+    /// How many events the client has not taken yet.
     pub fn untaken(&self) -> usize {
         let state = self.state();
         state.emitted.len() - state.taken
@@ -150,7 +149,7 @@ impl Peer for Wire {
     }
 }
 
-/// Sockets that are emitted to at once: without offsets, and with them.
+/// Sockets that are emitted to together: those without offsets, and those with.
 #[derive(Default)]
 pub struct Together(Mutex<[Vec<Wire>; 2]>);
 
@@ -178,7 +177,7 @@ impl Crowd<Wire> for Together {
     }
 }
 
-/// A broker that hands over what a test publishes.
+/// A broker that delivers what a test publishes.
 #[derive(Default)]
 pub struct Exchange {
     is_up: Mutex<bool>,
@@ -186,7 +185,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Whether updates are received from now on.
+    /// Takes the broker away, or brings it back.
     pub fn set_up(&self, is_up: bool) {
         *self.is_up.lock().unwrap() = is_up;
         for (_, activation) in self.subscriptions.lock().unwrap().values() {
@@ -201,7 +200,7 @@ impl Exchange {
         *self.is_up.lock().unwrap()
     }
 
-    /// Whether the user was subscribed and so was handed the update.
+    /// Delivers `body` to `user`; returns whether the user is subscribed.
     pub fn publish(&self, user: &User, body: impl Into<Bytes>) -> bool {
         let subscriptions = self.subscriptions.lock().unwrap();
         let Some((handler, _)) = subscriptions.get(user) else {

@@ -1,10 +1,10 @@
-//! Every interleaving of what happens to one user's sessions, against a plain model:
-//! the list of all events that the user was sent, and a position in it for each client.
+//! Random interleavings of what happens to one user's sessions, checked against a plain
+//! model: the list of all events sent to the user, and each client's position in it.
 //!
-//! Each client gets every event from its position on exactly once and in order, over
-//! all connections of a session that is resumed. A session that cannot be resumed
-//! begins anew and gets nothing from before. Whether it must, may or must not be
-//! resumed, the model knows from the documented limits alone.
+//! Each client gets every event from its position on, exactly once and in order, over
+//! all connections of a resumed session. A session that cannot be resumed starts afresh
+//! and gets no earlier event. The model decides from the documented limits alone whether
+//! a session must, may or must not be resumed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,8 +23,8 @@ use crate::{
 const WINDOW: Duration = Duration::from_secs(120);
 const MAX_UPDATES: usize = 6;
 
-/// An event that was handed to a socket longer ago has arrived, or the loss of the
-/// connection would have been noticed.
+/// An event that was handed to a socket this long ago has arrived: otherwise the loss of
+/// the connection would have been noticed.
 const ARRIVED_AFTER: Duration = Duration::from_secs(59);
 
 /// The client without recovery.
@@ -33,8 +33,8 @@ const CLIENTS: usize = 4;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// A client opens a connection, having seen some of what it was handed on the one
-    /// before, which the gateway still holds.
+    /// A client opens a connection while the gateway still holds its previous one, on
+    /// which the client has seen the first `seen` events.
     Join {
         client: usize,
         polls: bool,
@@ -59,7 +59,7 @@ enum Step {
     Publish {
         is_message: bool,
     },
-    /// A connection is lost, after its client has seen some of what it was handed.
+    /// A connection is lost after its client has seen the first `seen` events on it.
     Lose {
         client: usize,
         seen: usize,
@@ -72,9 +72,9 @@ enum Step {
     GiveUp {
         client: usize,
     },
-    /// The gateway notices the loss of a connection that its client has given up, or
-    /// catches up with it.
+    /// The gateway notices the loss of a connection that its client has abandoned.
     LoseAbandoned,
+    /// One step of a catch-up on a connection that its client has abandoned.
     FeedAbandoned,
     Pass {
         seconds: u64,
@@ -82,7 +82,7 @@ enum Step {
     Expire,
     Evict,
     EndAway,
-    /// Updates are no longer received, or are received again.
+    /// The broker goes away or comes back.
     Broker {
         is_up: bool,
     },
@@ -112,10 +112,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the cases differ in besides their steps.
+/// How test cases differ besides their steps.
 #[derive(Debug, Clone)]
 struct Setting {
-    /// Events that fit into a socket's buffer.
+    /// How many events fit into a socket's buffer.
     capacity: usize,
     total_bytes: usize,
 }
@@ -142,11 +142,11 @@ struct Sent {
 #[derive(Default)]
 struct Client {
     connection: Option<Connection>,
-    /// What the client knows of its session.
+    /// The `pid` of the client's current session.
     pid: Option<Pid>,
-    /// The newest offset that it has seen in any session.
+    /// The newest offset that the client has seen in any session.
     offset: Option<Offset>,
-    /// How much of all events it has seen or need not see.
+    /// How many of all events the client has seen or need not see.
     position: usize,
 }
 
@@ -157,23 +157,23 @@ struct Connection {
     request: ResumeRequest,
     is_admitted: bool,
     is_catching_up: bool,
-    /// Sessions know its socket.
+    /// Whether a catch-up has begun, so that the session holds the socket.
     was_fed: bool,
-    /// The first event that it must be handed.
+    /// Index of the first event that the socket must be handed.
     first: usize,
-    /// When it was handed each event.
+    /// When the socket was handed each event.
     handed: Vec<Instant>,
 }
 
 impl Connection {
-    /// How many events have arrived for certain.
+    /// How many events have certainly arrived.
     fn arrived(&self, now: Instant) -> usize {
         let has_arrived = |handed: &Instant| now - *handed >= ARRIVED_AFTER;
         self.handed.partition_point(has_arrived)
     }
 }
 
-/// A session that could be resumed, as the documentation has it.
+/// A session that can be resumed, within the documented limits.
 #[derive(Debug)]
 struct Resumable {
     pid: Pid,
@@ -182,9 +182,10 @@ struct Resumable {
     holder: u64,
     lost: Option<Instant>,
     is_over: bool,
-    /// The run of updates that it began in.
+    /// The unbroken run of updates in which the session began; `None` if it began
+    /// while the broker was away.
     run: Option<u64>,
-    /// Memory was short since it began.
+    /// Whether memory was short at some time since the session began.
     was_evicted: bool,
 }
 
@@ -200,7 +201,7 @@ struct Model {
     /// Counts the unbroken runs of updates.
     run: u64,
     sockets: u32,
-    /// Something happened for which sockets may be closed.
+    /// Whether anything so far allows the hub to close sockets.
     may_close: bool,
 }
 
@@ -345,7 +346,7 @@ impl Model {
                 offset: state.offset,
             },
         };
-        let session = self.hub.join(&user("carl"), request, 0).unwrap();
+        let session = Session::join(&self.hub, &user("carl"), request, 0).unwrap();
         self.sockets += 1;
         state.connection = Some(Connection {
             session,
@@ -359,8 +360,8 @@ impl Model {
         });
     }
 
-    /// The client has seen the first `seen` of the events that it was handed, and what
-    /// has arrived for certain.
+    /// Moves the client's position: it has seen the first `seen` events of the connection,
+    /// and everything that has certainly arrived.
     fn note_seen(&mut self, client: usize, connection: &Connection, seen: usize) {
         let emitted = &connection.wire.state().emitted;
         let seen = seen.max(connection.arrived(self.now())).min(emitted.len());
@@ -465,7 +466,7 @@ impl Model {
         let clients = self.clients.iter_mut();
         let connections = clients.filter_map(|client| client.connection.as_mut());
         for connection in connections.chain(&mut self.abandoned) {
-            // A live socket that falls behind.
+            // A live socket may just have fallen behind.
             connection.is_catching_up |= connection.wire.state().waits;
         }
     }
@@ -489,8 +490,8 @@ impl Model {
         }
     }
 
-    /// Time passes. Before that, connections that are closed or given up by their
-    /// client end, and those that connect are answered: neither takes long.
+    /// Lets time pass. Before that, closed and abandoned connections end, and pending
+    /// connects are answered: neither takes long.
     fn pass(&mut self, time: Duration) {
         while let Some(connection) = self.abandoned.pop() {
             self.drop_connection(connection);
@@ -505,7 +506,7 @@ impl Model {
         self.hub.shared.clock.advance(time);
     }
 
-    /// What must hold at any time.
+    /// Checks what must hold after every step.
     fn check(&mut self) {
         let now = self.now();
         let clients = self.clients.iter_mut();
@@ -538,7 +539,8 @@ impl Model {
         }
     }
 
-    /// In the end, every client that takes what it is handed has everything.
+    /// Lets every client take what it is handed, and checks that each gets everything and
+    /// that nothing is left once all have gone.
     fn finish(&mut self) {
         for client in 0..CLIENTS {
             self.admit(client);
@@ -598,7 +600,7 @@ impl Connection {
     }
 }
 
-/// One step of what [`Session::go_live`] and the catch-up of a socket that lags do.
+/// One step of a catch-up, as [`Session::go_live`] or a socket that lags would run it.
 fn feed(connection: &mut Connection) {
     if !connection.is_catching_up {
         return;
@@ -623,7 +625,7 @@ proptest! {
         setting in setting(),
         steps in proptest::collection::vec(step(), 1..90),
     ) {
-        // Catch-ups that are spawned never run: the steps do their work.
+        // Spawned catch-ups never run: the steps do their work.
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let _context = runtime.enter();
         let mut model = Model::new(setting);

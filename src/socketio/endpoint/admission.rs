@@ -235,7 +235,7 @@ impl Endpoint {
         // After the lease is granted: a later revocation finds the lease.
         self.check_revocation(&identity)?;
         let limit = self.config.max_sockets_per_user;
-        let session = self.hub.join(identity.user(), request, limit);
+        let session = Session::join(&self.hub, identity.user(), request, limit);
         let session = session.ok_or(Refusal::TooManySockets)?;
         let watch = Watch::new(&self.transports, socket, session.number());
         if let Some(seat) = Seat::of(socket) {

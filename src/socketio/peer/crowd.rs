@@ -1,8 +1,8 @@
-//! A user's live sockets as Socket.IO rooms, so that an event for many of them is
+//! A user's live sockets as Socket.IO rooms, so that an event for several of them is
 //! encoded once.
 //!
-//! Invariant: no other crowd uses a room of this name, so a socket in it is only sent
-//! what its own user is sent.
+//! Invariant: room names are unique to a crowd, so a socket is only sent the events of
+//! its own user.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,12 +10,12 @@ use futures_util::FutureExt;
 use socketioxide::{BroadcastError, SocketError};
 
 use super::SocketPeer;
-use crate::sessions::{Event, peer::Crowd};
+use crate::sessions::peer::{Crowd, Event};
 
-/// How many crowds there were.
+/// How many crowds were created so far; numbers the next one.
 static CROWDS: AtomicU64 = AtomicU64::new(0);
 
-/// Two Socket.IO rooms: one for sockets that are sent offsets, one for all others.
+/// Two Socket.IO rooms: one for sockets that are sent offsets, one for the others.
 pub struct Rooms(u64);
 
 impl Default for Rooms {
@@ -39,10 +39,11 @@ impl Crowd<SocketPeer> for Rooms {
         peer.socket.leave(self.name(with_offsets));
     }
 
-    /// If one socket's buffer is full, socketioxide does not tell which one.
+    /// Returns `false` without saying which socket missed the event: socketioxide does
+    /// not tell whose buffer is full.
     fn emit(&self, one: &SocketPeer, event: &Event<'_>) -> bool {
         let room = one.socket.within(self.name(event.offset.is_some()));
-        // All sockets are in this process, so nothing is waited for.
+        // All sockets are in this process, so the future is ready at once.
         let emitted = match event.offset {
             Some(offset) => room
                 .emit(event.name, &(event.payload, offset))

@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_takes_nothing_is_not_read_from_until_it_does() {
+    async fn a_peer_that_takes_nothing_is_not_read_from_until_it_does() {
         let (mut stream, mut peer) = connected(DEADLINE * 2).await;
         stuff(&mut stream).await;
         peer.write_all(b"hello").await.unwrap();

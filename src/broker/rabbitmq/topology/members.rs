@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_in_time_is_not_among_the_departed() {
+    fn a_user_who_comes_back_in_time_is_not_among_the_departed() {
         let mut members = Members::default();
         let (carl, bob) = (user("carl", None), user("bob", None));
         let start = Instant::now();

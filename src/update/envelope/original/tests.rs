@@ -173,7 +173,7 @@ fn values_are_passed_on_as_they_were_published() {
 }
 
 #[test]
-fn what_has_no_known_shape_stays_as_it_is() {
+fn a_body_of_an_unknown_shape_stays_unchanged() {
     for body in [
         r#"{"userId":"u"}"#,
         r#"{"userId":"u","eventType":"message.create","data":null}"#,

@@ -275,7 +275,7 @@ fn reactions_are_counted() {
 }
 
 #[test]
-fn who_has_no_name_is_called_as_the_metadata_says() {
+fn a_user_without_a_name_gets_the_name_in_the_metadata() {
     let name = |sender: Value| {
         let data = json!({"message": {"senderInfo": sender}});
         sections_of(&update("message.create", data))["data"]["message"]["senderInfo"].clone()
@@ -344,7 +344,7 @@ fn values_are_passed_on_as_they_were_published() {
 }
 
 #[test]
-fn what_cannot_have_sections_stays_as_it_is() {
+fn a_body_that_cannot_have_sections_stays_unchanged() {
     for body in [
         r#"{"userId":"u"}"#,
         r#"{"userId":"u","data":{"message":{}}}"#,

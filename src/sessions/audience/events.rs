@@ -1,37 +1,13 @@
 //! The events of one update, numbered, on their way to sockets.
 
-use serde_json::value::RawValue;
-
-use super::{
-    audience::Lag,
-    log::Log,
-    peer::{Crowd, EmitError, Peer},
+use super::lag::Lag;
+use crate::{
+    sessions::{
+        log::Log,
+        peer::{Crowd, EmitError, Event, Peer},
+    },
+    update::{CHAT3_UPDATE, SpecialisedEvent, Update},
 };
-use crate::update::{CHAT3_UPDATE, SpecialisedEvent, Update};
-
-/// One event, as a [`Peer`] is handed it.
-#[derive(Debug, Clone, Copy)]
-pub struct Event<'a> {
-    number: u64,
-    pub name: &'static str,
-    /// The first argument.
-    pub payload: &'a RawValue,
-    /// The second argument, for clients that may resume.
-    pub offset: Option<&'a str>,
-}
-
-#[cfg(test)]
-impl<'a> Event<'a> {
-    /// An event outside any log.
-    pub fn new(name: &'static str, payload: &'a RawValue, offset: Option<&'a str>) -> Self {
-        Self {
-            number: 0,
-            name,
-            payload,
-            offset,
-        }
-    }
-}
 
 /// The events of one update, with their offsets.
 pub(super) struct Events<'a> {
@@ -58,17 +34,21 @@ impl<'a> Events<'a> {
         }
     }
 
-    fn each(&self, with_offsets: bool) -> impl Iterator<Item = Event<'_>> {
+    /// Each event with its number.
+    fn numbered(&self, with_offsets: bool) -> impl Iterator<Item = (u64, Event<'_>)> {
         let whole = (CHAT3_UPDATE, self.update.body);
         let specialised = self.specialised.as_ref();
         let specialised = specialised.map(|event| (event.name, &*event.payload));
         let events = [Some(whole), specialised].into_iter().flatten();
         let numbered = (self.first..).zip(&self.offsets).zip(events);
-        numbered.map(move |((number, offset), (name, payload))| Event {
-            number,
-            name,
-            payload,
-            offset: with_offsets.then_some(offset),
+        numbered.map(move |((number, offset), (name, payload))| {
+            let offset = with_offsets.then_some(offset.as_str());
+            let event = Event {
+                name,
+                payload,
+                offset,
+            };
+            (number, event)
         })
     }
 
@@ -80,12 +60,12 @@ impl<'a> Events<'a> {
         with_offsets: bool,
         lag: &mut Lag,
     ) -> Result<(), EmitError> {
-        for event in self.each(with_offsets) {
-            if event.number <= *seen {
+        for (number, event) in self.numbered(with_offsets) {
+            if number <= *seen {
                 continue;
             }
             peer.emit(&event)?;
-            *seen = event.number;
+            *seen = number;
             lag.add(peer.wire_bytes(&event));
         }
         Ok(())
@@ -99,19 +79,21 @@ impl<'a> Events<'a> {
         one: &P,
         with_offsets: bool,
     ) -> bool {
-        self.each(with_offsets).all(|event| crowd.emit(one, &event))
+        self.numbered(with_offsets)
+            .all(|(_, event)| crowd.emit(one, &event))
     }
 
     /// Bytes that the events add to a socket's [`Lag`].
     pub(super) fn wire_bytes<P: Peer>(&self, peer: &P, with_offsets: bool) -> u64 {
-        self.each(with_offsets)
-            .map(|event| peer.wire_bytes(&event))
+        self.numbered(with_offsets)
+            .map(|(_, event)| peer.wire_bytes(&event))
             .sum()
     }
 
     /// The names of the events after number `after`, up to and including `until`.
     pub(super) fn names(&self, after: u64, until: u64) -> impl Iterator<Item = &'static str> {
-        let is_between = move |event: &Event| event.number > after && event.number <= until;
-        self.each(false).filter(is_between).map(|event| event.name)
+        let is_between = move |number: u64| number > after && number <= until;
+        self.numbered(false)
+            .filter_map(move |(number, event)| is_between(number).then_some(event.name))
     }
 }

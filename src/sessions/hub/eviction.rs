@@ -9,8 +9,8 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{hub::Hub, peer::Peer};
-use crate::observability::sampled::Sampled;
+use super::Hub;
+use crate::{observability::sampled::Sampled, sessions::peer::Peer};
 
 /// Longest time between two looks at what has expired.
 const MAX_EXPIRY_TICK: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ pub(super) async fn run<P: Peer>(hub: Weak<Hub<P>>) {
 
 impl<P: Peer> Hub<P> {
     /// Ends the sessions that were away for too long, and drops what is too old.
-    pub(super) fn expire(&self) {
+    pub(in crate::sessions) fn expire(&self) {
         let window = self.shared.limits.map(|limits| limits.window);
         let deadline = self
             .shared
@@ -77,7 +77,7 @@ impl<P: Peer> Hub<P> {
     /// Frees memory if too much is kept. Sockets that lag far behind are closed
     /// first; then users without a socket lose recovery, in the order in which they
     /// left; then all users do; then all sockets that lag are closed.
-    pub(super) fn evict(&self) {
+    pub(in crate::sessions) fn evict(&self) {
         let kept = &self.shared.kept;
         if kept.bytes() <= kept.limit() {
             return;
