@@ -36,7 +36,7 @@
 //! # What an embedder brings
 //!
 //! - A Tokio runtime whose threads have a stack of [`RabbitMqService::THREAD_STACK_BYTES`].
-//! - A `tracing` subscriber, if log lines are wanted.
+//! - A `tracing` subscriber, if log lines are wanted, with the layer of [`Unreadable`].
 //! - Signals: [`Server::run`] takes a future that says when to stop.
 //!
 //! # The path of an update
@@ -79,7 +79,7 @@ mod tls;
 mod update;
 
 pub use auth::KeyError;
-pub use broker::rabbitmq::RabbitMqService;
+pub use broker::rabbitmq::{RabbitMqService, Unreadable};
 pub use config::Config;
 pub use observability::metrics::Metrics;
 pub use server::{BindError, Server, ServerBuilder};

@@ -39,7 +39,6 @@ mod supervisor;
 mod topology;
 mod unreadable;
 
-pub use self::service::RabbitMqService;
 #[cfg(feature = "cli")]
 pub(crate) use self::{
     connection::{open_channel, open_connection},
@@ -47,5 +46,6 @@ pub(crate) use self::{
     link_error::{ACCESS_REFUSED, LinkError, NOT_FOUND, ServerClose},
     side_connection::{Heard, Listening, Scope, SideConnection},
     topology::stream,
-    unreadable::{Unreadable, is_of_amqprs},
+    unreadable::is_of_amqprs,
 };
+pub use self::{service::RabbitMqService, unreadable::Unreadable};
