@@ -1,8 +1,8 @@
-//! What the gateway publishes, over a connection of its own.
+//! Publishes the gateway's own messages, over a separate connection.
 //!
-//! RabbitMQ blocks a connection that publishes while it is short of memory or disk, and
-//! tells nobody: nothing on it is answered any more. So the connection of the updates
-//! publishes nothing. This one is opened with the first message, and kept.
+//! RabbitMQ blocks a connection that publishes while the broker is short of memory or disk,
+//! and answers nothing on that connection any more. So the connection that consumes updates
+//! publishes nothing. The publishing connection is opened with the first message, and kept.
 
 use std::{sync::Arc, time::Duration};
 
@@ -79,7 +79,7 @@ impl Outbox {
             content_type,
             body,
         };
-        // In a task of its own: what it asks amqprs must be waited for to its end.
+        // In a separate task: a call to amqprs must not be dropped before it has ended.
         let publish = {
             let (shared, publishing) = (self.shared.clone(), self.publishing.clone());
             let purpose = self.purpose;

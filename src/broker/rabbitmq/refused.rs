@@ -19,7 +19,7 @@ use crate::user::User;
 /// How long refused subscriptions rest.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
-/// How long at most, when those who are tried are refused again and again.
+/// The longest pause, when RabbitMQ refuses each user who is tried.
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(120);
 
 /// If as many users are refused and none gets through, the others wait untried.
@@ -32,7 +32,7 @@ pub(super) struct Refused {
     waiting: IndexSet<User>,
     on_trial: Option<User>,
     retry_at: Instant,
-    /// Grows while those who are tried are refused again.
+    /// Grows while RabbitMQ refuses each user who is tried.
     pause: Duration,
     retries: usize,
 }
@@ -49,8 +49,8 @@ impl Refused {
         }
     }
 
-    /// How many of those who join may be tried in a round of `round`, while `subscribed`
-    /// users are subscribed. While nothing is known to work, one user tries it for all.
+    /// How many joining users may be tried in a round of `round`, while `subscribed` users
+    /// are subscribed. While nothing is known to work, one user is tried on behalf of all.
     pub(super) fn limit(&self, subscribed: usize, round: usize) -> usize {
         match subscribed {
             0 if self.waiting.len() < TRIES_FOR_ALL => 1,
@@ -58,8 +58,8 @@ impl Refused {
         }
     }
 
-    /// Whether `user` must wait, or else may be tried. One who was never tried waits as
-    /// well while nobody gets through.
+    /// Whether `user` must wait before the next try. A user who was never tried waits too,
+    /// while RabbitMQ accepts nobody.
     pub(super) fn holds(&mut self, user: &User, subscribed: usize) -> bool {
         let nobody_gets_through = subscribed == 0 && self.waiting.len() >= TRIES_FOR_ALL;
         if nobody_gets_through && self.on_trial.as_ref() != Some(user) {

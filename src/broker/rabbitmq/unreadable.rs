@@ -19,8 +19,8 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// What amqprs said last, until the connection that it said it of is gone: both are
-/// done by one task, in one breath.
+/// The cause that amqprs logged last, until the loss of that connection is handled. The
+/// task of amqprs that logs the cause ends the connection right after it.
 static CAUSE: Mutex<Option<&'static str>> = Mutex::new(None);
 
 /// Tells the service which message RabbitMQ's client library could not read.

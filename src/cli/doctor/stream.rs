@@ -1,5 +1,5 @@
-//! Whether `serve` can use its stream, in the topology of that name: what is there under its
-//! name, whether RabbitMQ has streams at all, and the rights on it.
+//! Whether `serve` can use the stream of the topology `stream`: what exists under the
+//! stream's name, whether RabbitMQ supports streams, and the rights on the stream.
 //!
 //! A stream that exists is not changed, and one that does not is not made.
 

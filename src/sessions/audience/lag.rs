@@ -12,8 +12,8 @@ use super::{Audience, Member, Roster, Status};
 use crate::sessions::{log::Log, peer::Peer};
 
 /// Bytes that a socket is handed ahead of what its client has taken: a burst of
-/// ordinary updates. So many bytes of the smallest updates are still fewer packets
-/// than a socket's buffer takes.
+/// ordinary updates. Filled with the smallest updates, these bytes are still fewer
+/// packets than a socket's buffer takes.
 const MAX_AHEAD_BYTES: usize = 64 * 1024;
 
 /// The same for a socket that polls, which takes this much in one round trip.
@@ -62,8 +62,8 @@ impl Lag {
 }
 
 impl<P: Peer> Audience<P> {
-    /// Puts a live member behind if its client takes too little: it is to be handed
-    /// what comes after the event `seen` by [`Audience::catch_up`]. Returns its socket.
+    /// Puts a live member behind if its client takes too little. [`Audience::catch_up`]
+    /// must then hand it the events after `seen`. Returns the member's socket.
     pub(super) fn falls_behind(&self, member: &mut Member<P>, seen: u64) -> Option<P> {
         let Status::Live(peer) = &member.status else {
             return None;

@@ -39,7 +39,7 @@ const PROBES: [&str; 4] = ["/health", "/ready", "/livez", "/readyz"];
 
 /// Requests that begin at once. The next ones begin after everything else that is ready
 /// had its turn: however many connections ask without a pause, updates go out between
-/// their requests. So many requests are about as much work as a burst of updates.
+/// their requests. This number of requests costs about as much as a burst of updates.
 pub(super) const REQUESTS_IN_A_TURN: usize = 32;
 
 /// Accepts connections and serves `router` on them until `stop`, then waits until

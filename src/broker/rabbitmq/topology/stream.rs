@@ -46,7 +46,7 @@ use crate::{config::RabbitMqConfig, observability::metrics::GaugeGuard, user::Us
 /// Everything that the exchange carries.
 const EVERYTHING: &str = "#";
 
-/// Users who are subscribed between two looks at what else is to be done.
+/// Users who are subscribed before the link looks for other work.
 const ROUND: usize = 1_000;
 
 /// How long to wait after attaching until the place is certain: attaching takes RabbitMQ
@@ -168,7 +168,7 @@ impl Stream {
         QueueBindArguments::new(&config.stream, &config.exchange, EVERYTHING)
     }
 
-    /// Consumes from the reader's place on, for all users who are to be subscribed.
+    /// Consumes from the reader's place on, and subscribes all users of the desired state.
     async fn attach(&mut self, channels: &Channels) -> Result<(), LinkError> {
         self.is_bound = false;
         let subscriptions = self.shared.desired.subscriptions();

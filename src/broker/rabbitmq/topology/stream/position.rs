@@ -3,8 +3,9 @@
 //! No I/O: offsets and messages go in, decisions come out. RabbitMQ does not say whether
 //! an offset still means what it meant. It silently raises an offset below the oldest one,
 //! it silently sends nothing until the stream has reached an offset beyond the end, and
-//! after a deletion or a lost tail offsets are used again. Offsets also have gaps. So the reader asks for its last
-//! message once more: only if the same message comes first, nothing was missed.
+//! after a deletion or a lost tail offsets are used again. Offsets also have gaps. So the
+//! reader asks for its last message once more: only if the same message comes first,
+//! nothing was missed.
 //!
 //! Invariant: between two [`Verdict::Hole`]s, every readable message of the stream is
 //! handed on exactly once and in order.

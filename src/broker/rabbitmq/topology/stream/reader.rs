@@ -1,9 +1,9 @@
-//! The instance's reader: it hands each update of the stream to the users whose it is, and
-//! knows where it stands, over one connection and the next.
+//! The instance's reader: it hands each update of the stream to its recipients, and
+//! remembers its place in the stream from one connection to the next.
 //!
-//! Lives as long as the service. Connections attach it one after the other (`attach`), each
-//! with a loop of its own (`read`); what a former one still has in hand no longer counts.
-//! The place and its rules are `Position`'s, the recipients `Routes`'s.
+//! The reader lives as long as the service. Each connection attaches the reader (`attach`)
+//! and runs a loop (`read`). Messages that a former connection still holds are ignored.
+//! `Position` owns the place and its rules, `Routes` the recipients.
 
 use std::{
     sync::{
