@@ -139,7 +139,7 @@ test('who comes while the link is cut gets what is published from then on', asyn
   await during.saw(update);
 });
 
-test('RabbitMQ is killed and started again: nothing confirmed is missing, no socket is closed', async () => {
+test('RabbitMQ is killed and started again: what the stream holds arrives once, no socket is closed', async () => {
   const own = await Broker.start();
   await (await Publisher.connect(own)).close();
   const gateway = await start({}, { broker: own });
