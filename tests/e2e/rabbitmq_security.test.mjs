@@ -111,10 +111,11 @@ test('a broker that demands a client certificate gets the configured one', async
 const USER = 'chat3_gateway';
 const security = readFileSync(path.join(testsFolder, '..', 'docs', 'SECURITY.md'), 'utf8');
 
-/** The documented commands, as their arguments. */
-const commands = security
+/** The documented commands for a gateway without a control exchange, as their arguments. */
+const [, block] = /```sh\n(rabbitmqctl add_user [^`]*)```/.exec(security);
+const commands = block
+  .trim()
   .split('\n')
-  .filter((line) => line.startsWith('rabbitmqctl '))
   .map((line) => [...line.matchAll(/'([^']*)'|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain).slice(1));
 
 /** The documented patterns of topic permissions, by template. */

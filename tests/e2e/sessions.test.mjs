@@ -52,7 +52,8 @@ test('a client that polls is refused at once, and gets no ping that delays its l
   const [first] = await Promise.all([poll(), poll({ method: 'POST', body: '40{"token":"heard"}' })]);
   assert.equal(first, '44{"message":"invalid token"}');
   const [last] = await Promise.all([poll(), poll({ method: 'POST', body: '1' })]);
-  assert.equal(last, '6');
+  // The two requests race: a poll that comes after the close packet finds no session.
+  assert.match(last, /^6$|Session ID unknown/);
   assert.ok(Date.now() - start < 5_000, `it took ${Date.now() - start} ms`);
 });
 
