@@ -1,7 +1,7 @@
 # The commands of this repository. Every target installs the packages that it needs and
 # that are missing (of Debian, npm and cargo), and nothing else.
 
-.PHONY: run react test docs lint format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick \
+.PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick \
 	proxies deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
@@ -28,7 +28,7 @@ react: examples/react-chat/node_modules ## Run the React example at http://local
 	cd examples/react-chat && npm run dev
 
 # Every part runs even if an earlier one failed; the last line is the verdict.
-parts := format clippy clippy-otlp library rustdoc dependencies test-rust test-e2e test-topologies-lean
+parts := toolchain format clippy clippy-otlp library rustdoc dependencies test-rust test-e2e test-topologies-lean
 test: ## Run every check and test
 	@failed=; for part in $(parts); do \
 		begun=$$(date +%s); $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
@@ -36,6 +36,10 @@ test: ## Run every check and test
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; else echo "all parts passed"; fi
 
 lint: format clippy clippy-otlp library rustdoc ## Formatting and lints, warnings denied
+
+# rustup does not install the pinned compiler everywhere on its own.
+toolchain:
+	@rustc --version >/dev/null 2>&1 || rustup toolchain install
 
 format:
 	cargo fmt --check
