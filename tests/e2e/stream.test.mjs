@@ -32,6 +32,7 @@ const start = (env = {}, options = {}) => Gateway.start(options.broker ?? broker
 /** Tabs of all users, which receive everything published from now on. */
 async function tabs(gateway) {
   const tabs = await Promise.all(USERS.map((user) => Tab.open(gateway, user)));
+  await gateway.metricIs('subscriptions', USERS.length);
   return Object.assign(tabs, { of: (user) => tabs[USERS.indexOf(user)] });
 }
 
@@ -82,6 +83,8 @@ async function confirmedGrowBy(publisher, count) {
 test('updates reach the sockets of their users, on two instances, and nobody else', async () => {
   const [one, two] = await Promise.all([start(), start()]);
   const [a, b, other] = [await Tab.open(one, 'usr_live'), await Tab.open(two, 'usr_live'), await Tab.open(two, 'usr_other')];
+  // A socket is let in after 2 s, also where RabbitMQ takes longer to attach the reader.
+  await Promise.all([one.metricIs('subscriptions', 1), two.metricIs('subscriptions', 2)]);
   const publisher = await Publisher.connect(broker);
   for (let i = 0; i < 20; i += 1) {
     const update = publisher.update('usr_live');

@@ -34,6 +34,7 @@ for (const [what, victim] of [
   test(`${what} is killed: nothing confirmed is missing or doubled, and no socket is closed`, async () => {
     const gateway = await Gateway.start(cluster, { env: { RABBITMQ_TOPOLOGY: 'stream', RABBITMQ_RECONNECT_DELAY: RECONNECT_DELAY } });
     const tabs = await Promise.all(USERS.map((user) => Tab.open(gateway, user)));
+    await gateway.metricIs('subscriptions', USERS.length);
     const node = await victim(gateway);
     const others = cluster.nodes.filter((other) => other !== node);
     const publisher = await ConfirmingPublisher.start(others, USERS);
