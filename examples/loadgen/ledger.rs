@@ -23,7 +23,7 @@ pub struct Counts {
     pub misordered: u32,
     pub foreign: u32,
     pub closed: u32,
-    /// Updates whose two events every socket has received.
+    /// Updates of which every socket has received both events.
     pub delivered: u32,
     /// When the last event came, on the load generator's clock.
     pub last: u64,

@@ -23,7 +23,7 @@ pub struct Link {
     pending: Vec<Pending>,
 }
 
-/// A delivery whose body has not arrived yet, one for each channel.
+/// The incomplete delivery of a channel: its body has not arrived yet.
 #[derive(Default, Clone)]
 struct Pending {
     tag: u64,

@@ -26,7 +26,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The user whose token it is.
+    /// The user that the token names.
     pub fn user(&self) -> &User {
         &self.user
     }

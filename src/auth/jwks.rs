@@ -39,7 +39,7 @@ use crate::{
 /// Time limit of one read, connecting included.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much longer the caller waits for a read whose thread is too busy to end in time.
+/// Extra time that the caller waits for a read, in case the reading thread is busy.
 const LATE: Duration = Duration::from_secs(1);
 
 /// Pause between two reads: bounds what tokens with made-up key ids cost the issuer.
@@ -162,7 +162,7 @@ pub enum Source {
 type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
 
 impl Source {
-    /// `ca_file`: the authorities whose certificates an https server may have.
+    /// `ca_file` holds the certificate authorities that are trusted for an https server.
     pub fn new(source: &JwksSource, ca_file: Option<&Path>) -> Result<Option<Self>, JwksError> {
         let url = match source {
             JwksSource::Unset => return Ok(None),

@@ -135,8 +135,8 @@ impl Key {
         self.id.as_deref()
     }
 
-    /// Whether this is an RSA key whose exponent is under 65,537. A careless verifier can be
-    /// deceived with such a key, and its issuer uses an unusual tool.
+    /// Whether this is an RSA key with an exponent under 65,537. Such a key can deceive a
+    /// careless verifier, and shows that its issuer uses an unusual tool.
     pub fn has_small_exponent(&self) -> bool {
         self.has_small_exponent
     }

@@ -22,8 +22,8 @@ const MAX_ACK_DELAY: Duration = Duration::from_millis(25);
 /// The acknowledgements of one channel.
 pub(super) struct Acks {
     prefix: Mutex<Prefix>,
-    /// This many are acknowledged without waiting for more: a consumer whose window is the
-    /// prefetch must not run dry.
+    /// Settled deliveries that are acknowledged without waiting for more, so that the
+    /// consumer does not run out of prefetch.
     batch: u64,
     begun: Notify,
     full: Notify,

@@ -301,7 +301,7 @@ impl Channels {
         self.rpc(&on.channel, sequence).await
     }
 
-    /// Starts one consumer, whose messages `read` reads to their end.
+    /// Starts one consumer. `read` takes its messages until there are no more.
     pub(super) async fn consume_with<F>(
         &self,
         on: &Consumers,

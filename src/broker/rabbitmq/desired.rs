@@ -222,8 +222,8 @@ impl Users {
     }
 }
 
-/// Takes the first users for whom the change is still the latest, up to `limit`; outdated
-/// entries before them go.
+/// Takes up to `limit` users from the front, and drops entries that a later change of the
+/// same user has outdated.
 fn take_current(
     changes: &mut IndexSet<User>,
     limit: usize,

@@ -55,8 +55,8 @@ pub(super) enum Ended {
     Stopped,
     Lost {
         reason: LinkError,
-        /// Users whose refusals have used up the connection's channels, if that is why:
-        /// the next link need not try them at once.
+        /// The refused users, if their refusals used up the connection's channels. The next
+        /// link does not try them at once.
         refused: IndexSet<User>,
     },
 }
