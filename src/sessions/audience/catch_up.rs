@@ -1,5 +1,5 @@
 //! Catch-up: a socket that is behind, since its session was just resumed or since it
-//! lagged, is handed what waits for it in the log, at the pace of its client.
+//! lagged, is handed what waits for it in the log or the history, at the pace of its client.
 //!
 //! Invariant: a member that is behind is fed by one [`Audience::catch_up`], which ends
 //! when the member is live or its session is over.
@@ -8,9 +8,13 @@ use std::time::Duration;
 
 use tokio::{task::yield_now, time::sleep};
 
-use super::{Audience, Roster, Status, events::Events};
+use super::{Audience, Member, Roster, Status, events::Events};
 use crate::{
-    sessions::peer::{EmitError, Peer},
+    broker::{Delivery, history::Past},
+    sessions::{
+        log::Entry,
+        peer::{EmitError, Peer},
+    },
     update::Update,
 };
 
@@ -24,6 +28,17 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// The same while the client goes on taking nothing.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
+
+/// An update that waits for a socket.
+enum Waiting<'a> {
+    /// In the user's log, ready to be sent.
+    Kept(&'a Entry),
+    /// In the history, as it was published, with its number.
+    Past((u64, &'a Delivery)),
+}
+
+/// What waits for a socket is no longer all here.
+struct Lost;
 
 /// How far [`Audience::feed`] got.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,8 +85,14 @@ impl<P: Peer> Audience<P> {
 
     /// One step of [`Self::catch_up`].
     pub(in crate::sessions) fn feed(&self, session: u64, peer: &P) -> Fed {
+        let past = self.past();
         let mut roster = self.roster();
-        let Roster { members, log, .. } = &mut *roster;
+        let Roster {
+            members,
+            log,
+            stretch,
+            ..
+        } = &mut *roster;
         let member = members.iter_mut().find(|member| member.session == session);
         let Some((member, mut seen)) = member.and_then(|member| match member.status {
             Status::Behind { seen, .. } => Some((member, seen)),
@@ -79,10 +100,19 @@ impl<P: Peer> Audience<P> {
         }) else {
             return Fed::Over;
         };
-        let with_offsets = member.recovery.is_some();
-        let mut in_turn = 0;
+        let (mut in_turn, mut is_lost) = (0, false);
         let fed = loop {
-            let Some(entry) = log.after(seen).next() else {
+            let waiting = match &past {
+                None => log.after(seen).next().map(Waiting::Kept),
+                Some(past) => match self.next_in(past, &mut seen) {
+                    Ok(next) => next.map(Waiting::Past),
+                    Err(Lost) => {
+                        is_lost = true;
+                        break Fed::Full;
+                    }
+                },
+            };
+            let Some(waiting) = waiting else {
                 break Fed::Live;
             };
             if member.lag.is_full(peer) {
@@ -91,19 +121,32 @@ impl<P: Peer> Audience<P> {
             if in_turn > TURN_BYTES {
                 break Fed::Turn;
             }
-            let Ok(update) = Update::decode(&entry.body) else {
-                // Cannot happen: the body was decoded when it was kept.
-                seen = entry.last;
-                continue;
+            let emitted = match waiting {
+                Waiting::Kept(entry) => match Update::decode(&entry.body) {
+                    Ok(update) => {
+                        let specialised = update.specialised_event_in(self.shared.envelope);
+                        let events = Events::of_log(log, entry.first, &update, specialised);
+                        self.emit_waiting(member, peer, &events, &mut seen, &mut in_turn)
+                    }
+                    Err(_) => {
+                        // Cannot happen: the body was decoded when it was kept.
+                        seen = entry.last;
+                        continue;
+                    }
+                },
+                Waiting::Past((number, delivery)) => {
+                    let emit = |events: &Events<'_>| {
+                        self.emit_waiting(member, peer, events, &mut seen, &mut in_turn)
+                    };
+                    match self.with_events(number, delivery, emit) {
+                        Some(emitted) => emitted,
+                        None => {
+                            seen = 2 * number + 1;
+                            continue;
+                        }
+                    }
+                }
             };
-            let specialised = update.specialised_event_in(self.shared.envelope);
-            let events = Events::new(log, entry.first, &update, specialised);
-            in_turn += events.wire_bytes(peer, with_offsets);
-            let seen_before = seen;
-            let emitted = events.emit(peer, &mut seen, with_offsets, &mut member.lag);
-            for name in events.names(seen_before, seen) {
-                self.shared.metrics.emitted(name, 1);
-            }
             match emitted {
                 Ok(()) => {}
                 Err(EmitError::Full) => break Fed::Full,
@@ -117,7 +160,16 @@ impl<P: Peer> Audience<P> {
                     recovery.go_live(now);
                 }
                 peer.more_waits(false);
+                member.told_at = now;
+                // Let in before a gap, and live after it.
+                if member.stretch < *stretch && self.shared.resyncs {
+                    self.resync(peer.clone());
+                }
                 Status::Live(peer.clone())
+            }
+            _ if is_lost => {
+                self.cut(peer, "what waits is no longer kept");
+                Status::Cut
             }
             Fed::Full | Fed::Turn if self.is_too_far_behind(log, seen) => {
                 self.cut(peer, "too many bytes wait");
@@ -137,6 +189,70 @@ impl<P: Peer> Audience<P> {
         self.gather_crowd(&mut roster);
         self.trim(&mut roster, now);
         fed
+    }
+
+    /// Hands a socket the events that it has not `seen`.
+    fn emit_waiting(
+        &self,
+        member: &mut Member<P>,
+        peer: &P,
+        events: &Events<'_>,
+        seen: &mut u64,
+        in_turn: &mut u64,
+    ) -> Result<(), EmitError> {
+        let with_offsets = member.recovery.is_some();
+        *in_turn += events.wire_bytes(peer, with_offsets);
+        let seen_before = *seen;
+        let emitted = events.emit(peer, seen, with_offsets, &mut member.lag);
+        for name in events.names(seen_before, *seen) {
+            self.shared.metrics.emitted(name, 1);
+        }
+        emitted
+    }
+
+    /// The user's next update in the history behind the event `seen`, with its number. Moves
+    /// `seen` to the event before that update.
+    fn next_in<'p>(
+        &self,
+        past: &'p Past<'_>,
+        seen: &mut u64,
+    ) -> Result<Option<(u64, &'p Delivery)>, Lost> {
+        let before = seen.saturating_sub(1) / 2;
+        if past.floor() > before {
+            return Err(Lost);
+        }
+        let next = past.next_for(&self.user, before);
+        let next = next.and_then(|next| Some((next.position?.number, next)));
+        if let Some((number, _)) = next {
+            *seen = (2 * number - 1).max(*seen);
+        }
+        Ok(next)
+    }
+
+    /// Calls `emit` with the events of an update in the history, if the update is one that the
+    /// user is sent.
+    fn with_events<T>(
+        &self,
+        number: u64,
+        delivery: &Delivery,
+        emit: impl FnOnce(&Events<'_>) -> T,
+    ) -> Option<T> {
+        let update = self.accept(delivery).ok()?;
+        if self.is_repeated(&update, Some(number)) {
+            return None;
+        }
+        let envelope = self.shared.envelope;
+        let rewritten = update.rewritten(envelope);
+        let update = match &rewritten {
+            // Rewritten, the body may be nested too deep.
+            Some(body) => Update::decode(body).unwrap_or(update),
+            None => update,
+        };
+        let common = self.shared.common.as_ref()?;
+        let place = common.seal.place(delivery);
+        let specialised = update.specialised_event_in(envelope);
+        let events = Events::of_history(number, place, &update, specialised);
+        Some(emit(&events))
     }
 
     /// Takes it that nothing waits for a session's socket. It should have been counted

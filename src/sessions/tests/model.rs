@@ -213,6 +213,7 @@ impl Model {
                 max_updates: MAX_UPDATES,
                 max_bytes: AMPLE,
                 total_bytes: setting.total_bytes,
+                ..RecoveryConfig::default()
             },
             ..HttpConfig::default()
         };
@@ -381,7 +382,7 @@ impl Model {
             return;
         };
         let (number, id) = (connection.session.number(), connection.wire.id());
-        let admitted = connection.session.admit(id);
+        let admitted = connection.session.admit(id, |_| false);
         connection.is_admitted = true;
         connection.is_catching_up = true;
         let Some(admitted) = admitted else {

@@ -118,7 +118,8 @@ impl Endpoint {
             // If the subscription takes longer, updates start when it is there.
             let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, session.subscribed()).await;
         }
-        if let Some(Admitted { id, pid }) = session.admit(socket.id) {
+        session.reached().await;
+        if let Some(Admitted { id, pid }) = session.admit(socket.id, |_| false) {
             let transports = &self.transports;
             transports.put_into_connect_reply(&socket, id, &pid.expose());
         }

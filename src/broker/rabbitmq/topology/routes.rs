@@ -162,6 +162,7 @@ mod tests {
             body: "x".into(),
             routing_key: routing_key.to_owned(),
             published_at: None,
+            position: None,
         });
     }
 

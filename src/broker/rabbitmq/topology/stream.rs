@@ -70,8 +70,6 @@ pub(super) struct Stream {
     /// The tag of the consumer, while there is one.
     consumer: Option<String>,
     is_bound: bool,
-    /// Who is subscribed once the reader's place is certain.
-    awaited: Vec<(User, Subscription)>,
     members: HashMap<User, Member>,
     markers: Option<AbortOnDropHandle<()>>,
     look_at: Instant,
@@ -90,7 +88,6 @@ impl Stream {
             epoch,
             consumer: None,
             is_bound: false,
-            awaited: Vec::new(),
             members: HashMap::new(),
             markers: None,
             look_at: Instant::now(),
@@ -168,13 +165,9 @@ impl Stream {
         QueueBindArguments::new(&config.stream, &config.exchange, EVERYTHING)
     }
 
-    /// Consumes from the reader's place on, and subscribes all users of the desired state.
+    /// Consumes from the reader's place on.
     async fn attach(&mut self, channels: &Channels) -> Result<(), LinkError> {
         self.is_bound = false;
-        let subscriptions = self.shared.desired.subscriptions();
-        let routes = subscriptions.iter();
-        let routes = routes.map(|(user, it)| (user.clone(), it.handler.clone()));
-        self.reader.routes().replace(routes);
         let (attachment, start) = self.reader.attach();
         let tag = format!(
             "chat3-gateway.{}.{}.stream{attachment}",
@@ -190,11 +183,10 @@ impl Stream {
         channels.consume_with(on, consume, read).await?;
         self.consumer = Some(tag);
         self.members.clear();
-        self.awaited = subscriptions;
         Ok(())
     }
 
-    /// Waits until the reader's place is certain, and subscribes all who were attached for.
+    /// Waits until the reader's place is certain, and activates all subscriptions.
     async fn settle(&mut self, channels: &Channels) -> Result<(), LinkError> {
         let publishing = publish_markers(self.shared.clone(), self.reader.clone());
         self.markers = Some(AbortOnDropHandle::new(tokio::spawn(publishing)));
@@ -205,7 +197,9 @@ impl Stream {
             // Markers come, or RabbitMQ takes none and so no updates either.
             () = sleep(CERTAIN_WITHIN) => debug!("RabbitMQ stream is silent"),
         }
-        for (user, subscription) in std::mem::take(&mut self.awaited) {
+        self.reader.settle();
+        // Those who came since are activated by themselves.
+        for (user, subscription) in self.shared.desired.subscriptions() {
             self.activate(&user, &subscription);
         }
         Ok(())
@@ -245,8 +239,6 @@ impl Topology for Stream {
     ) -> Result<Vec<Refusal>, LinkError> {
         self.prepare(channels).await?;
         for (user, subscription) in users {
-            let handler = subscription.handler.clone();
-            self.reader.routes().insert(&user, handler);
             self.activate(&user, &subscription);
         }
         Ok(Vec::new())
@@ -254,7 +246,6 @@ impl Topology for Stream {
 
     async fn unsubscribe(&mut self, _: &Channels, users: Vec<User>) -> Result<(), LinkError> {
         for user in users {
-            self.reader.routes().remove(&user);
             self.members.remove(&user);
             info!(user_id = %user.id, "User unsubscribed from updates");
         }

@@ -6,9 +6,10 @@
 //! `Position` owns the place and its rules, `Routes` the recipients.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -29,7 +30,11 @@ use super::{
     position::{End, Position, StartAt, Verdict},
     pulse::Pulse,
 };
-use crate::{broker::Delivery, observability::metrics::Metrics};
+use crate::{
+    broker::{Delivery, Handler, history::History},
+    observability::metrics::Metrics,
+    user::User,
+};
 
 /// A connection that follows a loss this soon: nothing that RabbitMQ still had then is gone.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -39,7 +44,10 @@ const OFFSET: &str = "x-stream-offset";
 
 pub(in super::super::super) struct Reader {
     routes: Routes,
+    history: Arc<History>,
     metrics: Metrics,
+    /// Tells messages of the stream apart.
+    fingerprints: RandomState,
     /// The routing key of this instance's markers.
     instance: String,
     /// The exchange of all instances' markers.
@@ -48,10 +56,12 @@ pub(in super::super::super) struct Reader {
     state: Mutex<State>,
     /// Wakes who waits until the place is certain.
     came: Notify,
+    /// Whether users are subscribed as soon as they are known: the reader has a place.
+    is_settled: AtomicBool,
 }
 
 struct State {
-    position: Position<Delivery>,
+    position: Position<u64>,
     pulse: Pulse,
     marker: u64,
     /// Counts the attachments: messages of former ones are left alone.
@@ -68,9 +78,12 @@ struct Message {
 
 impl Reader {
     pub(in super::super::super) fn new(shared: &Shared) -> Self {
-        let routes = Routes::new(shared.config.binding_keys.clone(), shared.metrics.clone());
+        let config = &shared.config;
+        let (keys, metrics) = (config.binding_keys.clone(), shared.metrics.clone());
         Self {
-            routes,
+            routes: Routes::new(keys.clone(), metrics.clone()),
+            history: Arc::new(History::new(&config.stream, keys, metrics)),
+            fingerprints: RandomState::new(),
             metrics: shared.metrics.clone(),
             instance: shared.instance.clone(),
             markers: super::markers(&shared.config),
@@ -83,11 +96,33 @@ impl Reader {
                 lost_at: None,
             }),
             came: Notify::new(),
+            is_settled: AtomicBool::new(false),
         }
     }
 
-    pub(super) fn routes(&self) -> &Routes {
-        &self.routes
+    /// The latest updates of everybody.
+    pub(in super::super::super) fn history(&self) -> &Arc<History> {
+        &self.history
+    }
+
+    /// Hands `user`'s updates to `handler` from now on. Returns whether nothing is missed from
+    /// now on, however long the connection may be away.
+    pub(in super::super::super) fn subscribe(&self, user: &User, handler: Handler) -> bool {
+        self.routes.insert(user, handler);
+        self.is_settled()
+    }
+
+    pub(in super::super::super) fn unsubscribe(&self, user: &User) {
+        self.routes.remove(user);
+    }
+
+    /// The reader has a place.
+    pub(super) fn settle(&self) {
+        self.is_settled.store(true, Ordering::Release);
+    }
+
+    fn is_settled(&self) -> bool {
+        self.is_settled.load(Ordering::Acquire)
     }
 
     /// Begins an attachment: its number, and where it attaches.
@@ -195,6 +230,7 @@ impl Reader {
                 body: Bytes::from(content.into_boxed_slice()),
                 routing_key: deliver.routing_key().clone(),
                 published_at: properties.timestamp().and_then(consumer::published_at),
+                position: None,
             },
         })
     }
@@ -222,7 +258,9 @@ impl Reader {
             self.metrics.stream_round_trip.observe(took.as_secs_f64());
         }
         let was_certain = state.position.is_certain();
-        match state.position.receive(offset, delivery) {
+        let message = (&*delivery.body, &delivery.routing_key, delivery.published_at);
+        let fingerprint = self.fingerprints.hash_one(message);
+        match state.position.receive(offset, fingerprint) {
             Verdict::Known => {
                 if !was_certain {
                     debug!(offset, "RabbitMQ stream read on from the last place");
@@ -244,16 +282,16 @@ impl Reader {
                     offset,
                     "RabbitMQ stream no longer has the last place: updates may have been missed"
                 );
+                self.history.cut();
                 shared.desired.renew();
             }
         }
         if !was_certain {
             self.came.notify_waiters();
         }
-        if is_marker {
-            return;
-        }
-        if let Some((_, delivery)) = state.position.last()
+        let past = self.history.push(offset, delivery, !is_marker);
+        if !is_marker
+            && let Some(delivery) = past.newest()
             && self.routes.deliver(delivery)
         {
             self.received.fetch_add(1, Ordering::Relaxed);
