@@ -32,7 +32,8 @@ pub use self::{
     rabbitmq::{RabbitMqConfig, RabbitMqTls, Topology},
     trusted_proxies::{InvalidNetwork, TrustedProxies},
     values::{
-        MIN_ADMIN_TOKEN_BYTES, OptionalAddress, OptionalPath, OptionalTenant, RecoverySecrets, Secret,
+        MIN_ADMIN_TOKEN_BYTES, OptionalAddress, OptionalPath, OptionalTenant, RecoverySecrets,
+        Secret,
     },
 };
 pub use crate::update::Envelope;

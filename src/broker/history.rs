@@ -111,7 +111,7 @@ impl History {
         let entry = self.entry(delivery, is_update, Instant::now());
         let mut past = self.look();
         past.ring.push(offset, entry);
-        past.count();
+        past.report();
         past
     }
 
@@ -144,7 +144,7 @@ impl History {
         let entries: Vec<_> = entries.collect();
         let mut past = self.look();
         let has_room = past.ring.prepend(until, cuts, entries, now);
-        past.count();
+        past.report();
         drop(past);
         self.grown.notify_waiters();
         has_room
@@ -215,20 +215,24 @@ impl Past<'_> {
         let mut entries = self.ring.after(after);
         let found = entries.find(|entry| {
             entry.recipients & mark == mark
-                && self
-                    .history
-                    .keys
-                    .are_for(user, &entry.delivery.routing_key)
+                && self.history.keys.are_for(user, &entry.delivery.routing_key)
         });
         found.map(|entry| &entry.delivery)
     }
 
-    fn count(&self) {
+    /// How many entries are kept.
+    pub fn count(&self) -> usize {
+        self.ring.count()
+    }
+
+    fn report(&self) {
         let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let metrics = &self.history.metrics;
-        metrics.kept_updates.set(gauge(self.ring.count()));
+        metrics.kept_updates.set(gauge(self.count()));
         metrics.kept_bytes.set(gauge(self.ring.bytes()));
         let seconds = self.ring.age().as_secs();
-        metrics.history_age.set(seconds.try_into().unwrap_or(i64::MAX));
+        metrics
+            .history_age
+            .set(seconds.try_into().unwrap_or(i64::MAX));
     }
 }

@@ -34,7 +34,10 @@ impl Offset {
         let (first, second) = text.split_once('-')?;
         let Some((check, event)) = second.split_once('-') else {
             return Some(Self::Own {
-                log: (first.len() == 8).then(|| hexadecimal(first))??.try_into().ok()?,
+                log: (first.len() == 8)
+                    .then(|| hexadecimal(first))??
+                    .try_into()
+                    .ok()?,
                 number: hexadecimal(second)?,
             });
         };

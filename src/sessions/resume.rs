@@ -170,6 +170,8 @@ pub(super) enum Claim {
     New,
     /// To resume the session `key`, as its client says, or as its `ticket` proves.
     Resume {
+        /// Stays the same: a client takes a session for recovered if it does.
+        pid: Pid,
         key: u128,
         offset: Option<Offset>,
         ticket: Option<Ticket>,
@@ -189,12 +191,14 @@ impl Claim {
         };
         match (pid, seal) {
             (Pid::Known(key), None) => Self::Resume {
+                pid,
                 key,
                 offset,
                 ticket: None,
             },
             (Pid::Sealed(sealed), Some(seal)) => match seal.open(user, sealed) {
                 Some(ticket) => Self::Resume {
+                    pid,
                     key: ticket.key(),
                     offset,
                     ticket: Some(ticket),

@@ -168,7 +168,11 @@ impl Seal {
 
     /// Whether `place` is that of `delivery`.
     pub(super) fn is_place(&self, place: Place, delivery: &Delivery) -> bool {
-        let is_same = |keys: &Keys| keys.check(place.offset, delivery).ct_eq(&place.check).into();
+        let is_same = |keys: &Keys| {
+            keys.check(place.offset, delivery)
+                .ct_eq(&place.check)
+                .into()
+        };
         let offset = delivery.position.map(|position| position.offset);
         offset == Some(place.offset) && self.0.iter().any(is_same)
     }

@@ -155,7 +155,9 @@ impl Ring {
 
     /// The entries with a greater number than `number`.
     pub(super) fn after(&self, number: u64) -> impl Iterator<Item = &Entry> {
-        let start = self.entries.partition_point(|entry| entry.number() <= number);
+        let start = self
+            .entries
+            .partition_point(|entry| entry.number() <= number);
         self.entries.range(start..)
     }
 

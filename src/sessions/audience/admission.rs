@@ -71,13 +71,10 @@ impl<P: Peer> Audience<P> {
         member.stretch = admitted_in;
         self.settle(&mut roster);
         let Recovery { id, key, .. } = recovery?;
-        let pid = match (&past, &self.shared.common) {
-            (Some(past), Some(common)) => {
-                let newest = || past.newest().and_then(|newest| common.seal.place(newest));
-                let start = match claim.place() {
-                    Some((place, _)) if is_resumed => Some(place),
-                    _ => newest(),
-                };
+        let pid = match (claim, &past, &self.shared.common) {
+            (Claim::Resume { pid, .. }, ..) if is_resumed => *pid,
+            (_, Some(past), Some(common)) => {
+                let start = past.newest().and_then(|newest| common.seal.place(newest));
                 let ticket = Ticket::new(id, start);
                 Pid::Sealed(common.seal.seal(&self.user, &ticket))
             }

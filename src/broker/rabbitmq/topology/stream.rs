@@ -11,6 +11,7 @@
 
 mod position;
 mod pulse;
+mod read_back;
 mod reader;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -174,7 +175,11 @@ impl Stream {
             self.shared.instance, self.epoch
         );
         debug!(?start, "RabbitMQ stream attached");
-        let consume = consumption(&self.shared.config.stream, &tag, start);
+        let offset = match start {
+            StartAt::Next => FieldValue::S("next".try_into().expect("a short text")),
+            StartAt::Offset(offset) => FieldValue::l(offset.try_into().unwrap_or(i64::MAX)),
+        };
+        let consume = consumption(&self.shared.config.stream, &tag, offset);
         let (shared, reader) = (self.shared.clone(), self.reader.clone());
         let read = move |messages, acks: Arc<Acks>| async move {
             reader.read(&shared, attachment, messages, &acks).await;
@@ -197,7 +202,7 @@ impl Stream {
             // Markers come, or RabbitMQ takes none and so no updates either.
             () = sleep(CERTAIN_WITHIN) => debug!("RabbitMQ stream is silent"),
         }
-        self.reader.settle();
+        self.reader.settle(&self.shared);
         // Those who came since are activated by themselves.
         for (user, subscription) in self.shared.desired.subscriptions() {
             self.activate(&user, &subscription);
@@ -326,11 +331,7 @@ pub(crate) fn declaration(config: &RabbitMqConfig) -> QueueDeclareArguments {
         .finish()
 }
 
-fn consumption(stream: &str, tag: &str, start: StartAt) -> BasicConsumeArguments {
-    let offset = match start {
-        StartAt::Next => FieldValue::S("next".try_into().expect("a short text")),
-        StartAt::Offset(offset) => FieldValue::l(offset.try_into().unwrap_or(i64::MAX)),
-    };
+fn consumption(stream: &str, tag: &str, offset: FieldValue) -> BasicConsumeArguments {
     BasicConsumeArguments::new(stream, tag)
         .manual_ack(true)
         .no_wait(true)

@@ -29,6 +29,7 @@ use super::{
     },
     position::{End, Position, StartAt, Verdict},
     pulse::Pulse,
+    read_back,
 };
 use crate::{
     broker::{Delivery, Handler, history::History},
@@ -70,10 +71,10 @@ struct State {
 }
 
 /// What came through the stream.
-struct Message {
-    offset: u64,
-    is_marker: bool,
-    delivery: Delivery,
+pub(super) struct Message {
+    pub(super) offset: u64,
+    pub(super) is_marker: bool,
+    pub(super) delivery: Delivery,
 }
 
 impl Reader {
@@ -116,9 +117,12 @@ impl Reader {
         self.routes.remove(user);
     }
 
-    /// The reader has a place.
-    pub(super) fn settle(&self) {
-        self.is_settled.store(true, Ordering::Release);
+    /// The reader has a place. The first time, what the stream had before is read back.
+    pub(super) fn settle(&self, shared: &Arc<Shared>) {
+        if !self.is_settled.swap(true, Ordering::AcqRel) {
+            let (history, markers) = (self.history.clone(), self.markers.clone());
+            tokio::spawn(read_back::run(shared.clone(), history, markers));
+        }
     }
 
     fn is_settled(&self) -> bool {
@@ -201,7 +205,7 @@ impl Reader {
         while let Some(message) = messages.recv().await {
             let tag = message.deliver.as_ref().map(amqprs::Deliver::delivery_tag);
             let bytes = message.content.as_ref().map_or(0, Vec::len);
-            if let Some(message) = self.parse(message) {
+            if let Some(message) = parse(message, &self.markers) {
                 self.receive(shared, attachment, message);
             } else {
                 debug!("RabbitMQ message without a place in the stream");
@@ -211,28 +215,6 @@ impl Reader {
             }
             turn.took(bytes).await;
         }
-    }
-
-    fn parse(&self, message: ConsumerMessage) -> Option<Message> {
-        let deliver = message.deliver?;
-        let properties = message.basic_properties.unwrap_or_default();
-        let header = OFFSET.try_into().expect("a short name");
-        let offset = match properties.headers()?.get(&header)? {
-            FieldValue::l(offset) => u64::try_from(*offset).ok()?,
-            _ => return None,
-        };
-        let content = message.content.unwrap_or_default();
-        Some(Message {
-            offset,
-            is_marker: *deliver.exchange() == self.markers,
-            delivery: Delivery {
-                // It may be kept for long: without the room that was left while reading.
-                body: Bytes::from(content.into_boxed_slice()),
-                routing_key: deliver.routing_key().clone(),
-                published_at: properties.timestamp().and_then(consumer::published_at),
-                position: None,
-            },
-        })
     }
 
     fn receive(&self, shared: &Shared, attachment: u64, message: Message) {
@@ -258,7 +240,11 @@ impl Reader {
             self.metrics.stream_round_trip.observe(took.as_secs_f64());
         }
         let was_certain = state.position.is_certain();
-        let message = (&*delivery.body, &delivery.routing_key, delivery.published_at);
+        let message = (
+            &*delivery.body,
+            &delivery.routing_key,
+            delivery.published_at,
+        );
         let fingerprint = self.fingerprints.hash_one(message);
         match state.position.receive(offset, fingerprint) {
             Verdict::Known => {
@@ -302,6 +288,29 @@ impl Reader {
         // A handler's panic is caught: what is locked is consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Reads a message with its place; `markers` is the exchange of markers.
+pub(super) fn parse(message: ConsumerMessage, markers: &str) -> Option<Message> {
+    let deliver = message.deliver?;
+    let properties = message.basic_properties.unwrap_or_default();
+    let header = OFFSET.try_into().expect("a short name");
+    let offset = match properties.headers()?.get(&header)? {
+        FieldValue::l(offset) => u64::try_from(*offset).ok()?,
+        _ => return None,
+    };
+    let content = message.content.unwrap_or_default();
+    Some(Message {
+        offset,
+        is_marker: *deliver.exchange() == markers,
+        delivery: Delivery {
+            // It may be kept for long: without the room that was left while reading.
+            body: Bytes::from(content.into_boxed_slice()),
+            routing_key: deliver.routing_key().clone(),
+            published_at: properties.timestamp().and_then(consumer::published_at),
+            position: None,
+        },
+    })
 }
 
 /// The number of a marker.
