@@ -121,20 +121,15 @@ impl History {
         self.grown.notify_waiters();
     }
 
-    /// Where what is read back has to end: the offset of the oldest entry, and a number that
-    /// [`Self::prepend`] must be given.
-    pub(crate) fn begins(&self) -> Option<(u64, u64)> {
-        let ring = self.ring();
-        Some((ring.oldest()?, ring.cuts()))
+    /// The offset before which entries can be added; `None` before the first entry, and for ever
+    /// after a cut.
+    pub(crate) fn begins(&self) -> Option<u64> {
+        self.ring().begins()
     }
 
     /// Adds what the log has right before the entry at `until`, oldest first. Returns whether
     /// there is room for more.
-    pub(crate) fn prepend(
-        &self,
-        (until, cuts): (u64, u64),
-        read: Vec<(u64, Delivery, bool)>,
-    ) -> bool {
+    pub(crate) fn prepend(&self, until: u64, read: Vec<(u64, Delivery, bool)>) -> bool {
         let now = Instant::now();
         let entries = read.into_iter().map(|(offset, delivery, is_update)| {
             let age = delivery.published_at.and_then(|at| at.elapsed().ok());
@@ -143,7 +138,7 @@ impl History {
         });
         let entries: Vec<_> = entries.collect();
         let mut past = self.look();
-        let has_room = past.ring.prepend(until, cuts, entries, now);
+        let has_room = past.ring.prepend(until, entries, now);
         past.report();
         drop(past);
         self.grown.notify_waiters();

@@ -157,7 +157,7 @@ pub struct RecoveryConfig {
     pub total_bytes: usize,
     /// Comma-separated secrets, the same for all instances, that sign what clients present to
     /// resume a session anywhere in the stream topology; the first signs, all verify; without
-    /// it, derived from JWT_SECRET
+    /// it, derived from that of the tokens
     #[cfg_attr(feature = "cli", arg(long = "recovery-secret", env = "RECOVERY_SECRET",
         value_name = "SECRETS", hide_env_values = true, default_value = "",
         hide_default_value = true, help_heading = RECOVERY))]

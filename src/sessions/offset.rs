@@ -71,8 +71,9 @@ impl fmt::Display for Offset {
             Self::Own { log, number } => write!(f, "{log:08x}-{number:x}"),
             Self::Shared { place, is_last } => {
                 let Place { offset, check } = place;
-                let [.., a, b, c, d, e, g] = *check;
-                let check = u64::from_be_bytes([0, 0, a, b, c, d, e, g]);
+                let mut bytes = [0; 8];
+                bytes[8 - CHECK_BYTES..].copy_from_slice(check);
+                let check = u64::from_be_bytes(bytes);
                 write!(f, "{offset:x}-{check:012x}-{}", u8::from(*is_last))
             }
         }

@@ -40,15 +40,14 @@ impl Common {
             age,
         });
         let secrets = &recovery.secrets.0;
-        let seal = match secrets.is_empty() {
-            false => Seal::new(seal::bytes(secrets), history.log()),
-            true => {
-                warn!(
-                    "RECOVERY_SECRET is not set, and there is no JWT_SECRET to derive it from: \
-                     other instances, and this one after a restart, recover no connection"
-                );
-                Seal::random(history.log())
-            }
+        let seal = if secrets.is_empty() {
+            warn!(
+                "RECOVERY_SECRET is not set, and there is no JWT_SECRET to derive it from: other \
+                 instances, and this one after a restart, recover no connection"
+            );
+            Seal::random(history.log())
+        } else {
+            Seal::new(seal::bytes(secrets), history.log())
         };
         Self { history, seal }
     }

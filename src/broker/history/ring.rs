@@ -85,14 +85,8 @@ impl Ring {
 
     /// Adds entries right before the one at `until`, the newest first, as long as there is
     /// room; returns whether there is more. Does nothing if the ring has changed there since.
-    pub(super) fn prepend(
-        &mut self,
-        until: u64,
-        cuts: u64,
-        entries: Vec<(u64, Entry)>,
-        now: Instant,
-    ) -> bool {
-        if self.oldest() != Some(until) || self.cuts != cuts {
+    pub(super) fn prepend(&mut self, until: u64, entries: Vec<(u64, Entry)>, now: Instant) -> bool {
+        if self.begins() != Some(until) {
             return false;
         }
         for (offset, mut entry) in entries.into_iter().rev() {
@@ -120,8 +114,9 @@ impl Ring {
         self.is_read_back = true;
     }
 
-    pub(super) fn cuts(&self) -> u64 {
-        self.cuts
+    /// The oldest entry, if something can be put before it: behind a cut, nothing can.
+    pub(super) fn begins(&self) -> Option<u64> {
+        self.oldest().filter(|_| self.cuts == 0)
     }
 
     /// Whether the entry at `offset` is here, or will not come.
@@ -132,7 +127,7 @@ impl Ring {
         has_come && (is_kept || self.is_read_back)
     }
 
-    pub(super) fn oldest(&self) -> Option<u64> {
+    fn oldest(&self) -> Option<u64> {
         self.entries.front().map(Entry::offset)
     }
 

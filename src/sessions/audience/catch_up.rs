@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use tokio::{task::yield_now, time::sleep};
 
-use super::{Audience, Member, Roster, Status, events::Events};
+use super::{Audience, Roster, Status, events::Events};
 use crate::{
     broker::{Delivery, history::Past},
     sessions::{
-        log::Entry,
+        log::{Entry, Log},
         peer::{EmitError, Peer},
     },
     update::Update,
@@ -29,16 +29,16 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// The same while the client goes on taking nothing.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
-/// An update that waits for a socket.
+/// What waits for a socket.
 enum Waiting<'a> {
-    /// In the user's log, ready to be sent.
+    Nothing,
+    /// An update in the user's log, ready to be sent.
     Kept(&'a Entry),
-    /// In the history, as it was published, with its number.
-    Past((u64, &'a Delivery)),
+    /// An update in the history, with its number, as it was published.
+    Past(u64, &'a Delivery),
+    /// Something that is no longer kept.
+    Lost,
 }
-
-/// What waits for a socket is no longer all here.
-struct Lost;
 
 /// How far [`Audience::feed`] got.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub(in crate::sessions) enum Fed {
     Turn,
     /// There is more, once the client has taken some.
     Full,
+    /// There was more than is kept.
+    Lost,
     /// The session is over, or another connection has taken it over.
     Over,
 }
@@ -63,7 +65,7 @@ impl<P: Peer> Audience<P> {
         loop {
             match self.feed(session, peer) {
                 Fed::Live => return true,
-                Fed::Over => return false,
+                Fed::Over | Fed::Lost => return false,
                 Fed::Turn => yield_now().await,
                 Fed::Full if self.shared.clock.now() - progress > self.shared.write_timeout => {
                     self.give_up(session, peer, "nothing of what waits is taken");
@@ -100,57 +102,45 @@ impl<P: Peer> Audience<P> {
         }) else {
             return Fed::Over;
         };
-        let (mut in_turn, mut is_lost) = (0, false);
+        let mut in_turn = 0;
         let fed = loop {
-            let waiting = match &past {
-                None => log.after(seen).next().map(Waiting::Kept),
-                Some(past) => match self.next_in(past, &mut seen) {
-                    Ok(next) => next.map(Waiting::Past),
-                    Err(Lost) => {
-                        is_lost = true;
-                        break Fed::Full;
-                    }
-                },
-            };
-            let Some(waiting) = waiting else {
+            let waiting = self.waiting(past.as_ref(), log, &mut seen);
+            if matches!(waiting, Waiting::Nothing) {
                 break Fed::Live;
-            };
+            }
+            if matches!(waiting, Waiting::Lost) {
+                break Fed::Lost;
+            }
             if member.lag.is_full(peer) {
                 break Fed::Full;
             }
             if in_turn > TURN_BYTES {
                 break Fed::Turn;
             }
-            let emitted = match waiting {
-                Waiting::Kept(entry) => match Update::decode(&entry.body) {
-                    Ok(update) => {
-                        let specialised = update.specialised_event_in(self.shared.envelope);
-                        let events = Events::of_log(log, entry.first, &update, specialised);
-                        self.emit_waiting(member, peer, &events, &mut seen, &mut in_turn)
-                    }
-                    Err(_) => {
-                        // Cannot happen: the body was decoded when it was kept.
-                        seen = entry.last;
-                        continue;
-                    }
-                },
-                Waiting::Past((number, delivery)) => {
-                    let emit = |events: &Events<'_>| {
-                        self.emit_waiting(member, peer, events, &mut seen, &mut in_turn)
-                    };
-                    match self.with_events(number, delivery, emit) {
-                        Some(emitted) => emitted,
-                        None => {
-                            seen = 2 * number + 1;
-                            continue;
-                        }
-                    }
+            let mut emit = |events: &Events<'_>| {
+                let with_offsets = member.recovery.is_some();
+                in_turn += events.wire_bytes(peer, with_offsets);
+                let seen_before = seen;
+                let emitted = events.emit(peer, &mut seen, with_offsets, &mut member.lag);
+                for name in events.names(seen_before, seen) {
+                    self.shared.metrics.emitted(name, 1);
                 }
+                emitted
+            };
+            let (emitted, last) = match waiting {
+                Waiting::Kept(entry) => (self.with_kept(log, entry, &mut emit), entry.last),
+                Waiting::Past(number, delivery) => {
+                    let last = 2 * number + 1;
+                    (self.with_past(number, delivery, &mut emit), last)
+                }
+                Waiting::Nothing | Waiting::Lost => continue,
             };
             match emitted {
-                Ok(()) => {}
-                Err(EmitError::Full) => break Fed::Full,
-                Err(EmitError::Closed | EmitError::Unencodable) => break Fed::Over,
+                // One that the user is not sent.
+                None => seen = last,
+                Some(Ok(())) => {}
+                Some(Err(EmitError::Full)) => break Fed::Full,
+                Some(Err(EmitError::Closed | EmitError::Unencodable)) => break Fed::Over,
             }
         };
         let now = self.shared.clock.now();
@@ -167,7 +157,7 @@ impl<P: Peer> Audience<P> {
                 }
                 Status::Live(peer.clone())
             }
-            _ if is_lost => {
+            Fed::Lost => {
                 self.cut(peer, "what waits is no longer kept");
                 Status::Cut
             }
@@ -191,47 +181,48 @@ impl<P: Peer> Audience<P> {
         fed
     }
 
-    /// Hands a socket the events that it has not `seen`.
-    fn emit_waiting(
-        &self,
-        member: &mut Member<P>,
-        peer: &P,
-        events: &Events<'_>,
-        seen: &mut u64,
-        in_turn: &mut u64,
-    ) -> Result<(), EmitError> {
-        let with_offsets = member.recovery.is_some();
-        *in_turn += events.wire_bytes(peer, with_offsets);
-        let seen_before = *seen;
-        let emitted = events.emit(peer, seen, with_offsets, &mut member.lag);
-        for name in events.names(seen_before, *seen) {
-            self.shared.metrics.emitted(name, 1);
-        }
-        emitted
-    }
-
-    /// The user's next update in the history behind the event `seen`, with its number. Moves
-    /// `seen` to the event before that update.
-    fn next_in<'p>(
-        &self,
-        past: &'p Past<'_>,
-        seen: &mut u64,
-    ) -> Result<Option<(u64, &'p Delivery)>, Lost> {
+    /// What waits for a socket that has `seen` that event. In the history, moves `seen` to the
+    /// event before it.
+    fn waiting<'a>(&self, past: Option<&'a Past<'_>>, log: &'a Log, seen: &mut u64) -> Waiting<'a> {
+        let Some(past) = past else {
+            let entry = log.after(*seen).next();
+            return entry.map_or(Waiting::Nothing, Waiting::Kept);
+        };
         let before = seen.saturating_sub(1) / 2;
         if past.floor() > before {
-            return Err(Lost);
+            return Waiting::Lost;
         }
         let next = past.next_for(&self.user, before);
-        let next = next.and_then(|next| Some((next.position?.number, next)));
-        if let Some((number, _)) = next {
-            *seen = (2 * number - 1).max(*seen);
+        match next.and_then(|next| Some((next.position?.number, next))) {
+            None => Waiting::Nothing,
+            Some((number, delivery)) => {
+                *seen = (2 * number - 1).max(*seen);
+                Waiting::Past(number, delivery)
+            }
         }
-        Ok(next)
     }
 
-    /// Calls `emit` with the events of an update in the history, if the update is one that the
-    /// user is sent.
-    fn with_events<T>(
+    /// Calls `emit` with the events of an update that was kept ready.
+    fn with_kept<T>(
+        &self,
+        log: &Log,
+        entry: &Entry,
+        emit: impl FnOnce(&Events<'_>) -> T,
+    ) -> Option<T> {
+        // The body was decoded when it was kept.
+        let update = Update::decode(&entry.body).ok()?;
+        let specialised = update.specialised_event_in(self.shared.envelope);
+        Some(emit(&Events::of_log(
+            log,
+            entry.first,
+            &update,
+            specialised,
+        )))
+    }
+
+    /// Calls `emit` with the events of an update as it was published, if the update is one that
+    /// the user is sent.
+    fn with_past<T>(
         &self,
         number: u64,
         delivery: &Delivery,
@@ -251,8 +242,12 @@ impl<P: Peer> Audience<P> {
         let common = self.shared.common.as_ref()?;
         let place = common.seal.place(delivery);
         let specialised = update.specialised_event_in(envelope);
-        let events = Events::of_history(number, place, &update, specialised);
-        Some(emit(&events))
+        Some(emit(&Events::of_history(
+            number,
+            place,
+            &update,
+            specialised,
+        )))
     }
 
     /// Takes it that nothing waits for a session's socket. It should have been counted

@@ -63,18 +63,16 @@ impl<P: Peer> Audience<P> {
         let specialised = update.specialised_event_in(envelope);
         let specialised_name = specialised.as_ref().map(|event| event.name);
         let (mut handed_off, mut kept) = (0, false);
-        let events = match (&self.shared.common, delivery.position) {
-            (Some(common), Some(position)) => {
-                let mut members = members.iter();
-                let is_told = members.any(|member| member.recovery.is_some());
-                let place = is_told.then(|| common.seal.place(delivery)).flatten();
-                Events::of_history(position.number, place, &update, specialised)
-            }
-            _ => {
-                let events = 1 + u64::from(specialised.is_some());
-                let first = log.append(body.clone(), events, now);
-                Events::of_log(log, first, &update, specialised)
-            }
+        let shared = self.shared.common.as_ref().zip(delivery.position);
+        let events = if let Some((common, position)) = shared {
+            let mut members = members.iter();
+            let is_told = members.any(|member| member.recovery.is_some());
+            let place = is_told.then(|| common.seal.place(delivery)).flatten();
+            Events::of_history(position.number, place, &update, specialised)
+        } else {
+            let events = 1 + u64::from(specialised.is_some());
+            let first = log.append(body.clone(), events, now);
+            Events::of_log(log, first, &update, specialised)
         };
         let seen_before = events.first() - 1;
         let (mut live, mut late) = (0_u64, Vec::new());

@@ -26,16 +26,14 @@ impl<P: Peer> Audience<P> {
             return;
         }
         for member in &mut roster.members {
-            let peer = match &member.status {
-                Status::Live(peer) => peer.clone(),
-                Status::Behind {
-                    peer: Some(peer), ..
-                } => peer.clone(),
-                Status::Behind { peer: None, .. }
-                | Status::Joining
-                | Status::Cut
-                | Status::Away(_) => continue,
+            let (Status::Live(peer)
+            | Status::Behind {
+                peer: Some(peer), ..
+            }) = &member.status
+            else {
+                continue;
             };
+            let peer = peer.clone();
             if self.shared.common.is_some() {
                 // What it were handed from now on, it could take to another instance, which
                 // does not know of the gap.

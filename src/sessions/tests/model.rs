@@ -610,7 +610,7 @@ fn feed(connection: &mut Connection) {
     let (session, wire) = (&connection.session, &connection.wire);
     match session.audience.feed(session.number(), wire) {
         Fed::Live => connection.is_catching_up = false,
-        Fed::Over => {
+        Fed::Over | Fed::Lost => {
             wire.close();
             connection.is_catching_up = false;
         }

@@ -14,7 +14,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use amqprs::{FieldValue, channel::BasicAckArguments, error::Error};
+use amqprs::{
+    FieldValue,
+    channel::{BasicAckArguments, BasicCancelArguments},
+    error::Error,
+};
 use tokio::{
     select,
     sync::mpsc,
@@ -51,6 +55,12 @@ const MAX_FAILURES: u32 = 20;
 
 /// Between two connections, if one failed.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// Time limit of closing a connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The tag of the consumer.
+const TAG: &str = "history";
 
 /// Messages after which others get a turn.
 const TURN: usize = 32;
@@ -110,19 +120,19 @@ impl ReadBack<'_> {
         if bounds.bytes == 0 || bounds.age.is_zero() {
             return Ok(());
         }
-        let begins = loop {
+        let mut until = loop {
             match self.history.begins() {
                 Some(begins) => break begins,
+                None if !self.history.is_reading() => return Ok(()),
                 None => sleep(PAUSE).await,
             }
         };
-        let (mut until, cuts) = begins;
         // RabbitMQ begins at the chunk of that time, and so perhaps a little earlier.
         let since = SystemTime::now().checked_sub(bounds.age);
         let since = since.unwrap_or(SystemTime::UNIX_EPOCH);
         let (oldest, run) = self.probe(since, until).await?;
         if let Some(run) = run {
-            self.history.prepend((until, cuts), run.messages.into());
+            self.history.prepend(until, run.messages.into());
             return Ok(());
         }
         let mut length = FIRST_RUN;
@@ -135,11 +145,11 @@ impl ReadBack<'_> {
                 messages = run.messages.len(),
                 "RabbitMQ stream run read back"
             );
-            if !self.history.prepend((until, cuts), run.messages.into()) {
+            if !self.history.prepend(until, run.messages.into()) {
                 break;
             }
             // Offsets have gaps: a run may be empty.
-            let Some((begins, _)) = self.history.begins() else {
+            let Some(begins) = self.history.begins() else {
                 break;
             };
             let is_empty = begins == until;
@@ -263,7 +273,7 @@ impl ReadBack<'_> {
                     FieldValue::T(since.unwrap_or_default().as_secs())
                 }
             };
-            let consume = super::consumption(&config.stream, "history", offset);
+            let consume = super::consumption(&config.stream, TAG, offset);
             let consuming = async move {
                 barrier(&channel, PREFETCH).await?;
                 let (_, messages) = channel.basic_consume_rx(consume).await?;
@@ -291,6 +301,10 @@ impl ReadBack<'_> {
                 if let Some(message) = parse(message, self.markers)
                     && !take(message)
                 {
+                    // RabbitMQ 3.10 goes on counting a consumer that was not cancelled.
+                    let (channel, cancel) = (on.channel.clone(), BasicCancelArguments::new(TAG));
+                    let cancel = async move { channel.basic_cancel(cancel).await.map(drop) };
+                    let _ = on.ask(CLOSE_TIMEOUT, cancel).await;
                     return Ok(());
                 }
                 if count % usize::from(PREFETCH / 4) == 0
@@ -306,7 +320,7 @@ impl ReadBack<'_> {
         }
         .await;
         let closing = tokio::spawn(connection.close());
-        let _ = timeout(Duration::from_secs(2), closing).await;
+        let _ = timeout(CLOSE_TIMEOUT, closing).await;
         ended
     }
 }
