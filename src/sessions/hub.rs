@@ -1,11 +1,12 @@
 //! All users who are online or may return, each with their audience.
 //!
-//! [`eviction`] runs in the background. It ends sessions that were away for too long,
-//! and frees memory.
+//! In the background, [`eviction`] ends sessions that were away for too long and frees
+//! memory, and [`gaps`] closes sockets that may have missed updates.
 //!
 //! Invariant: a user is subscribed exactly while their audience is here.
 
 mod eviction;
+mod gaps;
 
 use std::{
     collections::HashMap,
@@ -21,7 +22,6 @@ use tokio::time::{Instant, sleep};
 use super::{
     audience::{Audience, Left},
     peer::Peer,
-    resync,
     shared::Shared,
 };
 use crate::{
@@ -62,7 +62,7 @@ impl<P: Peer> Hub<P> {
         let hub = Self::without_expiry(broker, config, metrics);
         tokio::spawn(eviction::run(Arc::downgrade(&hub)));
         if hub.shared.resyncs {
-            tokio::spawn(resync::run(Arc::downgrade(&hub)));
+            tokio::spawn(gaps::run(Arc::downgrade(&hub)));
         }
         hub
     }

@@ -3,19 +3,15 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, PoisonError, Weak},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::time::sleep;
-
-use super::{hub::Hub, peer::Peer};
-
-/// Between two looks for sockets that may have missed updates.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// Parts of a second in which as many sockets are closed.
 const STEPS: u32 = 20;
+
+/// Between two of these parts.
+pub(super) const PAUSE: Duration = Duration::from_millis(1_000 / STEPS as u64);
 
 /// The share of the handshakes allowed in a second that may come from sockets closed here.
 const SHARE: u32 = 4;
@@ -57,28 +53,7 @@ impl Resync {
         waiting.drain(..count).collect()
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<Close>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Close>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Looks for such sockets and closes them, for as long as the hub lives.
-pub(super) async fn run<P: Peer>(hub: Weak<Hub<P>>) {
-    loop {
-        sleep(LOOK).await;
-        let Some(hub) = hub.upgrade() else { return };
-        for audience in hub.audiences() {
-            audience.look_for_gaps();
-        }
-        loop {
-            let sockets = hub.shared.resync.take();
-            if sockets.is_empty() {
-                break;
-            }
-            for close in sockets {
-                close();
-            }
-            sleep(Duration::from_secs(1) / STEPS).await;
-        }
     }
 }

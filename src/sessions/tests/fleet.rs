@@ -471,7 +471,9 @@ impl World {
                 if closing.is_empty() {
                     break;
                 }
-                closing.into_iter().for_each(|close| close());
+                for close in closing {
+                    close();
+                }
             }
         }
         for client in &mut self.clients {
@@ -482,12 +484,7 @@ impl World {
             if wire.is_closed() {
                 continue;
             }
-            loop {
-                match session.audience.feed(session.number(), wire) {
-                    Fed::Turn => {}
-                    Fed::Live | Fed::Full | Fed::Lost | Fed::Over => break,
-                }
-            }
+            while session.audience.feed(session.number(), wire) == Fed::Turn {}
         }
     }
 
@@ -618,7 +615,7 @@ impl Client {
         }
         self.offset = Some(Offset::parse(event.offset.as_ref().unwrap()).unwrap());
         let id = payload["id"].as_u64().unwrap();
-        let published = log.published[id as usize - 1];
+        let published = log.published[usize::try_from(id).unwrap() - 1];
         assert_eq!(published.user, user, "another user's");
         match event.name {
             // Half of one that it saw the first half of before.

@@ -33,7 +33,7 @@ use super::{
         link_error::LinkError,
         shared::Shared,
     },
-    reader::{Message, parse},
+    message::{Message, parse},
 };
 use crate::broker::{Delivery, history::History};
 

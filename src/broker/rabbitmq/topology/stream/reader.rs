@@ -14,8 +14,7 @@ use std::{
     time::Duration,
 };
 
-use amqprs::{FieldValue, channel::ConsumerMessage};
-use bytes::Bytes;
+use amqprs::channel::ConsumerMessage;
 use tokio::{
     sync::{Notify, mpsc::UnboundedReceiver},
     time::Instant,
@@ -27,21 +26,19 @@ use super::{
         super::{acks::Acks, consumer, link_error::LinkError, shared::Shared},
         routes::Routes,
     },
+    message::{Message, parse},
     position::{End, Position, StartAt, Verdict},
     pulse::Pulse,
     read_back,
 };
 use crate::{
-    broker::{Delivery, Handler, history::History},
+    broker::{Handler, history::History},
     observability::metrics::Metrics,
     user::User,
 };
 
 /// A connection that follows a loss this soon: nothing that RabbitMQ still had then is gone.
 const AT_ONCE: Duration = Duration::from_secs(10);
-
-/// The header with a message's place.
-const OFFSET: &str = "x-stream-offset";
 
 pub(in super::super::super) struct Reader {
     routes: Routes,
@@ -68,13 +65,6 @@ struct State {
     /// Counts the attachments: messages of former ones are left alone.
     attachment: u64,
     lost_at: Option<Instant>,
-}
-
-/// What came through the stream.
-pub(super) struct Message {
-    pub(super) offset: u64,
-    pub(super) is_marker: bool,
-    pub(super) delivery: Delivery,
 }
 
 impl Reader {
@@ -288,29 +278,6 @@ impl Reader {
         // A handler's panic is caught: what is locked is consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Reads a message with its place; `markers` is the exchange of markers.
-pub(super) fn parse(message: ConsumerMessage, markers: &str) -> Option<Message> {
-    let deliver = message.deliver?;
-    let properties = message.basic_properties.unwrap_or_default();
-    let header = OFFSET.try_into().expect("a short name");
-    let offset = match properties.headers()?.get(&header)? {
-        FieldValue::l(offset) => u64::try_from(*offset).ok()?,
-        _ => return None,
-    };
-    let content = message.content.unwrap_or_default();
-    Some(Message {
-        offset,
-        is_marker: *deliver.exchange() == markers,
-        delivery: Delivery {
-            // It may be kept for long: without the room that was left while reading.
-            body: Bytes::from(content.into_boxed_slice()),
-            routing_key: deliver.routing_key().clone(),
-            published_at: properties.timestamp().and_then(consumer::published_at),
-            position: None,
-        },
-    })
 }
 
 /// The number of a marker.
