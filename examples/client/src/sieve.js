@@ -9,7 +9,7 @@ const REMEMBERED = 1000;
 const TENANTS = 100;
 
 /** @typedef {import('./events.d.ts').AnyUpdate} AnyUpdate */
-/** @typedef {import('./events.d.ts').UserStats} UserStats */
+/** @typedef {import('./subjects.d.ts').UserStats} UserStats */
 
 export class Sieve {
   /** @type {Set<string>} The keys of the latest updates, oldest first. */

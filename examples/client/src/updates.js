@@ -33,7 +33,7 @@ export function dateOf(time) {
  * The user's counters, if the update changes nothing else; else null.
  *
  * @param {AnyUpdate} update
- * @returns {import('./events.d.ts').UserStats | null}
+ * @returns {import('./subjects.d.ts').UserStats | null}
  */
 export function statsOf(update) {
   const { updateType, data } = /** @type {Fields} */ (update ?? {});
