@@ -312,6 +312,26 @@ test('with sections, typing has its event, and an update published twice has one
   await sections.kill();
 });
 
+test('a newer place that the gateway sends is the client\'s alone, and the application hears nothing', async () => {
+  const network = await Network.to(gateway);
+  const app = App.start(network);
+  await app.is('live');
+  app.backend.publish();
+  await app.isCaughtUp();
+  const { socket } = app.chat;
+  const told = app.events.length;
+  const place = socket._lastOffset;
+  socket._lastOffset = undefined;
+  // As socket.io-client receives it; gateways without the event do not send it.
+  socket.onevent({ data: ['recovery:offset', place] });
+  assert.deepEqual([socket._lastOffset, app.events.length, app.statuses], [place, told, ['syncing', 'live']]);
+  network.cut();
+  await app.is('offline');
+  network.restore();
+  await app.is('live');
+  assert.equal(app.chat.connection.recovered, true);
+});
+
 // ---- Tokens -------------------------------------------------------------------
 
 test('a token is replaced before it expires, on the same connection', async () => {
