@@ -278,6 +278,15 @@ test('another beginning aborts the fetch under way', async () => {
   assert.deepEqual(fetched, ['new']);
 });
 
+test('two beginnings at once are one fetch', async () => {
+  const { refetch, attempts } = refetchOf();
+  refetch.allow();
+  refetch.begin();
+  refetch.begin();
+  await settle();
+  assert.deepEqual(attempts.map(({ signal }) => signal.aborted), [false]);
+});
+
 test('no fetch begins while the connection is lost; one under way may end, one that waits begins afterwards', async () => {
   const { refetch, attempts, fetched } = refetchOf();
   refetch.begin();
