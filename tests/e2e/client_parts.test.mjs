@@ -394,6 +394,17 @@ test('a revoked token is replaced once; too many connections never sign out', ()
   assert.deepEqual([crowded.connects, crowded.signedOut], [20, []]);
 });
 
+test('a refusal that nobody has foreseen is like any other', () => {
+  for (const reason of ['constructor', '__proto__', '']) {
+    const made = signInOf([]);
+    for (let i = 0; i < 10; i += 1) {
+      made.signIn.refused(made.socket, reason);
+      mock.timers.tick(60_000);
+    }
+    assert.deepEqual([made.connects, made.signedOut[0]], [5, reason]);
+  }
+});
+
 test('a token that is not to be had ends the attempt after a pause that grows, and the next token is given', async () => {
   const made = signInOf([new Error('backend away'), new Error('backend away'), 'token']);
   const { signIn, socket, give } = made;
