@@ -470,14 +470,16 @@ export class Tab {
 
 /** The network between clients and a gateway: a TCP proxy that can be cut. */
 export class Network {
-  static async to(gateway) {
+  /** `from`: the address of loopback that its connections come from. */
+  static async to(gateway, { from } = {}) {
     const network = new Network();
+    network.from = from;
     const port = Number(new URL(gateway.url).port);
     network.links = new Set();
     network.isUp = true;
     network.server = net.createServer((near) => {
       if (!network.isUp) return near.destroy();
-      const far = net.connect(port, '127.0.0.1');
+      const far = net.connect({ port, host: '127.0.0.1', localAddress: network.from });
       const link = [near, far];
       network.links.add(link);
       for (const [socket, other] of [[near, far], [far, near]]) {
