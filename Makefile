@@ -2,7 +2,7 @@
 # that are missing (of Debian, npm and cargo), and nothing else.
 
 .PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies chaos chaos-lean soak jitter fleet \
-	bench bench-quick 	proxies deploy otlp fuzz deny dependencies msrv clean help
+	bench bench-quick proxies deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -145,6 +145,9 @@ bench: bench-needs ## Gateway, Node and the raw limit side by side; writes docs/
 bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the tables
 	$(bench-run) --quick ../target/bench/quick.json
 	node tests/bench/report.mjs target/bench/quick.json
+
+fleet: bench-needs haproxy ## Restarts under load: three instances with 3,000 sockets, and one with 10,000; prints figures (FLEET_SCENARIOS= FLEET_TOPOLOGIES=)
+	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) fleet.mjs
 
 proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
 	$(call need,/usr/sbin/nginx,nginx)
