@@ -19,6 +19,7 @@ import { inWords, plan } from './chaos/plan.mjs';
 import { Random } from './chaos/random.mjs';
 import { print } from './chaos/report.mjs';
 import { Site } from './chaos/site.mjs';
+import { lookInto } from './chaos/stream.mjs';
 import { population } from './chaos/users.mjs';
 import { ConfirmingPublisher } from './e2e/cluster.mjs';
 import { anUpdate, testsFolder, until } from './e2e/harness.mjs';
@@ -140,12 +141,16 @@ async function conclude() {
   for (const client of clients) client.close();
   await faults?.over().catch(() => {});
   await publisher?.stop();
+  let stream = null;
+  if (topology === 'stream' && verdict.lost + verdict.doubled + verdict.outOfOrder > 0) {
+    stream = await lookInto(site.cluster.nodes.find((node) => node.isAlive), ledger).catch((error) => ({ examples: [error.message] }));
+  }
   await site?.stop();
   const complaints = site?.complaints ?? [];
   const warnings = site?.warnings ?? {};
-  const isGood = print({ verdict, counts, complaints, warnings, waiting, errors, failure, faults: faults?.done ?? [], repeat });
+  const isGood = print({ verdict, stream, counts, complaints, warnings, waiting, errors, failure, faults: faults?.done ?? [], repeat });
   mkdirSync(folder, { recursive: true });
-  writeFileSync(path.join(folder, 'verdict.json'), `${JSON.stringify({ seed, minutes, ...size, rate, topology, verdict, counts, complaints, warnings, waiting, errors, faults: faults?.done }, null, 1)}\n`);
+  writeFileSync(path.join(folder, 'verdict.json'), `${JSON.stringify({ seed, minutes, ...size, rate, topology, verdict, stream, counts, complaints, warnings, waiting, errors, faults: faults?.done }, null, 1)}\n`);
   site?.write(folder);
   console.log(`The verdict and the gateways' logs are in ${path.relative(process.cwd(), folder)}.`);
   process.exitCode = isGood ? 0 : 1;

@@ -18,7 +18,7 @@ const NEEDED = [
 ];
 
 /** Prints what came out; true if it is as it must be. */
-export function print({ verdict, counts, complaints, warnings, waiting, errors, failure, faults, repeat }) {
+export function print({ verdict, stream, counts, complaints, warnings, waiting, errors, failure, faults, repeat }) {
   const { findings, refusedAfter, recoveredAfter, ...sums } = verdict;
   const kinds = {};
   for (const { kind } of faults) kinds[kind] = (kinds[kind] ?? 0) + 1;
@@ -47,6 +47,11 @@ export function print({ verdict, counts, complaints, warnings, waiting, errors, 
   line('their other counters', inline(select(counts, /^(?!recoveries_total)(.+)$/)));
   line('their warnings', inline(warnings));
   line('errors that clients saw', inline(errors));
+  if (stream) {
+    const { examples, ...inStream } = stream;
+    line('in the stream itself', inline(inStream));
+    for (const text of examples) console.log(`  in the stream, ${text}`);
+  }
   for (const { what, at, client, user, n, text } of findings) {
     const around = faults.filter(({ began }) => began <= at && began > at - 30_000).slice(-4).map(({ kind, gateway, began }) => `${kind}${gateway === undefined ? '' : ` ${gateway + 1}`} ${((at - began) / 1000).toFixed(1)} s before`);
     console.log(`  ${what}: update ${n} of ${user} at ${client}, ${new Date(at).toISOString().slice(11, 23)}: ${text} [${around.join(', ')}]`);

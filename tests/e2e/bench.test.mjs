@@ -65,8 +65,8 @@ describe('turns', () => {
     const name = 'gateway stream';
     const record = await take(name, { phases: ['connect', 'foreign:1'] });
     assert.equal(new Figures([record]).verdict('A', name), 'all', JSON.stringify(record));
-    const { foreign, updates, server_cpu_us_per_update: cpu } = record.phases.at(-1);
-    assert.ok(foreign === 99 * updates && updates > 10, JSON.stringify(record));
+    const { elsewhere, updates, server_cpu_us_per_update: cpu } = record.phases.at(-1);
+    assert.ok(elsewhere === 99 * updates && updates > 10, JSON.stringify(record));
     assert.ok(cpu > 0, JSON.stringify(record));
     const leftOver = await broker.ctl('list_queues', '--no-table-headers', 'name');
     assert.equal(leftOver.trim(), '');
@@ -130,22 +130,17 @@ describe('sockets that come back', () => {
     assert.ok(figures.updates > 500 && figures.back_ms.p50 >= 400, JSON.stringify(figures));
   });
 
-  test('a server without recovery makes them refetch, and one that drops events is found out', async () => {
+  test('a server without recovery makes them refetch', async () => {
     const forgetful = await startServer('node', broker);
     const network = await Network.to(forgetful);
-    const cut = async () => {
+    const { losses, refetched, skipped } = await seen({ url: network.url, pid: forgetful.pid }, async () => {
       network.cut();
       await pause();
       network.restore();
       await pause();
-    };
-    const { losses, refetched, skipped } = await seen({ url: network.url, pid: forgetful.pid }, cut);
+    });
     await forgetful.stop();
     assert.ok(losses === 20 && refetched === losses && skipped > 0, JSON.stringify({ losses, refetched, skipped }));
-    const leaky = await startServer('ceiling that drops', broker);
-    const { lost } = await seen(leaky, pause);
-    await leaky.stop();
-    assert.ok(lost > 0);
   });
 });
 

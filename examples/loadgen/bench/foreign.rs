@@ -16,12 +16,12 @@ const WINDOW: u32 = 5000;
 impl Bench {
     pub(super) fn foreign(&mut self, time: Duration) -> io::Result<Value> {
         let start = self.begin();
-        let mut foreign = 0_u32;
+        let mut elsewhere = 0_u32;
         while start.at.elapsed() < time && self.fleet.ledger.alive() {
             while self.fleet.ledger.outstanding < WINDOW / FOREIGN && self.fleet.writable() {
                 for _ in 0..FOREIGN {
-                    self.fleet.foreign(foreign);
-                    foreign = foreign.wrapping_add(1);
+                    self.fleet.foreign(elsewhere);
+                    elsewhere = elsewhere.wrapping_add(1);
                 }
                 self.update();
             }
@@ -30,9 +30,9 @@ impl Bench {
         let mut figures = self.end(&start, STRAGGLERS)?;
         let counts = &self.fleet.ledger.counts;
         let took = Duration::from_micros(counts.last.saturating_sub(start.clock));
-        let all = f64::from(foreign + counts.updates);
+        let all = f64::from(elsewhere + counts.updates);
         let share = all / f64::from(counts.updates.max(1));
-        figures["foreign"] = foreign.into();
+        figures["elsewhere"] = elsewhere.into();
         figures["per_second"] = per_second(all, took).into();
         for name in ["server_cpu_us_per_update", "broker_cpu_us_per_update"] {
             let each = figures[name].as_f64().unwrap_or_default() / share;

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Bench, STEP, due, millis};
+use super::{Bench, STEP, STRAGGLERS, due, millis};
 
 /// How long clients may take to come back after the last restart.
 const PATIENCE: Duration = Duration::from_secs(90);
-const ARRIVAL: Duration = Duration::from_secs(30);
 
 impl Bench {
     pub(super) fn restarts(&mut self, per_second: u32) -> io::Result<Value> {
@@ -59,7 +58,7 @@ impl Bench {
                 break;
             }
         }
-        let mut figures = self.end(&start, ARRIVAL)?;
+        let mut figures = self.end(&start, STRAGGLERS)?;
         let counts = &self.fleet.ledger.counts;
         let comebacks = &self.fleet.comebacks;
         let back = &comebacks.took;
