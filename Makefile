@@ -149,11 +149,15 @@ bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the ta
 fleet: bench-needs haproxy ## Restarts under load: three instances with 3,000 sockets, and one with 10,000; prints figures (FLEET_SCENARIOS= FLEET_TOPOLOGIES=)
 	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) fleet.mjs
 
-proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
+proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy, and how soon clients are back when a gateway goes
 	$(call need,/usr/sbin/nginx,nginx)
 	$(call need,caddy,caddy)
+	$(call need,/usr/sbin/ip,iproute2)
 	cargo build --locked
 	cd tests && node --test proxies.test.mjs
+	@# In a network namespace of its own, so that addresses can go; without one it says that it skips.
+	cd tests && alone='unshare --map-root-user --net' && { $$alone true 2>/dev/null || alone=; } && \
+		$$alone sh -c 'ip link set lo up 2>/dev/null; exec node --test handover.test.mjs'
 
 deploy: rabbitmq haproxy tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests
 	$(call need,promtool,prometheus)
