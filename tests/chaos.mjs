@@ -52,7 +52,7 @@ for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => (interrupte
 process.exitCode = 1;
 
 const ledger = new Ledger();
-let site;
+const site = new Site();
 let publisher;
 let clients = [];
 let faults;
@@ -68,12 +68,13 @@ await conclude();
 setTimeout(() => process.exit(), 20_000).unref();
 
 async function run() {
-  site = await Site.start({ ...size, topology });
+  await site.start({ ...size, topology });
   say(`${size.nodes} nodes, ${size.gateways} gateways and HAProxy run`);
   const random = new Random(seed ^ 0x5eed);
   const users = population(size.clients, random);
   faults = new Faults(site, clients);
   for (let n = 0; n < size.clients; n += CONNECTING) {
+    if (interrupted) throw new Error(`interrupted by ${interrupted}`);
     const some = Array.from({ length: Math.min(CONNECTING, size.clients - n) }, (_, i) => n + i);
     clients.push(...await Promise.all(some.map((n) => Client.start(n, { userId: users.of[n], url: site.url, ledger, causeOf: () => faults.latest ?? 'nothing' }))));
     await until('the first connects', () => clients.every(({ account }) => account.isConnected), 60_000);
@@ -132,26 +133,26 @@ async function disturb(planned) {
 
 async function conclude() {
   const verdict = ledger.verdict();
-  const counts = await site?.counts().catch(() => ({})) ?? {};
+  const counts = await site.counts().catch(() => ({}));
   const waiting = ledger.waiting.map(({ name }) => name);
   const errors = {};
   for (const client of clients) for (const [message, count] of Object.entries(client.errors)) errors[message] = (errors[message] ?? 0) + count;
   if (faults) faults.isOver = true;
   if (publisher) publisher.isStopped = true;
   for (const client of clients) client.close();
-  await faults?.over().catch(() => {});
+  await Promise.race([faults?.over().catch(() => {}), pause(15_000)]);
   await publisher?.stop();
   let stream = null;
   if (topology === 'stream' && verdict.lost + verdict.doubled + verdict.outOfOrder > 0) {
     stream = await lookInto(site.cluster.nodes.find((node) => node.isAlive), ledger).catch((error) => ({ examples: [error.message] }));
   }
-  await site?.stop();
-  const complaints = site?.complaints ?? [];
-  const warnings = site?.warnings ?? {};
+  await site.stop();
+  const complaints = site.complaints;
+  const warnings = site.warnings;
   const isGood = print({ verdict, stream, counts, complaints, warnings, waiting, errors, failure, faults: faults?.done ?? [], repeat });
   mkdirSync(folder, { recursive: true });
   writeFileSync(path.join(folder, 'verdict.json'), `${JSON.stringify({ seed, minutes, ...size, rate, topology, verdict, stream, counts, complaints, warnings, waiting, errors, faults: faults?.done }, null, 1)}\n`);
-  site?.write(folder);
+  site.write(folder);
   console.log(`The verdict and the gateways' logs are in ${path.relative(process.cwd(), folder)}.`);
   process.exitCode = isGood ? 0 : 1;
 }

@@ -55,6 +55,9 @@ ${servers}
   after(stop);
   const url = `http://127.0.0.1:${port}`;
   const handshake = () => fetch(`${url}/socket.io/?EIO=4&transport=polling`).then((answer) => answer.status, () => 0);
-  await until('HAProxy serves', async () => (await handshake()) === 200);
+  await until('HAProxy serves', async () => (await handshake()) === 200).catch(async (error) => {
+    await stop();
+    throw error;
+  });
   return { url, child, stop };
 }

@@ -23,16 +23,17 @@ const NODE_BACK_MS = 120_000;
 const COUNTED = /^chat3_gateway_(recoveries_total|recoveries_lost_total|stream_\w+_total|updates_rejected_total|updates_received_total|rabbitmq_reconnects_total|connects_total|connects_refused_total|slow_sockets_total|messages_unreadable_total)(\{[^}]*\})? (\d+)/gm;
 
 export class Site {
-  static async start({ gateways = 3, nodes = 3, topology = 'stream', env = {} }) {
-    const site = new Site();
-    site.cluster = await Cluster.start({ size: nodes });
+  gateways = [];
+  isStopped = false;
+
+  /** Must be stopped even if this fails. */
+  async start({ gateways = 3, nodes = 3, topology = 'stream', env = {} }) {
+    this.cluster = await Cluster.start({ size: nodes });
     // Declares the exchange.
-    await (await Publisher.connect(site.cluster.nodes[0])).close();
-    site.gateways = [];
-    for (let i = 0; i < gateways; i += 1) site.gateways.push(await Instance.start(site.cluster, { name: `gateway-${i + 1}`, topology, env }));
-    site.proxy = await haproxy(site.gateways.map(({ door }) => door.url));
-    site.scraping = setInterval(() => site.gateways.forEach((gateway) => gateway.scrape()), SCRAPE_EVERY_MS);
-    return site;
+    await (await Publisher.connect(this.cluster.nodes[0])).close();
+    for (let i = 0; i < gateways; i += 1) this.gateways.push(await Instance.start(this.cluster, { name: `gateway-${i + 1}`, topology, env }));
+    this.proxy = await haproxy(this.gateways.map(({ door }) => door.url));
+    this.scraping = setInterval(() => this.gateways.forEach((gateway) => gateway.scrape()), SCRAPE_EVERY_MS);
   }
 
   get url() {
@@ -44,6 +45,7 @@ export class Site {
     node.child.kill(signal);
     await ended(node.child, signal === 'SIGKILL' ? 0 : 30_000);
     await new Promise((resolve) => setTimeout(resolve, downMs));
+    if (this.isStopped) return;
     await node.start();
     await this.wholeCluster();
   }
@@ -87,8 +89,9 @@ export class Site {
   }
 
   async stop() {
+    this.isStopped = true;
     clearInterval(this.scraping);
-    for (const gateway of this.gateways ?? []) await gateway.end();
+    for (const gateway of this.gateways) await gateway.end();
     await this.proxy?.stop();
     for (const node of this.cluster?.nodes ?? []) await node.stop();
   }
@@ -113,6 +116,7 @@ class Instance {
   }
 
   async begin() {
+    if (this.isEnded) return;
     this.process = await Gateway.start(null, { env: this.env, cwd: this.process?.folder });
     this.last = {};
   }
@@ -170,6 +174,7 @@ class Instance {
   }
 
   async end() {
+    this.isEnded = true;
     if (this.process && !this.process.isClosed) {
       this.signal('SIGCONT');
       await this.process.kill();

@@ -33,10 +33,15 @@ export class Cluster {
     const members = cluster.nodes.map(({ name }, i) => `cluster_formation.classic_config.nodes.${i + 1} = ${name}\n`);
     const conf = `cluster_formation.peer_discovery_backend = classic_config\n${members.join('')}`;
     for (const node of cluster.nodes) writeFileSync(path.join(node.folder, 'extra.conf'), conf);
-    // The first founds the cluster, and the others join it.
-    await cluster.nodes[0].start();
-    await Promise.all(cluster.nodes.slice(1).map((node) => node.start()));
-    await until('a whole cluster', async () => (await cluster.running()).length === size, 60_000);
+    try {
+      // The first founds the cluster, and the others join it.
+      await cluster.nodes[0].start();
+      await Promise.all(cluster.nodes.slice(1).map((node) => node.start()));
+      await until('a whole cluster', async () => (await cluster.running()).length === size, 60_000);
+    } catch (error) {
+      await Promise.all(cluster.nodes.map((node) => node.stop()));
+      throw error;
+    }
     return cluster;
   }
 

@@ -290,7 +290,10 @@ export class Gateway {
     gateway.child.stderr.on('data', (data) => (gateway.logs += data));
     gateway.closed = closed(gateway.child).then(() => (gateway.isClosed = true));
     cleanups.push(() => gateway.kill());
-    const listening = await gateway.logged(/Listening\W+address\W+[\d.]+:(\d+)/);
+    const listening = await gateway.logged(/Listening\W+address\W+[\d.]+:(\d+)/).catch(async (error) => {
+      await gateway.kill();
+      throw error;
+    });
     gateway.url = `http://127.0.0.1:${listening[1]}`;
     if (broker?.child && options.connected !== false) await gateway.isConnected();
     return gateway;
