@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 
-import { Broker, EXCHANGE, Gateway, Publisher, Tab, anUpdate, token } from './harness.mjs';
+import { Broker, EXCHANGE, Gateway, Publisher, Tab, anUpdate, testOf, token } from './harness.mjs';
 
 let broker;
 let publisher;
@@ -99,7 +99,7 @@ test('JWT_DEFAULT_TENANT_ID is the tenant of tokens that name none', async () =>
   assert.deepEqual([home.ids, away.ids], [[ours], [theirs]]);
 });
 
-test('where RabbitMQ permits some of the keys, users get the updates of these, with one warning for each other key', async () => {
+testOf('keys of single users')('where RabbitMQ permits some of the keys, users get the updates of these, with one warning for each other key', async () => {
   await broker.ctl('add_user', 'some', 'pw');
   await broker.ctl('set_permissions', 'some', '.*', '.*', '.*');
   // The keys of one generation: for each user, and for all users at once.
