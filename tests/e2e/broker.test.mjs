@@ -6,6 +6,10 @@ import { afterEach, before, test } from 'node:test';
 
 import { Broker, EXCHANGE, Gateway, Publisher, Tab, testOf } from './harness.mjs';
 
+const testOfKeys = testOf('keys of single users');
+const testOfOwnQueues = testOf('a queue for each user');
+const testOfQueues = testOf('queues of the gateway alone');
+
 let broker;
 const gateways = [];
 
@@ -96,7 +100,7 @@ test('until Chat3 has created the exchange there is one warning, then updates fl
   await gateway.metricIs('rabbitmq_reconnects_total', 0);
 });
 
-testOf('queues of the gateway alone')('a queue that an operator deletes is made anew; other users notice nothing', async () => {
+testOfQueues('a queue that an operator deletes is made anew; other users notice nothing', async () => {
   const publisher = await Publisher.connect(broker);
   const gateway = await start(broker);
   const tab = await Tab.open(gateway, 'usr_deleted');
@@ -248,7 +252,7 @@ test('a link to the broker that swallows everything is noticed, and left for one
   proxy.close();
 });
 
-testOf('keys of single users')('a user whose key the broker refuses waits alone; everybody else is served', async () => {
+testOfKeys('a user whose key the broker refuses waits alone; everybody else is served', async () => {
   const publisher = await Publisher.connect(broker);
   await broker.ctl('add_user', 'topics', 'pw');
   await broker.ctl('set_permissions', 'topics', '.*', '.*', '.*');
@@ -267,7 +271,7 @@ testOf('keys of single users')('a user whose key the broker refuses waits alone;
   await gateway.metricIs('rabbitmq_reconnects_total', 0);
 });
 
-testOf('a queue for each user')('permissions that are withdrawn later cost newcomers their updates, and nobody else theirs', async () => {
+testOfOwnQueues('permissions that are withdrawn later cost newcomers their updates, and nobody else theirs', async () => {
   const publisher = await Publisher.connect(broker);
   await broker.ctl('add_user', 'later', 'pw');
   await broker.ctl('set_permissions', 'later', '.*', '.*', '.*');
