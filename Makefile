@@ -135,12 +135,16 @@ bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the ta
 	$(bench-run) --quick ../target/bench/quick.json
 	node tests/bench/report.mjs target/bench/quick.json
 
-proxies: rabbitmq openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
+proxies: rabbitmq openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy, and how soon clients are back when a gateway goes
 	$(call need,/usr/sbin/nginx,nginx)
 	$(call need,/usr/sbin/haproxy,haproxy)
 	$(call need,caddy,caddy)
+	$(call need,/usr/sbin/ip,iproute2)
 	cargo build --locked
 	cd tests && node --test proxies.test.mjs
+	@# In a network namespace of its own, so that addresses can go; without one it says that it skips.
+	cd tests && alone='unshare --map-root-user --net' && { $$alone true 2>/dev/null || alone=; } && \
+		$$alone sh -c 'ip link set lo up 2>/dev/null; exec node --test handover.test.mjs'
 
 deploy: rabbitmq tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests
 	$(call need,promtool,prometheus)

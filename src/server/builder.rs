@@ -172,6 +172,7 @@ impl ServerBuilder {
             metrics,
             hub,
             transports,
+            shutdown_delay: http.shutdown_delay,
             shutdown_spread: http.shutdown_spread,
             shutdown_timeout: http.shutdown_timeout,
         })
