@@ -62,13 +62,18 @@ fn queues_left() -> usize {
     usize::from(topology() == Topology::Stream)
 }
 
-/// The number of channels of one connection: for consumers, and for declares.
+/// The number of connections: the stream's markers have their own.
+fn connections() -> usize {
+    1 + usize::from(topology() == Topology::Stream)
+}
+
+/// The number of channels of a service: for consumers, for declares, and for markers.
 fn channels() -> usize {
     let consumers = match topology() {
         Topology::PerUser => 1,
         Topology::Shared | Topology::Firehose | Topology::Stream => queues(0),
     };
-    consumers + 16
+    consumers + 16 + (connections() - 1)
 }
 
 fn user(id: &str) -> User {
@@ -260,8 +265,8 @@ async fn whatever_happens_meanwhile_exactly_the_desired_users_end_up_subscribed(
             && (readers_are_not_listed() || queues == consumed)
     };
     until("a consumed queue for each user", queues_are_consumed).await;
-    let open = || (broker.connections(), broker.channels()) == (1, channels());
-    until("one connection with its channels", open).await;
+    let open = || (broker.connections(), broker.channels()) == (connections(), channels());
+    until("as many connections and channels as it needs", open).await;
 
     // Each user is bound, and not to the updates of others.
     let publisher = Publisher::connect(&broker).await;
