@@ -88,7 +88,7 @@ test-e2e: rabbitmq chromium openssl curl src/cli/dev/node_modules tests/node_mod
 
 # $(call over-topologies,COMMANDS): COMMANDS for each topology that is not the default.
 # All of them run; if one fails, the target fails at the end.
-over-topologies = failed=; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; $(1) done; test -z "$$failed"
+over-topologies = failed=; for topology in shared firehose stream; do export RABBITMQ_TOPOLOGY=$$topology; $(1) done; test -z "$$failed"
 
 # The tests that differ most between topologies run with every `make test`; test-topologies
 # runs all tests that concern the broker.
@@ -99,7 +99,7 @@ test-topologies-lean: rabbitmq tests/node_modules
 			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs) || failed=1; \
 		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens || failed=1;)
 
-test-topologies: rabbitmq openssl src/cli/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues and a firehose
+test-topologies: rabbitmq openssl src/cli/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues, a firehose and a stream
 	cargo build --locked
 	$(call over-topologies, \
 		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service || failed=1; \
