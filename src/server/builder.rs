@@ -7,6 +7,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::Router;
 use tokio::net::{TcpListener, ToSocketAddrs};
+use tracing::warn;
 
 use super::{AdminListener, Server, admin, orders, origins};
 use crate::{
@@ -100,7 +101,7 @@ impl ServerBuilder {
     /// When a setting is wrong, or an address cannot be bound. Nothing has started then.
     pub async fn bind(self) -> Result<Server, BindError> {
         let Config {
-            rabbitmq,
+            mut rabbitmq,
             host,
             mut http,
             jwt,
@@ -119,6 +120,14 @@ impl ServerBuilder {
             }
             None => (None, rabbitmq.binding_keys.need_tenant()),
         };
+        let window = http.recovery.window;
+        rabbitmq.keep_stream_for(window);
+        if rabbitmq.keeps_too_little_for(window) {
+            warn!(
+                max_age = ?rabbitmq.stream_max_age(), recovery_window = ?window,
+                "RABBITMQ_STREAM_MAX_AGE is less than twice RECOVERY_WINDOW: the stream may no longer have what clients missed"
+            );
+        }
         let metrics = metrics.unwrap_or_default();
         let verifier = Verifier::new(&jwt, needs_tenant, &metrics)?;
         let address = format!("{host}:{}", http.port);

@@ -312,6 +312,46 @@ test('with sections, typing has its event, and an update published twice has one
   await sections.kill();
 });
 
+test('whatever happens to network, session and backend, the state is continued without a gap, and nothing comes twice', async (t) => {
+  const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
+  t.diagnostic(`SEED=${seed}`);
+  let state = seed;
+  /** A whole number below `limit`, by the seed. */
+  const draw = (limit) => {
+    state = (state * 1103515245 + 12345) % 2 ** 31;
+    return Math.floor((state / 2 ** 31) * limit);
+  };
+  const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+  const network = await Network.to(gateway);
+  const app = App.start(network, {
+    fetchState: async () => {
+      await pause(draw(200));
+      if (draw(4) === 0) throw new Error('no backend');
+    },
+    getToken: async (app) => {
+      await pause(draw(100));
+      if (draw(8) === 0) throw new Error('no backend');
+      return app.token();
+    },
+  });
+  const actions = [
+    () => app.backend.publish(1 + draw(5)), () => app.backend.publish(1 + draw(5)), () => app.backend.publish(1 + draw(200)),
+    () => network.reset(), () => network.cut(), () => network.restore(), () => network.restore(),
+    () => draw(4) === 0 && order(app.userId, {}), () => draw(2) === 0 && app.chat.resync(),
+  ];
+  const end = Date.now() + 15_000;
+  while (Date.now() < end) {
+    await actions[draw(actions.length)]();
+    await pause(draw(150));
+  }
+  network.restore();
+  await until('live', () => app.chat.connection.status === 'live', 60_000);
+  app.backend.publish();
+  await app.isCaughtUp();
+  app.isSeamless();
+  t.diagnostic(`${app.backend.published} published, ${app.resyncs} fetches begun, ${app.stretches.length} done, ${app.asked.length} tokens asked`);
+});
+
 test('a newer place that the gateway sends is the client\'s alone, and the application hears nothing', async () => {
   const network = await Network.to(gateway);
   const app = App.start(network);

@@ -278,6 +278,21 @@ test('another beginning aborts the fetch under way', async () => {
   assert.deepEqual(fetched, ['new']);
 });
 
+test('a state that arrives just when another fetch begins is not taken for the new one', async () => {
+  for (let moments = 0; moments < 10; moments += 1) {
+    const { refetch, attempts, fetched } = refetchOf();
+    refetch.allow();
+    refetch.begin();
+    await settle();
+    attempts[0].resolve('old');
+    for (let i = 0; i < moments; i += 1) await Promise.resolve();
+    const before = [...fetched];
+    refetch.begin();
+    await settle();
+    assert.deepEqual(fetched, before, `after ${moments} moments`);
+  }
+});
+
 test('two beginnings at once are one fetch', async () => {
   const { refetch, attempts } = refetchOf();
   refetch.allow();
