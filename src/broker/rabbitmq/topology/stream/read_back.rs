@@ -5,6 +5,9 @@
 //! right after a restart missed little. Each run must end at the entry that is the oldest
 //! here. The reader of new updates is not touched.
 //!
+//! [`attempts`](super::attempts) keeps a message that ends the process from doing so at every
+//! start.
+//!
 //! Invariant: what is added to the history is exactly what the stream has before it, but for
 //! messages that nobody can read. Nothing is tried without end.
 
@@ -33,6 +36,7 @@ use super::{
         link_error::LinkError,
         shared::Shared,
     },
+    attempts::Attempt,
     message::{Message, parse},
 };
 use crate::broker::{Delivery, history::History};
@@ -44,7 +48,7 @@ const FIRST_RUN: u64 = 2_500;
 const LONGEST_RUN: u64 = 40_000;
 
 /// Messages that RabbitMQ sends before they are acknowledged.
-const PREFETCH: u16 = 1_000;
+const PREFETCH: u16 = 200;
 
 /// A run has ended if nothing comes for this long.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -76,14 +80,18 @@ pub(super) async fn run(shared: Arc<Shared>, history: Arc<History>, markers: Str
         failures: 0,
     };
     select! {
-        read = reading.read() => match read {
-            Ok(()) => {
+        read = reading.attempt() => match read {
+            Ok(true) => {
                 let updates = history.look().count();
                 info!(updates, took = ?begun.elapsed(), "RabbitMQ stream read back");
             }
+            Ok(false) => warn!(
+                "RabbitMQ stream not read back: the last instances here ended while they read; \
+                 clients from before the start do not recover"
+            ),
             Err(error) => warn!(
                 %error,
-                "RabbitMQ stream not read back: clients that were here before the start do not recover"
+                "RabbitMQ stream not read back: clients from before the start do not recover"
             ),
         },
         () = shared.stop_consuming.cancelled() => {}
@@ -115,7 +123,17 @@ struct Run {
 }
 
 impl ReadBack<'_> {
-    async fn read(mut self) -> Result<(), LinkError> {
+    /// Reads back, unless the last attempts have ended with their process.
+    async fn attempt(mut self) -> Result<bool, LinkError> {
+        let Some(attempt) = Attempt::begin(self.shared).await? else {
+            return Ok(false);
+        };
+        let read = self.read().await;
+        attempt.end().await;
+        read.map(|()| true)
+    }
+
+    async fn read(&mut self) -> Result<(), LinkError> {
         let bounds = self.history.bounds();
         if bounds.bytes == 0 || bounds.age.is_zero() {
             return Ok(());
