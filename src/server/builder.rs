@@ -46,6 +46,9 @@ pub enum BindError {
         "RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_UPDATES_EXCHANGE: orders need an exchange of their own"
     )]
     ControlExchange,
+    /// Orders and updates would share one stream.
+    #[error("RABBITMQ_CONTROL_STREAM is RABBITMQ_STREAM: orders need a stream of their own")]
+    ControlStream,
 }
 
 fn advice(error: &io::Error, setting: &str, address: &str) -> String {
@@ -107,6 +110,7 @@ impl ServerBuilder {
             None if rabbitmq.control_exchange == rabbitmq.exchange => {
                 return Err(BindError::ControlExchange);
             }
+            None if rabbitmq.shares_a_stream() => return Err(BindError::ControlStream),
             None => (None, rabbitmq.binding_keys.need_tenant()),
         };
         let metrics = metrics.unwrap_or_default();

@@ -13,6 +13,9 @@ pub(super) fn permissions(config: &RabbitMqConfig) -> String {
     if !config.control_exchange.is_empty() {
         others.push(pattern(&config.control_exchange));
     }
+    if config.keeps_orders() && !config.control_stream.starts_with("chat3-gateway.") {
+        others.push(format!("{}(\\.markers)?", pattern(&config.control_stream)));
+    }
     let any_of = |names: &[String]| format!("^({})$", names.join("|"));
     let own_only = match others.is_empty() {
         true => r"^chat3-gateway\.".to_owned(),
