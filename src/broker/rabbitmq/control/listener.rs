@@ -193,11 +193,10 @@ impl Listener {
 
     /// A consumer has ended because its queue or stream was deleted.
     fn forget(&mut self, sources: &mut Sources, tag: &str) {
-        let is_stream = |it: &mut Attachment| it.consumer.tag == tag;
-        if sources.stream.take_if(is_stream).is_some() {
+        let stream = sources.stream.as_ref();
+        if stream.is_some_and(|it| it.consumer.tag == tag) {
             warn!("RabbitMQ ended the consumer of the control stream; attaching again");
-            self.place.lose(End::Released);
-            self.stream_refusals.again_at = None;
+            self.leave_stream(sources, End::Gone);
         }
         if sources.queue.take_if(|it| it.tag == tag).is_some() {
             warn!("RabbitMQ control channel lost: orders of the last moments may be missing");

@@ -1,8 +1,8 @@
 //! Where the reader of orders stands in their stream, and how it goes on.
 //!
 //! No I/O: offsets and digests of messages go in, decisions come out. RabbitMQ silently
-//! raises an offset below the oldest one, takes one beyond the end for "what comes next", and
-//! uses offsets again in a stream that was made anew. So the reader asks for its last message
+//! raises an offset below the oldest one, silently sends nothing before the stream has reached
+//! one beyond the end, and uses offsets again in a stream that was made anew. So the reader asks for its last message
 //! once more. If that does not come first, the reader reads everything from the start: an
 //! order that is read twice does no harm, one that is never read does.
 //!
@@ -54,6 +54,8 @@ pub(super) enum End {
     Silence,
     /// The connection was lost.
     Loss,
+    /// The stream was deleted, or moved.
+    Gone,
     /// For a reason that no message can be blamed for.
     Released,
 }
@@ -219,6 +221,7 @@ impl Place {
     pub(super) fn lose(&mut self, end: End) {
         match end {
             End::Released => return,
+            End::Gone => return self.give_up(),
             End::Silence => return self.silent(),
             _ if self.has_advanced => {
                 self.ends = Ends::default();

@@ -210,6 +210,11 @@ impl Consumer {
         self.messages.recv().await
     }
 
+    /// Whether the server ended it, rather than its channel.
+    pub(super) fn was_cancelled(&self) -> bool {
+        self.messages.is_closed() && self.channel.channel.is_open()
+    }
+
     /// The message with this tag was handed on.
     pub(super) fn settle(&self, tag: u64) {
         self.acks.settle(tag);

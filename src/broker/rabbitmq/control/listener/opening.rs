@@ -213,6 +213,7 @@ impl Listener {
         if let Some(stream) = sources.stream.take() {
             self.place.lose(end);
             drop(stream.consumer.close());
+            self.shared.metrics.control_stream.set(0);
         }
         self.stream_refusals.again_at = None;
     }

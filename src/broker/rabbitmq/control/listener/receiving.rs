@@ -35,8 +35,13 @@ impl Listener {
             return;
         };
         let Some(message) = message else {
-            debug!("RabbitMQ consumer of the control stream has ended");
-            return self.leave_stream(sources, End::Released);
+            // The notice may come later.
+            let end = match stream.consumer.was_cancelled() {
+                true => End::Gone,
+                false => End::Released,
+            };
+            warn!("RabbitMQ ended the consumer of the control stream; attaching again");
+            return self.leave_stream(sources, end);
         };
         match self.receive(stream, message) {
             Next::Continue => {}

@@ -235,6 +235,7 @@ fn a_place_that_is_gone_is_given_up_for_the_start() {
         |place: &mut Place| assert_eq!(place.receive(7, 2), Verdict::Again),
         |place: &mut Place| assert_eq!(place.receive(9, 1), Verdict::Again),
         |place: &mut Place| place.lose(End::Silence),
+        |place: &mut Place| place.lose(End::Gone),
     ] {
         let mut place = at(7);
         place.lose(End::Loss);
