@@ -183,15 +183,32 @@ test('sockets are let in without RabbitMQ, and the orders are carried out on the
   const one = await start(env);
   await listens(one);
   await order(one, 'users/usr_early/disconnect', { until: anHour() });
+  const before = Date.now() - 50_000;
+  await publish(env, [
+    JSON.stringify({ userId: 'usr_history', at: before }),
+    JSON.stringify({ userId: 'usr_old', until: anHour(), at: before }),
+    JSON.stringify({ userId: 'usr_newer', until: anHour(), at: before }),
+  ]);
   network.cut();
   const other = await start({ ...env, RABBITMQ_URL: url }, broker, { connected: false });
   const begun = Date.now();
   const [early, bystander] = [await open(other, oldToken('usr_early')), await open(other, oldToken('usr_late'))];
   assert.ok(Date.now() - begun < PATIENCE_MS);
+  // Who came back after an order that only disconnects is not disconnected again, nor who has a token that it accepts.
+  const [history, old, newer] = [await open(other, oldToken('usr_history')), await open(other, oldToken('usr_old')), await open(other, token('usr_newer'))];
+  const during = await open(other, oldToken('usr_during'));
+  await order(one, 'users/usr_during/disconnect');
   network.restore();
   assert.equal(await early.refused(), 'token revoked');
-  assert.equal(bystander.connects, 1);
-  bystander.close();
+  assert.equal(await old.refused(), 'token revoked');
+  await during.when('back', () => during.connects === 2);
+  await listens(other);
+  assert.equal(await other.metric('revoked_sockets_total'), 3);
+  for (const tab of [bystander, history, newer]) {
+    assert.equal(tab.connects, 1);
+    tab.close();
+  }
+  for (const tab of [early, old, during]) tab.close();
   for (const gateway of [one, other]) await gateway.kill();
 });
 

@@ -88,6 +88,20 @@ mod tests {
     }
 
     #[test]
+    fn permissions_name_a_stream_of_orders_that_the_pattern_does_not_cover() {
+        let own = RabbitMqConfig {
+            control_stream: "my.orders".to_owned(),
+            ..config("u", "c")
+        };
+        assert!(permissions(&own).ends_with(r"'^(chat3-gateway\..*|u|c|my\.orders(\.markers)?)$'"));
+        let without_exchange = RabbitMqConfig {
+            control_exchange: String::new(),
+            ..own
+        };
+        assert!(!permissions(&without_exchange).contains("orders"));
+    }
+
+    #[test]
     fn topic_permissions_permit_the_keys_of_the_topology() {
         let config = |topology| RabbitMqConfig {
             binding_keys: "user.{userId}.*,{tenantId}.{userId}".parse().unwrap(),

@@ -162,8 +162,12 @@ impl Listener {
             return Ok(Err(close));
         }
         if !self.shared.are_broadcasts_handled() {
-            sources.awaits_handler = true;
-            return sources::bind_stream(wire, config).await;
+            let bound = sources::bind_stream(wire, config).await?;
+            sources.awaits_handler = bound.is_ok();
+            if sources.awaits_handler {
+                self.stream_refusals.again_at = None;
+            }
+            return Ok(bound);
         }
         self.shared.reading_orders.send_replace(true);
         let at_once = self.lost_at.is_none_or(|at| at.elapsed() < AT_ONCE);
