@@ -52,28 +52,17 @@ pub(super) async fn examine(
         Err(close) if close.code == NOT_FOUND => try_one(side, config).await?.map(|()| false),
         Err(close) => Err(close),
     };
-    let exists = match found {
-        Ok(exists) => exists,
-        Err(close) if stream::has_other_limits(&close) => {
-            report.warning(
-                CHECK,
-                format!("{name} exists with other limits, and keeps them: {close}"),
-                "REVOCATIONS_KEPT holds for a new stream only: set a policy (max-age) for this one, \
-                 or delete it while no gateway runs",
-            );
-            true
-        }
+    let (exists, limits) = match found {
+        Ok(exists) => (exists, None),
+        Err(close) if stream::has_other_limits(&close) => (true, Some(close)),
         Err(close) => {
-            report.warning(
-                CHECK,
-                format!("cannot be used: {close}"),
-                advice(&close, config),
-            );
+            let finding = format!("{name} cannot be used: {close}");
+            report.warning(CHECK, finding, advice(&close, config));
             return Ok(());
         }
     };
     if exists && let Err(close) = read(side, name).await? {
-        let finding = format!("{name} cannot be read: {close}");
+        let finding = format!("{name} cannot be used: {close}");
         report.warning(CHECK, finding, advice(&close, config));
         return Ok(());
     }
@@ -91,9 +80,15 @@ pub(super) async fn examine(
             return Ok(());
         }
     }
-    match exists {
-        true => report.ok(CHECK, format!("{name} exists and can be read")),
-        false => report.ok(
+    match (exists, limits) {
+        (_, Some(close)) => report.warning(
+            CHECK,
+            format!("{name} exists with other limits, and keeps them: {close}"),
+            "REVOCATIONS_KEPT holds for a new stream only: set a policy (max-age) for this one, or \
+             delete it while no gateway runs",
+        ),
+        (true, None) => report.ok(CHECK, format!("{name} exists and can be read")),
+        (false, None) => report.ok(
             CHECK,
             format!("{name} does not exist yet: serve makes it; RabbitMQ has streams"),
         ),
