@@ -88,7 +88,7 @@ test-e2e: rabbitmq chromium openssl curl src/cli/dev/node_modules tests/node_mod
 
 # $(call over-topologies,COMMANDS): COMMANDS for each topology that is not the default.
 # All of them run; if one fails, the target fails at the end.
-over-topologies = failed=; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; $(1) done; test -z "$$failed"
+over-topologies = failed=; for topology in shared firehose stream; do export RABBITMQ_TOPOLOGY=$$topology; $(1) done; test -z "$$failed"
 
 # The tests that differ most between topologies run with every `make test`; test-topologies
 # runs all tests that concern the broker.
@@ -99,7 +99,7 @@ test-topologies-lean: rabbitmq tests/node_modules
 			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs) || failed=1; \
 		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens || failed=1;)
 
-test-topologies: rabbitmq openssl src/cli/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues and a firehose
+test-topologies: rabbitmq openssl src/cli/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues, a firehose and a stream
 	cargo build --locked
 	$(call over-topologies, \
 		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service || failed=1; \
@@ -135,12 +135,16 @@ bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the ta
 	$(bench-run) --quick ../target/bench/quick.json
 	node tests/bench/report.mjs target/bench/quick.json
 
-proxies: rabbitmq openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy
+proxies: rabbitmq openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy, and how soon clients are back when a gateway goes
 	$(call need,/usr/sbin/nginx,nginx)
 	$(call need,/usr/sbin/haproxy,haproxy)
 	$(call need,caddy,caddy)
+	$(call need,/usr/sbin/ip,iproute2)
 	cargo build --locked
 	cd tests && node --test proxies.test.mjs
+	@# In a network namespace of its own, so that addresses can go; without one it says that it skips.
+	cd tests && alone='unshare --map-root-user --net' && { $$alone true 2>/dev/null || alone=; } && \
+		$$alone sh -c 'ip link set lo up 2>/dev/null; exec node --test handover.test.mjs'
 
 deploy: rabbitmq tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests
 	$(call need,promtool,prometheus)

@@ -5,7 +5,7 @@ use std::{process::ExitCode, thread, time::Duration};
 
 use anyhow::Context;
 use chat3_gateway::{
-    RabbitMqService, Server,
+    BindError, RabbitMqService, Server,
     internal::cli::{self, Cli, Command, telemetry},
 };
 use futures_util::FutureExt;
@@ -33,18 +33,34 @@ fn main() -> ExitCode {
         eprintln!("chat3-gateway: the allocator returns memory late: {error}");
     }
     let cli = load_dotenv().and_then(|()| Cli::from_process().map_err(anyhow::Error::msg));
-    match cli.and_then(run_on_large_stack) {
-        Ok(code) => code,
-        Err(error) => {
-            // One line, causes included, reads well in a terminal and at the end of a log.
-            eprintln!("chat3-gateway: {error:#}");
-            match std::env::args_os().nth(1) {
-                // `doctor` ends with 1 when it has found a problem.
-                Some(command) if command == "doctor" => ExitCode::from(2),
-                _ => ExitCode::FAILURE,
-            }
+    let is_readable = cli.is_ok();
+    let ended = cli.and_then(run_on_large_stack);
+    ended.unwrap_or_else(|error| {
+        // One line, causes included, reads well in a terminal and at the end of a log.
+        eprintln!("chat3-gateway: {error:#}");
+        let is_misconfigured = !is_readable || concerns_settings(&error);
+        let command = std::env::args_os().nth(1).unwrap_or_default();
+        match command.to_str() {
+            // It ends with 1 when it has found a problem.
+            Some("doctor") => ExitCode::from(2),
+            // Docker knows 0 and 1 only.
+            Some("health") => ExitCode::FAILURE,
+            _ if is_misconfigured => ExitCode::from(MISCONFIGURED),
+            _ => ExitCode::FAILURE,
         }
-    }
+    })
+}
+
+/// The exit code for settings with which another start would fail as well: that of sysexits.h
+/// for a configuration error. The systemd unit does not restart after it.
+const MISCONFIGURED: u8 = 78;
+
+/// Whether only other settings can help. A port that is taken may be free at the next start.
+fn concerns_settings(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(BindError::Keys(_) | BindError::ControlExchange)
+    )
 }
 
 /// A core dump would hold keys, passwords and tokens. A process that is not dumpable

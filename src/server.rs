@@ -65,6 +65,7 @@ pub struct Server {
     metrics: Metrics,
     hub: Arc<Hub>,
     transports: Transports,
+    shutdown_delay: Duration,
     shutdown_spread: Duration,
     shutdown_timeout: Duration,
 }
@@ -96,7 +97,8 @@ impl Server {
         &self.metrics
     }
 
-    /// Serves until `shutdown` completes, then shuts down within the configured time.
+    /// Serves until `shutdown` completes, then shuts down: `/ready` fails, and after the
+    /// configured delay all connections are closed within the configured time.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         info!(address = %self.local_addr, "Listening");
         let stop_serving = CancellationToken::new();
@@ -117,6 +119,11 @@ impl Server {
             stop_serving.clone(),
         ));
         shutdown.await;
+        if !self.shutdown_delay.is_zero() {
+            info!(delay = ?self.shutdown_delay, "Not ready any more, and still serving");
+            self.transports.fail_readiness();
+            tokio::time::sleep(self.shutdown_delay).await;
+        }
         info!("Shutting down");
         let until = Deadlines::new(self.shutdown_timeout);
         // `/ready` answers 503 and handshakes are refused; established sockets still work.

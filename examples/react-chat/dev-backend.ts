@@ -10,7 +10,7 @@
 import { randomBytes } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Plugin } from 'vite';
-import type { Dialog, EventType, Message, MessageStatus, Reaction } from './src/chat3-events';
+import type { Dialog, EventType, Message, MessageStatus, Reaction } from 'chat3-gateway-client';
 import type { DialogState, Session, StoredMessage } from './src/api';
 
 const TENANT = 'tnt_default';

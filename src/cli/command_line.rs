@@ -5,9 +5,11 @@
 
 mod mistakes;
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource,
+};
 use serde::Deserialize;
 
 use crate::{
@@ -48,12 +50,39 @@ impl Cli {
     /// One line about the mistake, which names flag and variable. It repeats the value only
     /// if the value cannot be a secret.
     pub fn from_process() -> Result<Self, String> {
-        Self::try_parse().map_err(|error| {
+        Self::read().map_err(|error| {
             if !error.use_stderr() {
                 error.exit();
             }
             mistakes::describe(&error)
         })
+    }
+
+    /// Parses as [`Self::try_parse`] does, and notes whether flags told `health` what to ask.
+    fn read() -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches()?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        if let (Some(Command::Health(args)), Some(health)) =
+            (&mut cli.command, matches.subcommand_matches("health"))
+        {
+            let flags = ["host", "port", "admin_addr"].map(|flag| health.value_source(flag));
+            args.is_told_where = flags.contains(&Some(ValueSource::CommandLine));
+        }
+        Ok(cli)
+    }
+
+    /// The listeners of the gateway that was started with this command line, program
+    /// included, in an environment like this process's. None if it is no gateway's.
+    pub fn listeners_of(
+        command_line: impl IntoIterator<Item = OsString>,
+    ) -> Option<(String, HttpConfig)> {
+        let cli = Self::try_parse_from(command_line).ok()?;
+        match cli.command {
+            None => Some((cli.serve.config.host, cli.serve.config.http)),
+            Some(Command::Serve(args)) => Some((args.config.host, args.config.http)),
+            Some(Command::Dev(args)) => Some((args.host, args.http)),
+            Some(_) => None,
+        }
     }
 }
 
@@ -205,7 +234,8 @@ pub enum Generation {
     Original,
 }
 
-/// The gateway that `health` asks, found by the settings of that gateway.
+/// The gateway that `health` asks: the one that a flag names, else the first process of this
+/// container if that is a gateway, else the one that the environment describes.
 #[derive(Debug, Clone, Args)]
 pub struct HealthArgs {
     /// Check whether the gateway takes new clients (/ready), not whether it is up (/health)
@@ -221,6 +251,9 @@ pub struct HealthArgs {
     #[arg(long, env, value_name = "ADDRESS:PORT", value_parser = parse_optional_address,
         default_value = "", hide_default_value = true, help_heading = LISTENER)]
     pub admin_addr: OptionalAddress,
+    /// Whether a flag says where the gateway listens
+    #[arg(skip)]
+    pub is_told_where: bool,
 }
 
 /// What `doctor` examines: the settings of `serve`.
@@ -290,8 +323,6 @@ fn parse_json(text: &str) -> Result<serde_json::Value, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, Parser};
-
     use super::*;
 
     #[test]

@@ -2,9 +2,17 @@
 //! an HTTP client.
 //!
 //! The check asks over the network, as any client does, so that a process that hangs is
-//! not healthy. Imports nothing of this crate but its arguments.
+//! not healthy. The gateway may have been told its port by a flag, which the environment does
+//! not show, so the check reads the command line of the container's first process. Imports
+//! nothing of this crate but its arguments.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    net::IpAddr,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -16,7 +24,7 @@ use hyper_util::{
 };
 use tokio::time::timeout;
 
-use super::command_line::HealthArgs;
+use super::command_line::{Cli, HealthArgs};
 
 /// Below the five seconds that supervisors usually give a check.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -29,7 +37,13 @@ const MAX_ANSWER_BYTES: usize = 4096;
 /// # Errors
 /// When the gateway cannot be reached, does not answer in time, or answers with an error.
 pub async fn check(args: &HealthArgs) -> anyhow::Result<String> {
-    let uri = uri(args)?;
+    let first_process = match args.is_told_where {
+        true => None,
+        // In a container. Elsewhere, and where /proc is hidden, there is only the environment.
+        false => std::fs::read("/proc/1/cmdline").ok(),
+    };
+    let gateway = first_process.and_then(|line| started_with(&line, args.ready));
+    let uri = uri(gateway.as_ref().unwrap_or(args))?;
     let answer = timeout(ANSWER_TIMEOUT, ask(&uri)).await;
     answer
         .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {ANSWER_TIMEOUT:?}")))
@@ -46,6 +60,27 @@ async fn ask(uri: &Uri) -> anyhow::Result<String> {
     let answer = String::from_utf8_lossy(&body.to_bytes()).into_owned();
     anyhow::ensure!(status.is_success(), "it answers {status}: {answer}");
     Ok(answer)
+}
+
+/// What to ask the gateway that was started with this command line, whose words end with NUL.
+/// None if it is another program's.
+fn started_with(command_line: &[u8], ready: bool) -> Option<HealthArgs> {
+    let words = command_line.strip_suffix(b"\0")?.split(|byte| *byte == 0);
+    // Behind an init such as that of `docker run --init`.
+    let words = words.map(OsStr::from_bytes).skip_while(|word| {
+        let program = Path::new(word).file_name();
+        program != Some(OsStr::new("chat3-gateway"))
+    });
+    let words = words.map(OsString::from).collect::<Vec<_>>();
+    words.first()?;
+    let (host, http) = Cli::listeners_of(words)?;
+    Some(HealthArgs {
+        ready,
+        host,
+        port: http.port,
+        admin_addr: http.admin_addr,
+        is_told_where: true,
+    })
 }
 
 fn uri(args: &HealthArgs) -> anyhow::Result<Uri> {
@@ -96,8 +131,45 @@ mod tests {
                 host: host.to_owned(),
                 port,
                 admin_addr: admin.map(|address: &str| address.parse().unwrap()),
+                is_told_where: false,
             };
             assert_eq!(uri(&args).unwrap().to_string(), expected);
         }
+    }
+
+    #[test]
+    fn the_command_line_of_the_first_process_says_where_it_is() {
+        for (words, expected) in [
+            (
+                &["chat3-gateway", "serve", "--port", "8080"][..],
+                Some("http://127.0.0.1:8080/health"),
+            ),
+            (
+                &["/usr/local/bin/chat3-gateway", "--port=8080", "--host=::1"],
+                Some("http://[::1]:8080/health"),
+            ),
+            (
+                &[
+                    "/sbin/docker-init",
+                    "--",
+                    "/x/chat3-gateway",
+                    "dev",
+                    "--admin-addr",
+                    "10.0.0.7:9",
+                ],
+                Some("http://10.0.0.7:9/health"),
+            ),
+            (&["chat3-gateway", "publish", "--user=a", "--event=b"], None),
+            (&["chat3-gateway", "serve", "--port", "none"], None),
+            (&["/sbin/init", "--port", "8080"], None),
+            (&[""], None),
+        ] {
+            let line = words.iter().map(|word| format!("{word}\0"));
+            let line = line.collect::<String>();
+            let args = started_with(line.as_bytes(), false);
+            let uri = args.map(|args| uri(&args).unwrap().to_string());
+            assert_eq!(uri.as_deref(), expected, "{words:?}");
+        }
+        assert!(started_with(b"", false).is_none());
     }
 }

@@ -35,6 +35,12 @@ pub struct HttpConfig {
         default_value = text(Self::default().socket_write_timeout), value_parser = parse_delay,
         help_heading = LISTENER))]
     pub socket_write_timeout: Duration,
+    /// Time for which a shutdown only fails /ready and still serves clients, new ones too, so
+    /// that load balancers notice first; in addition to the time of the shutdown. 0 for none
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "DURATION",
+        default_value = text(Self::default().shutdown_delay), value_parser = parse_window,
+        help_heading = LISTENER))]
+    pub shutdown_delay: Duration,
     /// Time over which a shutdown closes connections, so that clients do not all reconnect at
     /// once
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "DURATION",
@@ -113,6 +119,7 @@ impl Default for HttpConfig {
             cors_origin: CorsOrigins::default(),
             admin_token: None,
             socket_write_timeout: Duration::from_secs(30),
+            shutdown_delay: Duration::ZERO,
             shutdown_spread: Duration::from_secs(2),
             shutdown_timeout: Duration::from_secs(10),
             admin_addr: None,

@@ -110,12 +110,12 @@ async fn health(State(http): State<Http>) -> Json<Value> {
 
 /// Whether a load balancer may send new clients here.
 async fn ready(State(http): State<Http>) -> (StatusCode, Json<Value>) {
-    match http.transports.is_draining() {
-        true => (
+    match http.transports.is_ready() {
+        true => (StatusCode::OK, Json(json!({"status": "ready"}))),
+        false => (
             StatusCode::SERVICE_UNAVAILABLE,
             Json(json!({"status": "draining"})),
         ),
-        false => (StatusCode::OK, Json(json!({"status": "ready"}))),
     }
 }
 

@@ -7,6 +7,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::Router;
 use tokio::net::{TcpListener, ToSocketAddrs};
+use tracing::warn;
 
 use super::{AdminListener, Server, admin, orders, origins};
 use crate::{
@@ -100,7 +101,7 @@ impl ServerBuilder {
     /// When a setting is wrong, or an address cannot be bound. Nothing has started then.
     pub async fn bind(self) -> Result<Server, BindError> {
         let Config {
-            rabbitmq,
+            mut rabbitmq,
             host,
             http,
             jwt,
@@ -113,6 +114,14 @@ impl ServerBuilder {
             None if rabbitmq.shares_a_stream() => return Err(BindError::ControlStream),
             None => (None, rabbitmq.binding_keys.need_tenant()),
         };
+        let window = http.recovery.window;
+        rabbitmq.keep_stream_for(window);
+        if rabbitmq.keeps_too_little_for(window) {
+            warn!(
+                max_age = ?rabbitmq.stream_max_age(), recovery_window = ?window,
+                "RABBITMQ_STREAM_MAX_AGE is less than twice RECOVERY_WINDOW: the stream may no longer have what clients missed"
+            );
+        }
         let metrics = metrics.unwrap_or_default();
         let verifier = Verifier::new(&jwt, needs_tenant, &metrics)?;
         let address = format!("{host}:{}", http.port);
@@ -167,6 +176,7 @@ impl ServerBuilder {
             metrics,
             hub,
             transports,
+            shutdown_delay: http.shutdown_delay,
             shutdown_spread: http.shutdown_spread,
             shutdown_timeout: http.shutdown_timeout,
         })

@@ -111,7 +111,9 @@ struct Shared {
     request_turns: Semaphore,
     /// Connections accepted so far: the next one's number.
     accepted: AtomicU64,
-    /// Set once, when the server begins to shut down.
+    /// Set once, when load balancers are told to send no new clients here.
+    unready: AtomicBool,
+    /// Set once, when the server begins to close.
     draining: AtomicBool,
 }
 
@@ -135,6 +137,7 @@ impl Transports {
             takeovers: Takeovers::default(),
             request_turns: Semaphore::new(REQUESTS_IN_A_TURN),
             accepted: AtomicU64::new(0),
+            unready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }))
     }
@@ -233,6 +236,17 @@ impl Transports {
             let (what, left_out) = (excess.label(), line.left_out);
             warn!(%peer, what, left_out, "closing a connection that sends too much");
         }
+    }
+
+    /// From now on, load balancers are told to send new clients elsewhere. Those that come
+    /// nevertheless are served.
+    pub fn fail_readiness(&self) {
+        self.0.unready.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether new clients should come here.
+    pub fn is_ready(&self) -> bool {
+        !self.0.unready.load(Ordering::Relaxed) && !self.is_draining()
     }
 
     /// From now on, handshakes are answered with 503, so that clients retry elsewhere.

@@ -128,6 +128,6 @@ test('bodies of an unknown shape, and those without any, are treated as without 
 
 test('an unknown shape is reported as a mistake', async () => {
   const { code, stderr } = await runGateway(['serve'], { env: { CHAT3_ENVELOPE: 'flat', JWT_SECRET: 'x'.repeat(32) } });
-  assert.equal(code, 1);
+  assert.equal(code, 78);
   assert.match(stderr, /CHAT3_ENVELOPE \(--chat3-envelope\): "flat" is none of auto, original/);
 });

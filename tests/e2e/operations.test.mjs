@@ -60,6 +60,23 @@ for (const [what, args, env, pattern] of [
   });
 }
 
+test('the exit code tells settings that are wrong from what another start may find in order', async () => {
+  const env = { JWT_SECRET: SECRET, LOG_FILE: '', PORT: '0', HOST: '127.0.0.1' };
+  for (const [args, settings, expected] of [
+    [['serve'], { PORT: 'none' }, 78],
+    [['serve'], { JWT_SECRET: '' }, 78],
+    [['dev'], { JWT_PUBLIC_KEY_FILE: '/nowhere.pem' }, 78],
+    [['serve', '--colour'], {}, 78],
+    [['serve'], { HOST: 'nowhere.invalid' }, 1],
+    // Docker knows no others.
+    [['health'], { PORT: 'none' }, 1],
+    [['doctor'], { PORT: 'none' }, 2],
+  ]) {
+    const { code, stderr } = await runGateway(args, { env: { ...env, ...settings } });
+    assert.equal(code, expected, `${args} ${JSON.stringify(settings)}: ${stderr}`);
+  }
+});
+
 test('a port in use is one clear line, which ends with what to set', async () => {
   const taken = net.createServer();
   await new Promise((resolve) => taken.listen(0, '127.0.0.1', resolve));

@@ -164,7 +164,7 @@ for (const [what, env, pattern] of [
 ]) {
   test(`with ${what} it does not start, and says why in one line`, async () => {
     const { code, stdout, stderr } = await runGateway(['serve'], { env: { LOG_FILE: '', PORT: '0', ...env } });
-    assert.equal(code, 1, stderr);
+    assert.equal(code, 78, stderr);
     assert.match(stderr, pattern);
     assert.equal(stderr.trim().split('\n').length, 1, stderr);
     assert.equal(stdout, '');

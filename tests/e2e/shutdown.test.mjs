@@ -111,6 +111,35 @@ test('a second signal ends it at once', async () => {
   }
 });
 
+test('for SHUTDOWN_DELAY it is not ready, and still serves and lets clients in', async () => {
+  const gateway = await Gateway.start(broker, { env: { SHUTDOWN_DELAY: '3s' } });
+  const before = await Tab.open(gateway, 'usr_before', { reconnection: false });
+  const exit = gateway.terminate();
+  await until('not ready', async () => (await gateway.get('/ready')).status === 503);
+  assert.equal((await gateway.get('/readyz')).status, 503);
+  for (const path of ['/health', '/livez']) assert.equal((await gateway.get(path)).status, 200, path);
+  const meanwhile = await Tab.open(gateway, 'usr_meanwhile', { reconnection: false });
+  await before.saw(publisher.update('usr_before'));
+  await meanwhile.saw(publisher.update('usr_meanwhile'));
+  assert.deepEqual([before.disconnects, meanwhile.disconnects], [[], []]);
+  const { code, ms } = await exit;
+  assert.equal(code, 0);
+  assert.ok(ms >= 3000 && ms < 8000, `${ms} ms`);
+  for (const tab of [before, meanwhile]) await tab.when('disconnected', () => tab.disconnects.length > 0);
+});
+
+test('a second signal ends it at once, in SHUTDOWN_DELAY too', async () => {
+  const gateway = await Gateway.start(broker, { env: { SHUTDOWN_DELAY: '1m' } });
+  const exit = gateway.terminate();
+  await gateway.logged(/Not ready any more/);
+  // Twice within 300 ms counts once: here time itself is under test.
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  gateway.child.kill('SIGTERM');
+  const { code, ms } = await exit;
+  assert.equal(code, 130);
+  assert.ok(ms < 6000, `${ms} ms`);
+});
+
 test('SIGTERM under full load: what was consumed arrived, without a hole, on every socket', async () => {
   const gateway = await Gateway.start(broker);
   const users = Array.from({ length: 50 }, (_, i) => `usr_load_${i}`);

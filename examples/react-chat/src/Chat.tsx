@@ -1,5 +1,7 @@
-import { useEffect, useReducer, useRef, useState } from 'react';
-import type { Api, Session } from './api';
+import { useMemo, useReducer, useState } from 'react';
+import type { Connection } from 'chat3-gateway-client';
+import { useChatUpdates } from 'chat3-gateway-client/react';
+import { apiOf } from './api';
 import { chatReducer, EMPTY_CHAT, isToBeFetched } from './chat';
 import { Composer } from './Composer';
 import { ConnectionBadge } from './ConnectionBadge';
@@ -7,71 +9,31 @@ import { CutButton } from './CutButton';
 import { Members } from './Members';
 import { MessageList } from './MessageList';
 import { nameOf } from './people';
-import { useChatUpdates } from './useChatUpdates';
 import { useReceipts } from './useReceipts';
 import { useTypers } from './useTypers';
 
-/** How many times in a row the page asks for a new session; after that, the button does. The pauses before double: none, 2, 4, 8, 16 s. */
-const MAX_RENEWALS = 5;
+const GATEWAY_URL: string = import.meta.env.VITE_GATEWAY_URL ?? `http://${location.hostname}:3001`;
 
-interface Props {
-  me: string;
-  api: Api;
-  session: Session;
-  /** Gets another session. */
-  signIn: () => void;
-}
-
-export function Chat({ me, api, session, signIn }: Props) {
+/** The chat of the user at the screen. */
+export function Chat({ me }: { me: string }) {
+  const api = useMemo(() => apiOf(me), [me]);
   const [chat, dispatch] = useReducer(chatReducer(me), EMPTY_CHAT);
   const [problem, setProblem] = useState<string | null>(null);
-  const [wantedFetch, wantFetch] = useReducer((count: number) => count + 1, 0);
-  const doneFetch = useRef(0);
 
-  const { connection, fetched, expiresAt, refresh, socket } = useChatUpdates(session.token, (update) => {
-    dispatch({ type: 'update', update });
-    if (isToBeFetched(update)) wantFetch();
+  const { connection, resync, connect, chat: socket } = useChatUpdates({
+    url: GATEWAY_URL,
+    user: me,
+    getToken: async () => (await api.session()).token,
+    onResync: async ({ signal }) => {
+      const state = await api.dialog(signal);
+      if (!signal.aborted) dispatch({ type: 'fetched', state });
+    },
+    onUpdate: (update) => {
+      dispatch({ type: 'update', update });
+      if (isToBeFetched(update)) resync();
+    },
   });
-
-  const isConnected = ['must-refetch', 'live', 'recovered'].includes(connection.status);
-
-  // The state is fetched when the connection asks for it, and when an update does.
-  useEffect(() => {
-    if (!isConnected || (connection.status !== 'must-refetch' && wantedFetch === doneFetch.current)) return;
-    let isCurrent = true;
-    dispatch({ type: 'fetching' });
-    api.dialog().then(
-      (state) => {
-        if (!isCurrent) return;
-        dispatch({ type: 'fetched', state });
-        doneFetch.current = wantedFetch;
-        setProblem(null);
-        fetched();
-      },
-      (error: Error) => isCurrent && setProblem(error.message),
-    );
-    return () => void (isCurrent = false);
-  }, [api, connection, isConnected, fetched, wantedFetch]);
-
-  // The token is replaced in place. If that fails, the next reconnect brings the new one.
-  useEffect(() => {
-    if (expiresAt) api.session().then(({ token }) => refresh(token)).catch(console.warn);
-  }, [api, expiresAt, refresh]);
-
-  // A computer that has slept comes back with an old token. If it has not expired
-  // by our clock, the clocks disagree, and the next token would be refused as well.
-  const renewals = useRef(0);
-  useEffect(() => {
-    if (isConnected) renewals.current = 0;
-    const isOver = Date.parse(session.expiresAt) <= Date.now();
-    if (connection.reason !== 'token expired' || !isOver || renewals.current === MAX_RENEWALS) return;
-    const pause = renewals.current === 0 ? 0 : 1000 * 2 ** renewals.current;
-    const timer = setTimeout(() => {
-      renewals.current += 1;
-      signIn();
-    }, pause);
-    return () => clearTimeout(timer);
-  }, [connection, isConnected, session, signIn]);
+  const failure = failureOf(connection);
 
   useReceipts(me, api, chat.messages);
   const typers = useTypers(chat.typing);
@@ -87,8 +49,8 @@ export function Chat({ me, api, session, signIn }: Props) {
     <main className="chat">
       <header>
         <h1>{chat.title || 'Chat'}</h1>
-        <ConnectionBadge connection={connection} signIn={signIn} />
-        <CutButton socket={socket} isConnected={isConnected} />
+        <ConnectionBadge connection={connection} signIn={connect} />
+        <CutButton chat={socket} isConnected={['syncing', 'live'].includes(connection.status)} />
         <Members
           me={me}
           members={chat.members}
@@ -96,9 +58,9 @@ export function Chat({ me, api, session, signIn }: Props) {
           remove={(member) => attempt(api.removeMember(member))}
         />
       </header>
-      {problem && (
+      {(problem ?? failure) && (
         <p className="problem" role="alert">
-          {problem} <button onClick={() => (setProblem(null), wantFetch())}>Try again</button>
+          {problem ?? failure} <button onClick={() => (problem ? setProblem(null) : resync())}>{problem ? 'OK' : 'Try again'}</button>
         </p>
       )}
       <MessageList
@@ -114,4 +76,11 @@ export function Chat({ me, api, session, signIn }: Props) {
       <Composer send={(content) => attempt(api.send(content))} typing={() => api.typing().catch(() => {})} />
     </main>
   );
+}
+
+/** What the user should know about the connection, beyond the badge. */
+function failureOf({ status, reason, failures }: Connection): string | null {
+  if (status === 'syncing' && failures > 0) return reason;
+  if (status === 'connecting' && reason) return `No connection to ${GATEWAY_URL} (${reason}). Start the gateway with \`make run\`.`;
+  return null;
 }

@@ -1,23 +1,26 @@
-import type { Connection } from './useChatUpdates';
+import type { Connection } from 'chat3-gateway-client';
 
-const TEXTS: Record<Connection['status'], [label: string, explanation: string]> = {
+const TEXTS: Record<Connection['status'] | 'recovered', [label: string, explanation: string]> = {
   connecting: ['Connecting…', 'Not connected to the gateway yet'],
-  'must-refetch': ['Must refetch', 'Connected; what happened before has to be fetched'],
+  syncing: ['Fetching…', 'Connected; what happened before is being fetched'],
   live: ['Live', 'Every update arrives as it happens'],
-  reconnecting: ['Reconnecting…', 'The connection is lost; the client tries again by itself'],
   recovered: ['Recovered', 'Live again; what was missed has been delivered, once'],
+  offline: ['Reconnecting…', 'The connection is lost; the client tries again by itself'],
   refused: ['Refused', 'The gateway did not accept the token'],
+  closed: ['Closed', 'Signed out'],
 };
 
 export function ConnectionBadge({ connection, signIn }: { connection: Connection; signIn: () => void }) {
-  const [label, explanation] = TEXTS[connection.status];
+  const { status, recovered, reason } = connection;
+  const shown = recovered ? 'recovered' : status;
+  const [label, explanation] = TEXTS[shown];
   return (
     <div className="connection">
-      <span className="badge" data-status={connection.status} role="status" title={explanation}>
+      <span className="badge" data-status={shown} role="status" title={reason ?? explanation}>
         {label}
-        {connection.reason && `: ${connection.reason}`}
+        {status === 'refused' && `: ${reason}`}
       </span>
-      {connection.status === 'refused' && <button onClick={signIn}>Sign in again</button>}
+      {status === 'refused' && <button onClick={signIn}>Sign in again</button>}
     </div>
   );
 }

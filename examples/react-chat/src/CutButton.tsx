@@ -1,16 +1,16 @@
-import { useState, type RefObject } from 'react';
-import type { ChatSocket } from './useChatUpdates';
+import { useState } from 'react';
+import type { ChatUpdates } from 'chat3-gateway-client/react';
 
 /** For demonstrations: breaks the connection as a lost network would, and keeps the client away until pressed again. */
-export function CutButton({ socket, isConnected }: { socket: RefObject<ChatSocket | null>; isConnected: boolean }) {
+export function CutButton({ chat, isConnected }: { chat: ChatUpdates['chat']; isConnected: boolean }) {
   const [wasCut, setWasCut] = useState(false);
   const isCut = wasCut && !isConnected;
   const toggle = () => {
-    const mine = socket.current;
-    if (!mine) return;
-    mine.io.reconnection(isCut);
-    if (isCut) mine.connect();
-    else mine.io.engine.close();
+    const socket = chat.current?.socket;
+    if (!socket) return;
+    socket.io.reconnection(isCut);
+    if (isCut) socket.connect();
+    else socket.io.engine.close();
     setWasCut(!isCut);
   };
   return (

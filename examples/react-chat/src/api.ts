@@ -1,7 +1,7 @@
 // The application's API, as the browser calls it, for everything that the gateway does
 // not do. `dev-backend.ts` answers here; replace these calls with your own.
 
-import type { Dialog, MessageStatus, Reaction } from './chat3-events';
+import type { Dialog, MessageStatus, Reaction } from 'chat3-gateway-client';
 
 export interface Session {
   token: string;
@@ -26,11 +26,12 @@ export interface DialogState {
 export type Api = ReturnType<typeof apiOf>;
 
 export function apiOf(user: string) {
-  async function call<Result>(action: string, args: Record<string, string> = {}): Promise<Result> {
+  async function call<Result>(action: string, args: Record<string, string> = {}, signal?: AbortSignal): Promise<Result> {
     const answer = await fetch(`/api/${action}`, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body: JSON.stringify({ user, ...args }),
+      signal,
     });
     const result = await answer.json();
     if (!answer.ok) throw new Error(result.error);
@@ -38,7 +39,7 @@ export function apiOf(user: string) {
   }
   return {
     session: () => call<Session>('session'),
-    dialog: () => call<DialogState>('dialog'),
+    dialog: (signal: AbortSignal) => call<DialogState>('dialog', {}, signal),
     send: (content: string) => call<void>('send', { content }),
     edit: (id: string, content: string) => call<void>('edit', { id, content }),
     remove: (id: string) => call<void>('remove', { id }),

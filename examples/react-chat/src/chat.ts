@@ -1,8 +1,8 @@
-// The state of the screen, as a function of the fetched state and the updates
-// after it. Applying an update twice changes nothing, so that it does not matter
-// whether a fetch already contains it.
+// The state of the screen, as a function of the fetched state and the updates that
+// follow it. Applying an update twice changes nothing: those that arrived during the
+// fetch may be in the fetched state already.
 
-import { dateOf, dialogIn, eventTypeOf, messageIn, type Chat3Update, type Message, type MessageStatus, type Reaction } from './chat3-events';
+import { dateOf, dialogIn, eventTypeOf, messageIn, type Chat3Update, type Message, type MessageStatus, type Reaction } from 'chat3-gateway-client';
 import type { DialogState } from './api';
 
 export interface ChatMessage {
@@ -22,31 +22,16 @@ export interface Chat {
   messages: ChatMessage[];
   /** Who is typing, and until when that is assumed, in ms since 1970. */
   typing: Record<string, number>;
-  /** The updates that arrive while the state is being fetched: they may be newer than the fetched state. */
-  sinceFetch: Chat3Update[] | null;
 }
 
-export const EMPTY_CHAT: Chat = { title: '', members: [], messages: [], typing: {}, sinceFetch: null };
+export const EMPTY_CHAT: Chat = { title: '', members: [], messages: [], typing: {} };
 
-export type ChatAction =
-  | { type: 'fetching' }
-  | { type: 'fetched'; state: DialogState }
-  | { type: 'update'; update: Chat3Update };
+export type ChatAction = { type: 'fetched'; state: DialogState } | { type: 'update'; update: Chat3Update };
 
 /** `me` is the user at the screen. */
 export function chatReducer(me: string) {
-  return (chat: Chat, action: ChatAction): Chat => {
-    switch (action.type) {
-      case 'fetching':
-        return { ...chat, sinceFetch: [] };
-      case 'fetched':
-        return (chat.sinceFetch ?? []).reduce((chat, update) => updated(chat, update, me), stored(chat, action.state));
-      case 'update': {
-        const sinceFetch = chat.sinceFetch && [...chat.sinceFetch, action.update];
-        return { ...updated(chat, action.update, me), sinceFetch };
-      }
-    }
-  };
+  return (chat: Chat, action: ChatAction): Chat =>
+    action.type === 'fetched' ? stored(chat, action.state) : updated(chat, action.update, me);
 }
 
 /** Whether an update says that the members changed, or that a deleted message was restored. It lacks the details: these must be fetched. */
@@ -62,7 +47,6 @@ function stored(chat: Chat, { dialog, members, messages }: DialogState): Chat {
     members,
     messages: messages.map(({ createdAt, isEdited = false, ...message }) => ({ ...message, at: dateOf(createdAt), isEdited })),
     typing: chat.typing,
-    sinceFetch: null,
   };
 }
 

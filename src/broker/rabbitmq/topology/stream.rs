@@ -318,9 +318,17 @@ pub(crate) fn markers(config: &RabbitMqConfig) -> String {
 
 /// The declaration of the stream.
 pub(crate) fn declaration(config: &RabbitMqConfig) -> QueueDeclareArguments {
-    let seconds = config.stream_max_age.as_secs().max(1);
+    QueueDeclareArguments::new(&config.stream)
+        .durable(true)
+        .arguments(limits(config))
+        .finish()
+}
+
+/// The arguments of the declaration: what the stream is, and what it keeps.
+pub(crate) fn limits(config: &RabbitMqConfig) -> FieldTable {
+    let seconds = config.stream_max_age().as_secs().max(1);
     let text = |text: &str| FieldValue::S(text.try_into().expect("a short text"));
-    let arguments = [
+    table([
         ("x-queue-type", text("stream")),
         ("x-max-age", text(&format!("{seconds}s"))),
         ("x-max-length-bytes", FieldValue::l(MAX_BYTES)),
@@ -328,11 +336,7 @@ pub(crate) fn declaration(config: &RabbitMqConfig) -> QueueDeclareArguments {
             "x-stream-max-segment-size-bytes",
             FieldValue::l(SEGMENT_BYTES),
         ),
-    ];
-    QueueDeclareArguments::new(&config.stream)
-        .durable(true)
-        .arguments(table(arguments))
-        .finish()
+    ])
 }
 
 fn consumption(stream: &str, tag: &str, start: StartAt) -> BasicConsumeArguments {
