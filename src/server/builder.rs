@@ -50,6 +50,9 @@ pub enum BindError {
     /// Orders and updates would share one stream.
     #[error("RABBITMQ_CONTROL_STREAM is RABBITMQ_STREAM: orders need a stream of their own")]
     ControlStream,
+    /// A secret can be guessed.
+    #[error("RECOVERY_SECRET has a secret of fewer than 16 bytes")]
+    RecoverySecret,
 }
 
 fn advice(error: &io::Error, setting: &str, address: &str) -> String {
@@ -103,9 +106,16 @@ impl ServerBuilder {
         let Config {
             mut rabbitmq,
             host,
-            http,
+            mut http,
             jwt,
         } = self.config;
+        if http.recovery.secrets.are_weak() {
+            return Err(BindError::RecoverySecret);
+        }
+        if http.recovery.secrets.0.is_empty() {
+            let derived = jwt.jwt_secret.iter().filter(|it| it.expose().is_some());
+            http.recovery.secrets.0 = derived.cloned().collect();
+        }
         let (metrics, needs_tenant) = match &self.broker {
             Some(broker) => (broker.metrics(), broker.needs_tenant()),
             None if rabbitmq.control_exchange == rabbitmq.exchange => {

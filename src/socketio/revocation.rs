@@ -116,7 +116,6 @@ impl Revocations {
     /// sent away at `begun` or later. Since the clocks of instances differ, this also holds
     /// for less than five seconds before `begun`. It is known for three times the recovery
     /// window, at least ten minutes.
-    #[allow(dead_code)] // For sessions that other instances began.
     pub fn forbids_recovery(&self, user: &User, begun: SystemTime) -> bool {
         let moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
         moments.forbid(user, begun, SystemTime::now())

@@ -11,7 +11,6 @@ use indexmap::IndexMap;
 use crate::user::{TenantId, User, UserId};
 
 /// How far the clocks of two instances may differ.
-#[allow(dead_code)] // As `forbid`.
 const SKEW: Duration = Duration::from_secs(5);
 
 /// The newest order for each user, by tenant or for all tenants.
@@ -61,7 +60,6 @@ impl Moments {
         *newest = at.max(*newest);
     }
 
-    #[allow(dead_code)] // As `Revocations::forbids_recovery`.
     /// Whether a session of `user` that began at `begun` may not be recovered.
     pub(super) fn forbid(&self, user: &User, begun: SystemTime, now: SystemTime) -> bool {
         let forbids = |at: SystemTime| is_kept(at, self.kept_for, now) && at + SKEW > begun;
