@@ -333,7 +333,10 @@ export class Gateway {
     gateway.child.stderr.on('data', (data) => (gateway.logs += data));
     gateway.closed = closed(gateway.child).then(() => (gateway.isClosed = true));
     cleanups.push(() => gateway.kill());
-    const listening = await gateway.logged(/Listening\W+address\W+[\d.]+:(\d+)/);
+    const listening = await gateway.logged(/Listening\W+address\W+[\d.]+:(\d+)/).catch(async (error) => {
+      await gateway.kill();
+      throw error;
+    });
     gateway.url = `http://127.0.0.1:${listening[1]}`;
     if (broker?.child && options.connected !== false) await gateway.isConnected();
     return gateway;
@@ -513,14 +516,16 @@ export class Tab {
 
 /** The network between clients and a gateway: a TCP proxy that can be cut. */
 export class Network {
-  static async to(gateway) {
+  /** `from`: the address of loopback that its connections come from. */
+  static async to(gateway, { from } = {}) {
     const network = new Network();
+    network.from = from;
     const port = Number(new URL(gateway.url).port);
     network.links = new Set();
     network.isUp = true;
     network.server = net.createServer((near) => {
       if (!network.isUp) return near.destroy();
-      const far = net.connect(port, '127.0.0.1');
+      const far = net.connect({ port, host: '127.0.0.1', localAddress: network.from });
       const link = [near, far];
       network.links.add(link);
       for (const [socket, other] of [[near, far], [far, near]]) {
