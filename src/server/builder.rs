@@ -47,6 +47,9 @@ pub enum BindError {
         "RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_UPDATES_EXCHANGE: orders need an exchange of their own"
     )]
     ControlExchange,
+    /// A secret can be guessed.
+    #[error("RECOVERY_SECRET has a secret of fewer than 16 bytes")]
+    RecoverySecret,
 }
 
 fn advice(error: &io::Error, setting: &str, address: &str) -> String {
@@ -100,9 +103,16 @@ impl ServerBuilder {
         let Config {
             mut rabbitmq,
             host,
-            http,
+            mut http,
             jwt,
         } = self.config;
+        if http.recovery.secrets.are_weak() {
+            return Err(BindError::RecoverySecret);
+        }
+        if http.recovery.secrets.0.is_empty() {
+            let derived = jwt.jwt_secret.iter().filter(|it| it.expose().is_some());
+            http.recovery.secrets.0 = derived.cloned().collect();
+        }
         let (metrics, needs_tenant) = match &self.broker {
             Some(broker) => (broker.metrics(), broker.needs_tenant()),
             None if rabbitmq.control_exchange == rabbitmq.exchange => {

@@ -322,6 +322,8 @@ export class Gateway {
       RABBITMQ_RECONNECT_DELAY: '200ms',
       RABBITMQ_TOPOLOGY: topology,
       RABBITMQ_SHARED_QUEUES: String(SHARED_QUEUES),
+      // Most tests are about the sockets that stay; resync.test.mjs has the default.
+      RESYNC_ON_GAP: 'false',
       ...(broker ? { RABBITMQ_URL: broker.url } : {}),
       ...options.env,
     };
