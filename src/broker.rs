@@ -5,6 +5,7 @@
 //! socket, and the sessions never see a queue.
 
 pub mod embedded;
+pub mod history;
 pub mod rabbitmq;
 pub(crate) mod survey;
 
@@ -14,6 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use self::history::History;
 use crate::{observability::metrics::Metrics, user::User};
 
 /// One update, as the exchange delivered it.
@@ -25,6 +27,17 @@ pub struct Delivery {
     pub routing_key: String,
     /// The publisher's AMQP timestamp, if there is one in milliseconds.
     pub published_at: Option<SystemTime>,
+    /// Where the update stands in the broker's log, if the broker has one for all users.
+    pub position: Option<LogPosition>,
+}
+
+/// An update's place in a log that the broker keeps for all instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogPosition {
+    /// The broker's offset, the same for every instance.
+    pub offset: u64,
+    /// Grows from each update to the next, in this process alone.
+    pub number: u64,
 }
 
 /// Receives a user's updates, one at a time and in queue order. The update is
@@ -107,6 +120,11 @@ impl Activation {
 pub trait Broker: Send + Sync {
     /// Whether binding keys need a tenant, so that tokens without one are refused.
     fn needs_tenant(&self) -> bool;
+
+    /// The latest updates of everybody, if the broker has a log of them.
+    fn history(&self) -> Option<Arc<History>> {
+        None
+    }
 
     /// What the broker counts into, if it counts at all.
     fn metrics(&self) -> Option<Metrics> {

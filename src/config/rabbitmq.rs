@@ -53,12 +53,12 @@ pub struct RabbitMqConfig {
         value_name = "NAME", default_value_t = Self::default().stream,
         value_parser = parse_short_name, help_heading = RABBITMQ))]
     pub stream: String,
-    /// Shortest time that RabbitMQ keeps updates in the stream
+    /// Shortest time that RabbitMQ keeps updates in the stream; without it, 1h, or twice
+    /// the recovery window if that is longer
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-stream-max-age",
-        env = "RABBITMQ_STREAM_MAX_AGE", value_name = "DURATION",
-        default_value = text(Self::default().stream_max_age), value_parser = parse_delay,
+        env = "RABBITMQ_STREAM_MAX_AGE", value_name = "DURATION", value_parser = parse_delay,
         help_heading = RABBITMQ))]
-    pub stream_max_age: Duration,
+    pub stream_max_age: Option<Duration>,
     /// Delay before the first reconnect; grows by a quarter each time, with jitter, up to 30s
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-reconnect-delay",
         env = "RABBITMQ_RECONNECT_DELAY", value_name = "DURATION",
@@ -167,7 +167,7 @@ impl Default for RabbitMqConfig {
             topology: Topology::PerUser,
             shared_queues: 1,
             stream: "chat3-gateway.updates".to_owned(),
-            stream_max_age: Duration::from_secs(60 * 60),
+            stream_max_age: None,
             reconnect_delay: Duration::from_secs(5),
             prefetch: None,
             heartbeat: Duration::from_secs(10),
@@ -180,7 +180,33 @@ impl Default for RabbitMqConfig {
     }
 }
 
+/// Kept at least, whatever the window: a connection to RabbitMQ may be away for longer.
+const DEFAULT_STREAM_MAX_AGE: Duration = Duration::from_secs(60 * 60);
+
 impl RabbitMqConfig {
+    /// Shortest time that RabbitMQ keeps updates in the stream.
+    pub fn stream_max_age(&self) -> Duration {
+        self.stream_max_age.unwrap_or(DEFAULT_STREAM_MAX_AGE)
+    }
+
+    /// The age of the stream that recovery within `window` needs: instances keep, and read
+    /// back when they start, somewhat more than the window.
+    pub(crate) fn stream_age_for(window: Duration) -> Duration {
+        window.saturating_mul(2)
+    }
+
+    /// Has the stream kept for as long as recovery within `window` needs, unless it is set
+    /// how long.
+    pub(crate) fn keep_stream_for(&mut self, window: Duration) {
+        let needed = Self::stream_age_for(window).max(DEFAULT_STREAM_MAX_AGE);
+        self.stream_max_age.get_or_insert(needed);
+    }
+
+    /// Whether there is a stream, and it is kept for less than recovery within `window` needs.
+    pub(crate) fn keeps_too_little_for(&self, window: Duration) -> bool {
+        self.topology == Topology::Stream && self.stream_max_age() < Self::stream_age_for(window)
+    }
+
     /// Updates per queue that the broker sends before they are acknowledged.
     pub fn prefetch(&self) -> u16 {
         self.prefetch.unwrap_or(match self.topology {
@@ -189,5 +215,28 @@ impl RabbitMqConfig {
             // wait for acknowledgements.
             Topology::Shared | Topology::Firehose | Topology::Stream => 1_000,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stream_is_kept_for_twice_the_window_unless_it_is_set_how_long() {
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        for (set, window, expected) in [
+            (None, 0, 60),
+            (None, 2, 60),
+            (None, 45, 90),
+            (Some(3), 45, 3),
+        ] {
+            let mut config = RabbitMqConfig {
+                stream_max_age: set.map(minutes),
+                ..RabbitMqConfig::default()
+            };
+            config.keep_stream_for(minutes(window));
+            assert_eq!(config.stream_max_age(), minutes(expected), "{set:?}");
+        }
     }
 }

@@ -51,6 +51,8 @@ pub struct Metrics {
     pub(crate) users_away: Gauge,
     pub(crate) kept_updates: Gauge,
     pub(crate) kept_bytes: Gauge,
+    pub(crate) history_age: Gauge,
+    pub(crate) history_reading: Gauge,
     memory: Gauge,
     memory_per_socket: Gauge,
     #[doc(hidden)] // For tests/rabbitmq_service.rs.
@@ -88,6 +90,7 @@ pub struct Metrics {
     refreshes_refused: Family<Reason, Counter>,
     recoveries: Family<Outcome, Counter>,
     recoveries_lost: Family<Reason, Counter>,
+    pub(crate) resyncs: Counter,
     latency: Histogram,
 }
 
@@ -104,6 +107,8 @@ impl Metrics {
             users_away: r.metric("users_away", "Users without a socket who may still recover their connection"),
             kept_updates: r.metric("recovery_updates", "Updates kept so that connections can be recovered"),
             kept_bytes: r.metric_in(Unit::Bytes, "recovery", "Memory of the updates kept so that connections can be recovered"),
+            history_age: r.metric_in(Unit::Seconds, "history", "Age of the oldest update that is kept, where everybody's updates are"),
+            history_reading: r.metric("history_reading", "1 while updates from before the start are read back"),
             memory: r.metric_in(Unit::Bytes, "memory", "Memory of the process (resident)"),
             memory_per_socket: r.metric_in(Unit::Bytes, "memory_per_socket", "Memory of the process beyond that at its start, by socket; 0 without one"),
             subscriptions: r.metric("subscriptions", "Users whose updates are received"),
@@ -138,6 +143,7 @@ impl Metrics {
             refreshes_refused: r.metric("refreshes_refused", "Tokens sent by auth:refresh that were refused, by reason"),
             recoveries: r.metric("recoveries", "Reconnects that asked for what they missed, by outcome"),
             recoveries_lost: r.metric("recoveries_lost", "Connections that can no longer be recovered, by reason"),
+            resyncs: r.metric("resyncs", "Sockets closed because their user may have missed updates, so that the frontend fetches"),
             latency: r.latency("update_latency", "From the publisher's AMQP timestamp to the hand-off to the sockets"),
             registry: Arc::default(),
         };

@@ -206,8 +206,9 @@ impl Endpoint {
         }
     }
 
+    /// `None` too once the server has closed its sockets: `SocketIo::get_socket` would panic.
     fn socket(&self, sid: Sid) -> Option<SocketRef> {
-        self.io.get_socket(sid)
+        self.io.of("/")?.get_socket(sid)
     }
 
     fn check_revocation(&self, identity: &Identity) -> Result<(), Refusal> {

@@ -37,7 +37,12 @@ test('it depends on nothing but its peers, and has the version and the licence o
   assert.deepEqual([manifest.dependencies, manifest.devDependencies, manifest.scripts], [undefined, undefined, undefined]);
   assert.deepEqual(Object.keys(manifest.peerDependencies), ['react', 'socket.io-client']);
   assert.ok(read(root, 'Cargo.toml').includes(`\nversion = "${manifest.version}"\n`), manifest.version);
+  assert.ok(read(clientFolder, 'README.md').includes(`/v${manifest.version}/chat3-gateway-client-${manifest.version}.tgz`));
   assert.equal(read(clientFolder, 'LICENSE'), read(root, 'LICENSE'));
+  // `npm ci` refuses a lock file that does not have the version (`npm install` writes it).
+  const { packages } = JSON.parse(read(root, 'examples/react-chat/package-lock.json'));
+  const { name, version, license, engines, peerDependencies, peerDependenciesMeta } = manifest;
+  assert.deepEqual(packages['../client'], { name, version, license, engines, peerDependencies, peerDependenciesMeta });
 });
 
 test('without React, everything but the hook can be imported, and what is declared is there', async () => {
@@ -105,7 +110,7 @@ test('the code is what its types say', async () => {
   const folder = path.join(clientFolder, 'src');
   const files = readdirSync(folder).map((name) => path.join(folder, name));
   const paths = { 'socket.io-client': [tool('socket.io-client')], react: [tool('@types/react')] };
-  assert.equal(await compile(project, files, { allowJs: true, checkJs: true, baseUrl: project, paths }), '');
+  assert.equal(await compile(project, files, { allowJs: true, checkJs: true, skipLibCheck: false, baseUrl: project, paths }), '');
 });
 
 test('the types describe what each generation of Chat3 publishes, in each envelope, and no event that nobody sends', async () => {

@@ -7,7 +7,7 @@ import { pauseMs } from '../../examples/client/src/backoff.js';
 import { Feed, MAX_HELD, MAX_HELD_CHARS } from '../../examples/client/src/feed.js';
 import { Refetch } from '../../examples/client/src/refetch.js';
 import { SignIn } from '../../examples/client/src/sign_in.js';
-import { isOlder, keyOf, Sieve } from '../../examples/client/src/sieve.js';
+import { keyOf, Sieve } from '../../examples/client/src/sieve.js';
 import { dateOf, dialogIn, eventTypeOf, messageIn, statsOf } from '../../examples/client/src/updates.js';
 import { generations } from './harness.mjs';
 
@@ -101,7 +101,14 @@ test('what changes more than counters is never dropped for being old', () => {
   const withCounters = recorded.filter(({ update }) => statsOf(update)).map(({ name }) => name);
   assert.ok(withCounters.length >= 60, `${withCounters.length}`);
   assert.deepEqual(withCounters.filter((name) => !name.includes('/update.user')), []);
-  assert.equal(isOlder({}, {}), false);
+});
+
+test('nothing that is as large as a publisher likes is remembered', () => {
+  const long = 'x'.repeat(2000);
+  assert.equal(keyOf({ ...today('message.create/update.message'), entityId: long }), null);
+  const sieve = new Sieve();
+  const large = (statsVersion) => counters(statsVersion, { tenantId: long });
+  assert.deepEqual([large(8), large(7)].map((update) => sieve.accepts('chat3:update', update)), [true, true]);
 });
 
 // ---- The feed -----------------------------------------------------------------
@@ -271,6 +278,30 @@ test('another beginning aborts the fetch under way', async () => {
   assert.deepEqual(fetched, ['new']);
 });
 
+test('a state that arrives just when another fetch begins is not taken for the new one', async () => {
+  for (let moments = 0; moments < 10; moments += 1) {
+    const { refetch, attempts, fetched } = refetchOf();
+    refetch.allow();
+    refetch.begin();
+    await settle();
+    attempts[0].resolve('old');
+    for (let i = 0; i < moments; i += 1) await Promise.resolve();
+    const before = [...fetched];
+    refetch.begin();
+    await settle();
+    assert.deepEqual(fetched, before, `after ${moments} moments`);
+  }
+});
+
+test('two beginnings at once are one fetch', async () => {
+  const { refetch, attempts } = refetchOf();
+  refetch.allow();
+  refetch.begin();
+  refetch.begin();
+  await settle();
+  assert.deepEqual(attempts.map(({ signal }) => signal.aborted), [false]);
+});
+
 test('no fetch begins while the connection is lost; one under way may end, one that waits begins afterwards', async () => {
   const { refetch, attempts, fetched } = refetchOf();
   refetch.begin();
@@ -376,6 +407,17 @@ test('a revoked token is replaced once; too many connections never sign out', ()
     mock.timers.tick(60_000);
   }
   assert.deepEqual([crowded.connects, crowded.signedOut], [20, []]);
+});
+
+test('a refusal that nobody has foreseen is like any other', () => {
+  for (const reason of ['constructor', '__proto__', '']) {
+    const made = signInOf([]);
+    for (let i = 0; i < 10; i += 1) {
+      made.signIn.refused(made.socket, reason);
+      mock.timers.tick(60_000);
+    }
+    assert.deepEqual([made.connects, made.signedOut[0]], [5, reason]);
+  }
 });
 
 test('a token that is not to be had ends the attempt after a pause that grows, and the next token is given', async () => {

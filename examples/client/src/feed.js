@@ -14,7 +14,6 @@ export class Feed {
   #held = [];
   #heldChars = 0;
   #isOpen = false;
-  #isReleasing = false;
   #overflowed = false;
 
   /** @param {(event: string, payload: unknown) => void} handOn must not throw */
@@ -32,7 +31,7 @@ export class Feed {
    * @param {unknown} payload
    */
   take(event, payload) {
-    if (this.#isOpen && !this.#isReleasing) return this.#pass(event, payload);
+    if (this.#isOpen) return this.#pass(event, payload);
     if (this.#overflowed) return;
     const chars = JSON.stringify(payload)?.length ?? 0;
     this.#held.push({ event, payload, chars });
@@ -64,17 +63,13 @@ export class Feed {
   /** Hands on what was held, and from now on everything at once. A handler may `hold` or `restart`. */
   release() {
     this.#isOpen = true;
-    if (this.#isReleasing) return;
-    this.#isReleasing = true;
-    const held = this.#held;
     let next = 0;
-    while (this.#isOpen && this.#held === held && next < held.length) {
-      const { event, payload, chars } = held[next++];
+    while (this.#isOpen && next < this.#held.length) {
+      const { event, payload, chars } = this.#held[next++];
       this.#heldChars -= chars;
       this.#pass(event, payload);
     }
-    held.splice(0, next);
-    this.#isReleasing = false;
+    this.#held.splice(0, next);
   }
 
   /**
@@ -85,7 +80,6 @@ export class Feed {
     if (this.#sieve.accepts(event, payload)) this.handOn(event, payload);
   }
 
-  // A new list, by which `release` knows that its own is over.
   #empty() {
     this.#held = [];
     this.#heldChars = 0;

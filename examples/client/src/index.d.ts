@@ -72,7 +72,7 @@ export interface Chat3Socket<E extends Envelope = 'auto'> {
   readonly socket: Socket<ServerToClientEvents<E>, ClientToServerEvents>;
   /** Calls `onResync` again: now, or at the next connect. */
   resync(): void;
-  /** Connects after `refused`. Elsewhere it ends a pause between attempts. */
+  /** Connects after `refused`. Elsewhere it ends the pause after a refusal, or after a `getToken` that failed. */
   connect(): void;
   /** Ends everything, for good. No callback is called any more. */
   close(): void;

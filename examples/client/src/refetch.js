@@ -67,7 +67,7 @@ export class Refetch {
     const { signal } = attempt;
     const aborted = new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
     try {
-      const fetched = await Promise.race([aborted, Promise.resolve({ signal }).then(this.fetchState)]);
+      const fetched = await Promise.race([aborted, this.#fetch(signal)]);
       if (this.#attempt !== attempt) return;
       const objection = this.objection();
       if (objection !== null) throw new Error(objection);
@@ -78,6 +78,16 @@ export class Refetch {
     } finally {
       clearTimeout(timer);
     }
+  }
+
+  /**
+   * Asks the application in a moment: another beginning may come first.
+   *
+   * @param {AbortSignal} signal
+   */
+  async #fetch(signal) {
+    await null;
+    return signal.aborted ? undefined : this.fetchState({ signal });
   }
 
   #finish() {

@@ -8,13 +8,17 @@ const REMEMBERED = 1000;
 /** The remembered tenants. A token names one; without a tenant in it, updates of several may come. */
 const TENANTS = 100;
 
+/** How long a key or a tenant's id may be to be remembered, in characters. Chat3's have some tens; a body may have a million. */
+const MAX_CHARS = 1000;
+
 /** @typedef {import('./events.d.ts').AnyUpdate} AnyUpdate */
 /** @typedef {import('./subjects.d.ts').UserStats} UserStats */
+/** When counters were counted. @typedef {{ version: number, at: number }} Counted */
 
 export class Sieve {
   /** @type {Set<string>} The keys of the latest updates, oldest first. */
   #seen = new Set();
-  /** @type {Map<string | undefined, UserStats>} The newest counters of each tenant. */
+  /** @type {Map<string | undefined, Counted>} The newest counters of each tenant. */
   #newest = new Map();
   /** Whether the latest update was dropped, and its specialised event is to be dropped with it. */
   #isDropping = false;
@@ -46,7 +50,7 @@ export class Sieve {
    * @param {{ tenantId?: string, stats: UserStats }} fetched
    */
   startFrom({ tenantId, stats }) {
-    this.#remember(tenantId, stats);
+    this.#remember(tenantId, countedOf(stats));
   }
 
   /** @param {AnyUpdate} update */
@@ -63,19 +67,21 @@ export class Sieve {
   #isStale(update) {
     const stats = statsOf(update);
     if (!stats) return false;
+    const counted = countedOf(stats);
     const newest = this.#newest.get(update.tenantId) ?? this.#newest.get(undefined);
-    if (newest && isOlder(stats, newest)) return true;
-    this.#remember(update.tenantId, stats);
+    if (newest && isOlder(counted, newest)) return true;
+    this.#remember(update.tenantId, counted);
     return false;
   }
 
   /**
    * @param {string | undefined} tenantId
-   * @param {UserStats} stats
+   * @param {Counted} counted
    */
-  #remember(tenantId, stats) {
+  #remember(tenantId, counted) {
+    if (String(tenantId).length > MAX_CHARS) return;
     this.#newest.delete(tenantId);
-    this.#newest.set(tenantId, stats);
+    this.#newest.set(tenantId, counted);
     dropOldest(this.#newest, TENANTS);
   }
 }
@@ -89,24 +95,28 @@ export class Sieve {
 export function keyOf(update) {
   const { tenantId, eventId, userId, updateType, entityId } = /** @type {Record<string, unknown>} */ (/** @type {unknown} */ (update ?? {}));
   if (typeof updateType !== 'string' || typeof eventId !== 'string') return null;
-  return JSON.stringify([tenantId, eventId, userId, updateType, entityId]);
+  const key = JSON.stringify([tenantId, eventId, userId, updateType, entityId]);
+  return key.length > MAX_CHARS ? null : key;
 }
 
 /**
  * Chat3's rule for counters, which its workers may publish out of order: by `statsVersion`, and
  * where that is equal, by the latest of the times.
  *
- * @param {UserStats} one
- * @param {UserStats} other
+ * @param {Counted} one
+ * @param {Counted} other
  */
-export function isOlder(one, other) {
-  const [version, otherVersion] = [one.statsVersion ?? 0, other.statsVersion ?? 0];
-  return version === otherVersion ? countedAt(one) < countedAt(other) : version < otherVersion;
+function isOlder(one, other) {
+  return one.version === other.version ? one.at < other.at : one.version < other.version;
 }
 
-/** @param {UserStats} stats */
-function countedAt(stats) {
-  return Math.max(Number(stats.lastUpdatedAt) || 0, Number(stats['packs.messages.lastUpdatedAt']) || 0);
+/**
+ * @param {UserStats} stats
+ * @returns {Counted}
+ */
+function countedOf(stats) {
+  const at = Math.max(Number(stats.lastUpdatedAt) || 0, Number(stats['packs.messages.lastUpdatedAt']) || 0);
+  return { version: stats.statsVersion ?? 0, at };
 }
 
 /**

@@ -6,11 +6,13 @@ import { messageOf } from './refetch.js';
 /** How many refusals in a row are answered with another token. */
 const MAX_REFUSALS = 5;
 
-/** A refusal that says nothing about the token. */
-const NO_FAULT_OF_THE_TOKEN = 'too many connections of this user';
-
-/** A refusal of older tokens: one of a later second may do, or none. */
-const REVOKED = 'token revoked';
+/** The refusals for which it is another number. */
+const MAX_REFUSALS_FOR = new Map([
+  // It concerns older tokens: one of a later second is accepted, or none.
+  ['token revoked', 1],
+  // It says nothing about the token.
+  ['too many connections of this user', Infinity],
+]);
 
 const REFRESH_TIMEOUT_MS = 5000;
 
@@ -91,8 +93,7 @@ export class SignIn {
     this.#moment += 1;
     this.#isFreshWanted = true;
     this.#refusals += 1;
-    const limit = { [REVOKED]: 1, [NO_FAULT_OF_THE_TOKEN]: Infinity }[reason] ?? MAX_REFUSALS;
-    if (this.#refusals > limit) return this.onSignedOut(reason);
+    if (this.#refusals > (MAX_REFUSALS_FOR.get(reason) ?? MAX_REFUSALS)) return this.onSignedOut(reason);
     this.onProblem(reason);
     this.#wait(pauseMs(this.#refusals), () => socket.connect());
   }

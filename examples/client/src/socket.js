@@ -67,7 +67,8 @@ export function createChat3Socket(options) {
     onFetched: (fetched) => {
       if (fetched?.stats) feed.startFrom(fetched);
       isSynced = true;
-      release();
+      feed.release();
+      tell();
     },
     onFailed: () => tell(),
   });
@@ -104,16 +105,9 @@ export function createChat3Socket(options) {
     call(options.onConnection, connection);
   };
 
-  /** Hands on what was held, unless something is missing. */
-  const release = () => {
-    if (isSynced && socket.connected) feed.release();
-    tell();
-  };
-
   const disconnect = () => {
     signIn.stop();
     refetch.forbid();
-    feed.hold();
     socket.disconnect();
   };
 
@@ -128,20 +122,16 @@ export function createChat3Socket(options) {
     wasConnected = true;
     problem = null;
     isRecovered = Boolean(socket.recovered) && isSynced;
-    if (socket.recovered) {
-      refetch.allow();
-      return release();
+    if (!socket.recovered) {
+      isSynced = false;
+      feed.restart();
+      refetch.begin();
     }
-    isSynced = false;
-    feed.restart();
-    refetch.stop();
     refetch.allow();
-    refetch.begin();
     tell();
   });
 
   socket.on('disconnect', (reason) => {
-    feed.hold();
     refetch.forbid();
     problem ??= reason;
     if (!socket.active && !isClosed && refusal === null) signIn.refused(socket, reason);

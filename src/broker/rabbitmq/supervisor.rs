@@ -16,16 +16,16 @@ use super::{
     link::{Ended, Link},
     link_error::LinkError,
     shared::Shared,
-    silence, topology,
+    silence,
+    topology::Reader,
 };
 
 /// Connects, runs the link until it is lost, and again.
-pub(super) async fn supervise(shared: Arc<Shared>) {
+pub(super) async fn supervise(shared: Arc<Shared>, reader: Option<Arc<Reader>>) {
     let mut backoff = Backoff::new(
         shared.config.reconnect_delay,
         shared.config.url.nodes().len(),
     );
-    let reader = topology::reader(&shared);
     let mut linked_before = false;
     let mut refused = IndexSet::new();
     let silence = AbortOnDropHandle::new(tokio::spawn(silence::watch(shared.clone())));

@@ -13,7 +13,6 @@ use super::{
     exchange::{self, Exchange},
     grants::permissions,
     report::Report,
-    stream,
 };
 use crate::{
     broker::rabbitmq::{ACCESS_REFUSED, LinkError, SideConnection},
@@ -124,7 +123,6 @@ async fn rights(
     }
     rights.exchange = updates_exchange(side, config, &bound, report).await?;
     control(side, config, Some(&queue), report).await?;
-    stream::examine(side, config, &grant, report).await?;
     // Its consumer was only a try; a new queue listens later.
     match side.delete(&queue).await {
         Ok(()) | Err(LinkError::Closed(_)) => {}

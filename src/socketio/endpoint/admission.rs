@@ -29,10 +29,14 @@ use crate::{
     socketio::transport::{self, Transports},
 };
 
-/// How long the CONNECT reply waits for the user's subscription. A frontend
-/// fetches its state after `connect` and relies on updates from then on. Without a
-/// broker, it still has to connect.
-const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the CONNECT reply waits for the user's subscription, and for the updates that the
+/// client missed to be read back. A frontend fetches its state after `connect` and relies on
+/// updates from then on; one that gets in without a subscription is told to fetch once more.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same while RabbitMQ is away, which may be for a moment or for long: without it, a
+/// frontend still has to connect.
+const AWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a socket that was let in holds; dropped when it disconnects.
 pub(super) struct Admission {
@@ -114,11 +118,16 @@ impl Endpoint {
         // Before the reply, so that a socket that disconnects at once finds its handler.
         self.handle_events(&socket);
         let session = &admission.session;
-        if self.hub.broker().is_connected() {
-            // If the subscription takes longer, updates start when it is there.
-            let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, session.subscribed()).await;
-        }
-        if let Some(Admitted { id, pid }) = session.admit(socket.id) {
+        let ready = async {
+            session.subscribed().await;
+            session.reached().await;
+        };
+        let limit = match self.hub.broker().is_connected() {
+            true => READY_TIMEOUT,
+            false => AWAY_TIMEOUT,
+        };
+        let _ = tokio::time::timeout(limit, ready).await;
+        if let Some(Admitted { id, pid }) = session.admit(socket.id, |_| false) {
             let transports = &self.transports;
             transports.put_into_connect_reply(&socket, id, &pid.expose());
         }
