@@ -159,11 +159,13 @@ proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of pro
 	cd tests && alone='unshare --map-root-user --net' && { $$alone true 2>/dev/null || alone=; } && \
 		$$alone sh -c 'ip link set lo up 2>/dev/null; exec node --test handover.test.mjs'
 
-deploy: rabbitmq haproxy tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests
+deploy: rabbitmq haproxy tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
 	$(call need,promtool,prometheus)
 	$(call need,systemd-analyze,systemd)
 	cargo build --locked
 	cd tests && node --test deploy.test.mjs
+	@# With Podman and Compose, if they are here; else it says what it lacks, and skips.
+	cd tests && alone=containers/alone.sh && { unshare --mount --net true 2>/dev/null || alone=; } && $$alone node --test containers.test.mjs
 
 otlp: rabbitmq openssl tests/node_modules ## Spans over OTLP, as a collector receives them, with the cargo feature otlp
 	cargo build --locked --features otlp --target-dir target/otlp

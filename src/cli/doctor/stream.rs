@@ -423,7 +423,7 @@ fn refused(close: &ServerClose, config: &RabbitMqConfig, grant: &str, report: &m
             CHECK,
             format!("{name} is not up: {close}"),
             format!(
-                "start the nodes that have it (rabbitmq-streams stream_status --vhost {} {name}); if it stays down, delete it: serve makes it anew",
+                "start the nodes that have it (rabbitmq-streams stream_status --vhost {} {name}); if it stays down, name another in RABBITMQ_STREAM, or see docs/SCALING.md",
                 config.url.first().vhost
             ),
         );
