@@ -9,7 +9,7 @@ import { pathToFileURL } from 'node:url';
 
 import { chromium } from 'playwright-core';
 
-import { Backend, installClient, TENANT, tool } from './client.mjs';
+import { Backend, installClient, subscribed, TENANT, tool } from './client.mjs';
 import { Broker, Gateway, Network, Publisher, testsFolder, token, until } from './harness.mjs';
 
 let broker;
@@ -131,7 +131,10 @@ async function open(url) {
   return {
     page, backend, userId, log,
     token: token(userId, { tenantId: TENANT }),
-    is: (status) => until(`${status}`, async () => (await log()).statuses.at(-1) === status),
+    is: async (status, server = gateway) => {
+      await until(`${status}`, async () => (await log()).statuses.at(-1) === status);
+      if (status === 'live') await subscribed(server);
+    },
     sees: (count) => until(`${count} updates`, async () => (await log()).numbers.length >= count),
   };
 }
@@ -143,7 +146,7 @@ test('without a bundler: a cut is recovered without a refetch; a restart leads t
   const network = await Network.to(mine);
   const { page, backend, token, is, sees, log } = await open('/');
   await page.evaluate(([url, token]) => void window.start(url, token), [network.url, token]);
-  await is('live');
+  await is('live', mine);
   backend.publish(2);
   await sees(2);
   network.cut();
@@ -160,8 +163,9 @@ test('without a bundler: a cut is recovered without a refetch; a restart leads t
   await is('offline');
   const next = await Gateway.start(broker, { env: { PORT: new URL(mine.url).port } });
   await is('syncing');
+  await subscribed(next);
   backend.publish(2);
-  await is('live');
+  await is('live', next);
   await sees(6);
   backend.publish();
   await sees(7);
@@ -221,6 +225,7 @@ for (const react of [18, 19]) {
     const app = await open(`/react${react}`);
     await render(app, app.token, { user: 'one' });
     await shows(app, 'one live');
+    await subscribed(gateway);
     for (const text of ['one live 1', 'one live 1,2']) {
       app.backend.publish();
       await shows(app, text);
@@ -239,6 +244,7 @@ for (const react of [18, 19]) {
     const other = await open('/');
     await render(app, other.token, { user: 'other' });
     await shows(app, 'other live 1,2');
+    await subscribed(gateway);
     other.backend.publish();
     await shows(app, 'other live 1,2,1');
     assert.equal(app.page.handshakes, 2);
