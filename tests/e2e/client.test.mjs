@@ -447,6 +447,27 @@ test('a token that comes too late for its connection is not sent on the next one
   assert.deepEqual(app.statuses.filter((status) => status === 'live').length, 1);
 });
 
+test('a token that comes between two connections is sent on neither', async () => {
+  const network = await Network.to(gateway);
+  const late = answer();
+  const app = App.start(network, { getToken: (app) => (app.asked.length === 1 ? late.promise : app.token()) });
+  await until('the first question', () => app.asked.length === 1);
+  const { socket } = app.chat;
+  const closed = new Promise((resolve) => socket.io.once('close', resolve));
+  network.cut();
+  await closed;
+  // socket.io-client would send it as soon as it is connected again.
+  let sent = 0;
+  const { _sendConnectPacket } = socket;
+  socket._sendConnectPacket = (auth) => ((sent += 1), _sendConnectPacket.call(socket, auth));
+  late.resolve(app.token({ jti: 'late' }));
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(sent, 0);
+  network.restore();
+  await app.is('live');
+  assert.deepEqual([sent, app.resyncs], [1, 1]);
+});
+
 test('a refused token is replaced by a fresh one', async () => {
   const app = App.start(gateway, { getToken: (app, { fresh }) => app.token({}, { expiresIn: fresh ? '1h' : -3600 }) });
   await until('the refusal', () => app.chat.connection.reason === 'token expired');
