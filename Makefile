@@ -1,8 +1,8 @@
 # The commands of this repository. Every target installs the packages that it needs and
 # that are missing (of Debian, npm and cargo), and nothing else.
 
-.PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies soak jitter bench bench-quick \
-	proxies deploy otlp fuzz deny dependencies msrv clean help
+.PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies chaos chaos-lean soak jitter fleet \
+	bench bench-quick proxies deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -28,7 +28,7 @@ react: examples/react-chat/node_modules ## Run the React example at http://local
 	cd examples/react-chat && npm run dev
 
 # Every part runs even if an earlier one failed; the last line is the verdict.
-parts := toolchain format clippy clippy-otlp library rustdoc dependencies test-rust test-e2e test-topologies-lean
+parts := toolchain format clippy clippy-otlp library rustdoc dependencies test-rust test-e2e test-topologies-lean chaos-lean
 test: ## Run every check and test
 	@failed=; for part in $(parts); do \
 		begun=$$(date +%s); $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
@@ -88,7 +88,7 @@ test-e2e: rabbitmq chromium openssl curl src/cli/dev/node_modules tests/node_mod
 
 # $(call over-topologies,COMMANDS): COMMANDS for each topology that is not the default.
 # All of them run; if one fails, the target fails at the end.
-over-topologies = failed=; for topology in shared firehose; do export RABBITMQ_TOPOLOGY=$$topology; $(1) done; test -z "$$failed"
+over-topologies = failed=; for topology in shared firehose stream; do export RABBITMQ_TOPOLOGY=$$topology; $(1) done; test -z "$$failed"
 
 # The tests that differ most between topologies run with every `make test`; test-topologies
 # runs all tests that concern the broker.
@@ -99,7 +99,7 @@ test-topologies-lean: rabbitmq tests/node_modules
 			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs) || failed=1; \
 		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens || failed=1;)
 
-test-topologies: rabbitmq openssl src/cli/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues and a firehose
+test-topologies: rabbitmq openssl src/cli/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues, a firehose and a stream
 	cargo build --locked
 	$(call over-topologies, \
 		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service || failed=1; \
@@ -111,6 +111,19 @@ docs: tests/node_modules ## Write the lists of docs/CONFIGURATION.md from the co
 	UPDATE_DOCS=1 node --test tests/e2e/data_docs.test.mjs
 	UPDATE_DOCS=1 node --test --test-name-pattern='help texts' tests/e2e/drift.test.mjs
 
+# The runs are scripts with a verdict of their own; node's test report means nothing there.
+as-script = node --test-reporter=tap --test-reporter-destination=/dev/null
+chaos-needs: rabbitmq haproxy tests/node_modules
+	cargo build --locked
+
+CHAOS_MINUTES ?= 10
+chaos: chaos-needs ## Three RabbitMQ nodes, three gateways, HAProxy, 300 clients; something dies every few seconds (CHAOS_MINUTES=10 CHAOS_SEED=)
+	cd tests && CHAOS_MINUTES=$(CHAOS_MINUTES) $(as-script) chaos.mjs
+
+# A part of the gate: about three minutes in all.
+chaos-lean: chaos-needs
+	cd tests && CHAOS_MINUTES=2 CHAOS_CLIENTS=100 CHAOS_RATE=60 $(as-script) chaos.mjs
+
 SOAK_MINUTES ?= 10
 SOAK_CONNECTS ?= 100000
 soak: rabbitmq src/cli/dev/node_modules tests/node_modules ## The long runs: clients that come and go (SOAK_CONNECTS=100000); churn, broker kills, gateway restarts (SOAK_MINUTES=10)
@@ -121,9 +134,7 @@ jitter: rabbitmq src/cli/dev/node_modules tests/node_modules ## A thousand clien
 	cargo build --locked --release
 	cd tests && GATEWAY_BIN=$(release)/chat3-gateway node --test jitter.mjs
 
-# The driver uses the broker of the tests' harness, whose test report means nothing here.
-bench-run = cd tests && GATEWAY_BIN=$(release)/chat3-gateway \
-	node --test-reporter=tap --test-reporter-destination=/dev/null bench/run.mjs
+bench-run = cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) bench/run.mjs
 bench-needs: rabbitmq tests/node_modules examples/node-reference/node_modules
 	cargo build --locked --release --bins --examples
 
@@ -135,9 +146,11 @@ bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the ta
 	$(bench-run) --quick ../target/bench/quick.json
 	node tests/bench/report.mjs target/bench/quick.json
 
-proxies: rabbitmq openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy, and how soon clients are back when a gateway goes
+fleet: bench-needs haproxy ## Restarts under load: three instances with 3,000 sockets, and one with 10,000; prints figures (FLEET_SCENARIOS= FLEET_TOPOLOGIES=)
+	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) fleet.mjs
+
+proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy, and how soon clients are back when a gateway goes
 	$(call need,/usr/sbin/nginx,nginx)
-	$(call need,/usr/sbin/haproxy,haproxy)
 	$(call need,caddy,caddy)
 	$(call need,/usr/sbin/ip,iproute2)
 	cargo build --locked
@@ -146,12 +159,13 @@ proxies: rabbitmq openssl curl tests/node_modules ## The examples of proxies wit
 	cd tests && alone='unshare --map-root-user --net' && { $$alone true 2>/dev/null || alone=; } && \
 		$$alone sh -c 'ip link set lo up 2>/dev/null; exec node --test handover.test.mjs'
 
-deploy: rabbitmq tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests
+deploy: rabbitmq haproxy tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
 	$(call need,promtool,prometheus)
-	$(call need,/usr/sbin/haproxy,haproxy)
 	$(call need,systemd-analyze,systemd)
 	cargo build --locked
 	cd tests && node --test deploy.test.mjs
+	@# With Podman and Compose, if they are here; else it says what it lacks, and skips.
+	cd tests && alone=containers/alone.sh && { unshare --mount --net --pid --fork true 2>/dev/null || alone=; } && $$alone node --test containers.test.mjs
 
 otlp: rabbitmq openssl tests/node_modules ## Spans over OTLP, as a collector receives them, with the cargo feature otlp
 	cargo build --locked --features otlp --target-dir target/otlp
@@ -172,7 +186,7 @@ deny: ## Check the dependencies for advisories, licences and sources (ADVISORY_D
 	$(if $(ADVISORY_DB),GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0='url.$(ADVISORY_DB).insteadOf' \
 		GIT_CONFIG_VALUE_0=https://github.com/RustSec/advisory-db) cargo deny --locked check
 
-.PHONY: bench-needs npm rabbitmq chromium openssl curl
+.PHONY: bench-needs chaos-needs npm rabbitmq haproxy chromium openssl curl
 # The node of some distributions is too old for the tests and Vite.
 npm:
 	$(call need,npm,npm)
@@ -188,6 +202,9 @@ openssl:
 
 curl:
 	$(call need,curl,curl)
+
+haproxy:
+	$(call need,/usr/sbin/haproxy,haproxy)
 
 chromium:
 	$(call need,chromium,chromium)

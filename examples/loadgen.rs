@@ -8,6 +8,7 @@
 mod loadgen {
     pub mod bench;
     pub mod client;
+    pub mod comeback;
     pub mod fleet;
     pub mod ledger;
     pub mod phase;
@@ -20,6 +21,7 @@ use std::io::{self, Write};
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use loadgen::bench::Bench;
+use loadgen::comeback::Backoff;
 use loadgen::phase::Phase;
 use serde_json::{Map, Value};
 
@@ -52,7 +54,12 @@ struct Options {
     sockets_per_user: usize,
     #[arg(long, value_enum, default_value = "user")]
     binding: Binding,
-    /// connect, idle:S, rate:R:S, saturate:S, burst:N, settle:S, churn:C:S, resubscribe
+    /// Sockets that lose their connection come back as those of socket.io-client do, with their
+    /// session: the first wait and the longest, in milliseconds
+    #[arg(long, value_name = "MS:MS")]
+    reconnect: Option<Backoff>,
+    /// connect, idle:S, rate:R:S, saturate:S, burst:N, settle:S, churn:C:S, resubscribe,
+    /// restarts:R, foreign:S
     #[arg(required = true, value_name = "PHASE")]
     phases: Vec<String>,
 }

@@ -5,6 +5,7 @@
 //! socket, and the sessions never see a queue.
 
 pub mod embedded;
+pub mod history;
 pub mod rabbitmq;
 pub(crate) mod survey;
 
@@ -14,6 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use self::history::History;
 use crate::{observability::metrics::Metrics, user::User};
 
 /// One update, as the exchange delivered it.
@@ -25,14 +27,38 @@ pub struct Delivery {
     pub routing_key: String,
     /// The publisher's AMQP timestamp, if there is one in milliseconds.
     pub published_at: Option<SystemTime>,
+    /// Where the update stands in the broker's log, if the broker has one for all users.
+    pub position: Option<LogPosition>,
+}
+
+/// An update's place in a log that the broker keeps for all instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogPosition {
+    /// The broker's offset, the same for every instance.
+    pub offset: u64,
+    /// Grows from each update to the next, in this process alone.
+    pub number: u64,
 }
 
 /// Receives a user's updates, one at a time and in queue order. The update is
 /// acknowledged when the handler returns, so a handler must not block: it hands off.
 pub type Handler = Arc<dyn Fn(&Delivery) + Send + Sync>;
 
-/// Receives the messages that other instances broadcast.
-pub type BroadcastHandler = Arc<dyn Fn(&[u8]) + Send + Sync>;
+/// A message that another instance broadcast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Broadcast<'m> {
+    /// As published.
+    pub body: &'m [u8],
+    /// The publisher's AMQP timestamp, in milliseconds or seconds, if there is one.
+    pub published_at: Option<SystemTime>,
+    /// For a message that the broker had kept and that this instance reads only now: the
+    /// moment since when messages are news to it. What was published before either was heard
+    /// then, or is from before this process.
+    pub kept_since: Option<SystemTime>,
+}
+
+/// Receives the messages that other instances broadcast. Must not block.
+pub type BroadcastHandler = Arc<dyn Fn(&Broadcast<'_>) + Send + Sync>;
 
 /// Tells whether a subscription receives updates, and waits until it does.
 #[derive(Debug, Clone)]
@@ -108,6 +134,11 @@ pub trait Broker: Send + Sync {
     /// Whether binding keys need a tenant, so that tokens without one are refused.
     fn needs_tenant(&self) -> bool;
 
+    /// The latest updates of everybody, if the broker has a log of them.
+    fn history(&self) -> Option<Arc<History>> {
+        None
+    }
+
     /// What the broker counts into, if it counts at all.
     fn metrics(&self) -> Option<Metrics> {
         None
@@ -139,11 +170,20 @@ pub trait Broker: Send + Sync {
     }
 
     /// Sends `message` to the other instances, if they can be reached; returns within
-    /// seconds whether it was sent. An instance that is offline never gets it.
+    /// seconds whether it was sent. An instance that is offline gets it later, if the broker
+    /// keeps messages.
     async fn broadcast(&self, message: Bytes) -> bool;
 
-    /// Calls `handler` with every message that another instance broadcasts from now on.
+    /// Calls `handler` with every message that another instance broadcasts from now on, and
+    /// before that with those that the broker has kept, if it keeps them. Reading these
+    /// begins with the first handler; one that is added later may miss them. The same message
+    /// may come twice.
     fn on_broadcast(&self, handler: BroadcastHandler);
+
+    /// Returns once the handlers of [`Broker::on_broadcast`] were called with the messages
+    /// that the broker has kept; at once if it keeps none or cannot be reached. May take
+    /// long: callers limit it.
+    async fn broadcasts_read(&self) {}
 
     /// Stops consuming. Returns when everything consumed so far has been handed to its
     /// handler and acknowledged; no handler is called after that.

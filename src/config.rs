@@ -31,7 +31,10 @@ pub use self::{
     jwt::JwtConfig,
     rabbitmq::{RabbitMqConfig, RabbitMqTls, Topology},
     trusted_proxies::{InvalidNetwork, TrustedProxies},
-    values::{MIN_ADMIN_TOKEN_BYTES, OptionalAddress, OptionalPath, OptionalTenant, Secret},
+    values::{
+        MIN_ADMIN_TOKEN_BYTES, OptionalAddress, OptionalPath, OptionalTenant, RecoverySecrets,
+        Secret,
+    },
 };
 pub use crate::update::Envelope;
 

@@ -29,8 +29,11 @@ mod departures;
 mod hub;
 mod kept;
 mod log;
+mod offset;
 mod repeated;
 mod resume;
+mod resync;
+mod seal;
 mod session;
 mod shared;
 
@@ -39,7 +42,7 @@ mod tests;
 
 pub use self::{
     hub::Hub,
-    log::Offset,
+    offset::Offset,
     resume::{Admitted, ResumeRequest},
     session::Session,
 };

@@ -84,7 +84,7 @@ const TEXTS: [&str; 7] = [
 
 /// Names in capitals that these texts use and that are no settings; a final `*` stands
 /// for any rest.
-const FOREIGN: [&str; 26] = [
+const FOREIGN: [&str; 28] = [
     // Variables that others read: Cargo, OpenTelemetry, the images of the Compose files,
     // Vite, this project's tests.
     "ABSENT_USERS",
@@ -110,6 +110,8 @@ const FOREIGN: [&str; 26] = [
     "BASE64_*",
     "ECDSA_*",
     "EVENT_TYPE",
+    "HKDF_SHA256",
+    "HMAC_SHA256",
     "RSA_PKCS1_*",
     "RSA_PSS_*",
     "UNIX_EPOCH",

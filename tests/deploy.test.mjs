@@ -7,7 +7,7 @@ import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { after, test } from 'node:test';
 
-import { parse } from 'yaml';
+import { parse, parseAllDocuments } from 'yaml';
 
 import { Broker, Gateway, Publisher, Tab, freePort, gatewayBinary, run, temporaryFolder, testsFolder, token, until } from './e2e/harness.mjs';
 
@@ -20,9 +20,9 @@ after(() => {
   for (const child of children) child.kill('SIGKILL');
 });
 
-/** How long the gateway may take to stop; supervisors must wait longer. */
-const SHUTDOWN_TIMEOUT_S = 10;
 const seconds = (text) => Number(/^(\d+)s$/.exec(text)[1]);
+/** How long a gateway with these settings may take to stop; supervisors must wait longer. */
+const secondsToStop = ({ SHUTDOWN_DELAY = '0s', SHUTDOWN_TIMEOUT = '10s' } = {}) => seconds(SHUTDOWN_DELAY) + seconds(SHUTDOWN_TIMEOUT);
 
 test('Prometheus accepts its configuration and the alerts, and the alerts fire as they should', async () => {
   const cwd = path.join(docker, 'prometheus');
@@ -118,6 +118,39 @@ test('HAProxy keeps polling clients at one of several gateways, and moves them w
   proxy.kill('SIGTERM');
 });
 
+test('RabbitMQ takes the definitions of the Compose files, and the first update arrives', async () => {
+  const definitions = path.join(docker, 'rabbitmq', 'definitions.json');
+  const conf = read('rabbitmq', 'chat3.conf').replace('/etc/rabbitmq/definitions.json', definitions);
+  const broker = await Broker.start({ conf });
+  const gateway = await Gateway.start(broker);
+  const tab = await Tab.open(gateway, 'usr_first');
+  const args = ['publish', '--user', 'usr_first', '--event', 'message.create'];
+  const { stdout } = await run(gatewayBinary, args, { env: { PATH: process.env.PATH, RABBITMQ_URL: broker.url }, cwd: temporaryFolder() });
+  assert.match(stdout, /published 1 .*: 1 reached a queue/);
+  await tab.when('the update', () => tab.named('message:new').length === 1);
+});
+
+test('the health check finds a gateway whose port is a flag', async (t) => {
+  const alone = ['--map-root-user', '--pid', '--fork', '--kill-child', '--mount-proc'];
+  if (await run('unshare', [...alone, 'true']).then(() => false, () => true)) return t.skip('no PID namespaces here');
+  const [port, other] = [await freePort(), await freePort()];
+  // The gateway is the first process of its namespace, as in a container.
+  const script = `"$1" health --port ${other} 2>/dev/null && exit 9; sleep 600 & exec "$1" serve --port ${port}`;
+  const env = { PATH: process.env.PATH, HOST: '127.0.0.1', JWT_SECRET: 'a-secret-for-tests-of-thirty-two-bytes', LOG_FILE: '', RABBITMQ_URL: 'amqp://127.0.0.1:1/' };
+  const child = spawn('unshare', [...alone, 'sh', '-c', script, 'sh', gatewayBinary], { env, stdio: 'ignore', cwd: temporaryFolder() });
+  children.push(child);
+  const [first] = await until('the gateway', async () => {
+    const { stdout } = await run('pgrep', ['-P', String(child.pid)]).catch(() => ({ stdout: '' }));
+    return stdout && [stdout.trim()];
+  });
+  const inside = (...args) => run('nsenter', ['--target', first, '--user', '--preserve-credentials', '--pid', '--mount', gatewayBinary, 'health', ...args], { env, cwd: '/' });
+  const { stdout } = await until('health', () => inside().catch(() => null));
+  assert.match(stdout, /"status":"ok"/);
+  // Its own flags come first, and the environment last: here nobody listens.
+  await assert.rejects(inside('--port', String(other)), new RegExp(`:${other}/health is not well`));
+  await assert.rejects(run(gatewayBinary, ['health'], { env: { ...env, PORT: String(other) }, cwd: '/' }), new RegExp(`:${other}/health is not well`));
+});
+
 test('systemd accepts the unit, and rates it as well confined', async () => {
   const folder = temporaryFolder();
   const unit = path.join(folder, 'chat3-gateway.service');
@@ -128,21 +161,27 @@ test('systemd accepts the unit, and rates it as well confined', async () => {
   await run('systemd-analyze', ['security', '--offline=true', '--threshold=20', unit]);
   const text = readFileSync(unit, 'utf8');
   assert.match(text, /^Type=notify$/m);
-  assert.ok(seconds(/^TimeoutStopSec=(.*)$/m.exec(text)[1]) > SHUTDOWN_TIMEOUT_S);
+  assert.ok(seconds(/^TimeoutStopSec=(.*)$/m.exec(text)[1]) > secondsToStop());
+  // With settings that are wrong, it would restart for ever.
+  const exit = await run(gatewayBinary, ['serve'], { env: { PATH: process.env.PATH }, cwd: folder }).catch(({ code }) => code);
+  assert.equal(/^RestartPreventExitStatus=(.*)$/m.exec(text)[1], String(exit));
 });
 
 test('the Kubernetes manifests fit together, and leave the gateway its time to stop', () => {
   const manifest = (name) => parse(read('kubernetes', name));
   const kustomization = manifest('kustomization.yaml');
   const files = readdirSync(path.join(docker, 'kubernetes')).filter((name) => name !== 'kustomization.yaml');
-  assert.deepEqual([...kustomization.resources].sort(), files.sort());
+  // The second is an alternative to the Ingress.
+  assert.deepEqual([...kustomization.resources, 'gateway-api.yaml'].sort(), files.sort());
   const settings = Object.fromEntries(kustomization.configMapGenerator[0].literals.map((literal) => literal.split(/=(.*)/s)));
 
   const { spec } = manifest('deployment.yaml');
   const pod = spec.template.spec;
   const [container] = pod.containers;
-  const pause = container.lifecycle.preStop.sleep.seconds;
-  assert.ok(pod.terminationGracePeriodSeconds > pause + seconds(settings.SHUTDOWN_TIMEOUT));
+  assert.ok(pod.terminationGracePeriodSeconds > secondsToStop(settings));
+  assert.ok(seconds(settings.SHUTDOWN_DELAY) > 0);
+  // The autoscaler's number, which an apply must not set back.
+  assert.equal(spec.replicas, undefined);
   assert.equal(pod.securityContext.runAsNonRoot, true);
   assert.equal(container.securityContext.readOnlyRootFilesystem, true);
   const ports = Object.fromEntries(container.ports.map(({ name, containerPort }) => [name, containerPort]));
@@ -160,8 +199,26 @@ test('the Kubernetes manifests fit together, and leave the gateway its time to s
   const [{ path: only, backend }] = manifest('ingress.yaml').spec.rules[0].http.paths;
   assert.equal(only, '/socket.io/');
   assert.equal(backend.service.name, manifest('service.yaml').metadata.name);
+  const [gateway, route] = parseAllDocuments(read('kubernetes', 'gateway-api.yaml')).map((document) => document.toJS());
+  const [rule] = route.spec.rules;
+  assert.equal(route.spec.rules.length, 1);
+  assert.deepEqual(rule.matches, [{ path: { type: 'PathPrefix', value: '/socket.io' } }]);
+  assert.deepEqual(rule.backendRefs, [{ name: manifest('service.yaml').metadata.name, port: manifest('service.yaml').spec.ports[0].port }]);
+  assert.deepEqual(route.spec.parentRefs, [{ name: gateway.metadata.name, sectionName: gateway.spec.listeners[0].name }]);
   // Names and keys of secrets, never their values.
   assert.doesNotMatch(files.map((name) => read('kubernetes', name).replace(/^#.*$/gm, '')).join(), /JWT_SECRET|amqps?:/);
+});
+
+test('an overlay sets the image and the scale is the autoscaler\'s', async (t) => {
+  const kustomize = await run('kubectl', ['version', '--client']).then(() => ['kubectl', 'kustomize'], () => null);
+  if (!kustomize) return t.skip('kubectl is not installed');
+  const overlay = temporaryFolder();
+  const images = [{ name: 'chat3-gateway', newName: 'registry.example.com/team/gateway', newTag: '9.9.9' }];
+  writeFileSync(path.join(overlay, 'kustomization.yaml'), JSON.stringify({ resources: [path.relative(overlay, path.join(docker, 'kubernetes'))], images }));
+  const { stdout } = await run(kustomize[0], [kustomize[1], overlay]);
+  const deployment = parseAllDocuments(stdout).map((document) => document.toJS()).find(({ kind }) => kind === 'Deployment');
+  assert.equal(deployment.spec.template.spec.containers[0].image, 'registry.example.com/team/gateway:9.9.9');
+  assert.equal(deployment.spec.replicas, undefined);
 });
 
 test('the settings in docker/ are settings of the gateway', async () => {
@@ -170,7 +227,13 @@ test('the settings in docker/ are settings of the gateway', async () => {
     for (const service of services.filter(({ image }) => image === 'chat3-gateway')) {
       assert.equal(service.read_only, true);
       const grace = seconds(service.stop_grace_period);
-      assert.ok(service.command || grace > SHUTDOWN_TIMEOUT_S);
+      assert.ok(service.command || grace > secondsToStop(service.environment));
+    }
+    for (const [name, { image, restart, deploy }] of Object.entries(parse(read(file), { merge: true }).services)) {
+      assert.equal(restart, 'unless-stopped', name);
+      assert.match(deploy.resources.limits.memory, /^\d+[mg]$/, name);
+      // Whole names, since Podman asks for no others, with versions that stay what they are.
+      if (image !== 'chat3-gateway') assert.match(image, /^docker\.io\/[\w/]+:(\$\{RABBITMQ_TAG:-)?v?\d+\.\d+\.\d+/, name);
     }
     return services.filter(({ image }) => image === 'chat3-gateway').map(({ environment }) => environment);
   });

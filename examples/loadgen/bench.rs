@@ -2,6 +2,10 @@
 //! The fleet owns the sockets and the ledger accounts for the events; a phase only uses
 //! them.
 
+mod foreign;
+mod probes;
+mod restarts;
+
 use std::io::{self, Write};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -9,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 
+use self::probes::Probes;
 use super::fleet::{Fleet, Visitors};
 use super::ledger::Ledger;
 use super::phase::Phase;
@@ -21,9 +26,6 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(180);
 const PROBE_PATIENCE: Duration = Duration::from_secs(180);
 const STRAGGLERS: Duration = Duration::from_secs(10);
 const BURST_PATIENCE: Duration = Duration::from_secs(60);
-const PROBES_PER_SECOND: u32 = 10_000;
-/// Between two probes of the same user.
-const PROBE_ROUND: Duration = Duration::from_millis(20);
 const CHURN_BACKGROUND: u32 = 500;
 const STEP: Duration = Duration::from_millis(1);
 
@@ -37,15 +39,6 @@ pub struct Bench {
     rss_before: u64,
     /// Whose turn it is to get an update.
     turn: usize,
-}
-
-/// Updates to users who may not be subscribed yet.
-struct Probes {
-    start: Instant,
-    sent: u32,
-    /// Whose turn it is.
-    next: usize,
-    round: Instant,
 }
 
 /// The resources used when a phase began.
@@ -84,6 +77,8 @@ impl Bench {
             Phase::Burst(updates) => self.burst(updates)?,
             Phase::Churn { per_second, time } => self.churn(per_second, time)?,
             Phase::Resubscribe => self.resubscribe()?,
+            Phase::Restarts(per_second) => self.restarts(per_second)?,
+            Phase::Foreign(time) => self.foreign(time)?,
         };
         figures["server_rss_kb"] = self.server.rss_kb().into();
         match figures {
@@ -341,38 +336,6 @@ impl Bench {
 }
 
 /// How much of a steady rate is due after a time.
-impl Probes {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self {
-            start: now,
-            sent: 0,
-            next: 0,
-            round: now,
-        }
-    }
-
-    /// Publishes what is due to the unreached users who are `ready`.
-    fn publish(&mut self, fleet: &mut Fleet, users: usize, ready: impl Fn(&Ledger, usize) -> bool) {
-        let due = due(PROBES_PER_SECOND, self.start.elapsed());
-        while self.sent < due && fleet.writable() {
-            if self.next == users {
-                if self.round.elapsed() < PROBE_ROUND {
-                    break;
-                }
-                (self.next, self.round) = (0, Instant::now());
-            }
-            if !fleet.ledger.reached(self.next) && ready(&fleet.ledger, self.next) {
-                fleet.probe(self.next);
-                self.sent += 1;
-            }
-            self.next += 1;
-        }
-        // An unused part of the allowance is lost.
-        self.sent = self.sent.max(due.saturating_sub(PROBES_PER_SECOND / 100));
-    }
-}
-
 fn due(per_second: u32, elapsed: Duration) -> u32 {
     let due = u128::from(per_second) * elapsed.as_micros() / 1_000_000;
     u32::try_from(due).unwrap_or(u32::MAX)

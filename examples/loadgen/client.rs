@@ -34,16 +34,27 @@ pub struct Event {
 }
 
 pub enum Said<'a> {
-    Joined,
+    /// With the `pid` of the session.
+    Joined(&'a [u8]),
     Refused(&'a [u8]),
     Event(Event),
     Unknown(&'a [u8]),
+}
+
+/// What a client keeps of its session, and sends when it comes back.
+#[derive(Default, Clone)]
+pub struct Session {
+    pub pid: Vec<u8>,
+    /// Of the newest event.
+    pub offset: Vec<u8>,
 }
 
 pub struct Client {
     stream: TcpStream,
     stage: Stage,
     inbox: Vec<u8>,
+    /// Of the newest event; not kept unless the client would come back.
+    offset: Option<Vec<u8>>,
 }
 
 enum Stage {
@@ -54,16 +65,22 @@ enum Stage {
 }
 
 impl Client {
-    /// `stream` may still be connecting.
-    pub fn new(stream: TcpStream, port: u16, token: &str) -> Self {
+    /// `stream` may still be connecting. `session`: what a client that comes back has kept.
+    pub fn new(stream: TcpStream, port: u16, token: &str, session: Option<&Session>) -> Self {
         let mut hello = Vec::new();
-        websocket::masked_text(&mut hello, format!(r#"40{{"token":"{token}"}}"#).as_bytes());
+        websocket::masked_text(&mut hello, auth(token, session).as_bytes());
         let request = request(port).into_bytes();
         Self {
             stream,
             stage: Stage::Connecting { request, hello },
             inbox: Vec::new(),
+            offset: session.map(|session| session.offset.clone()),
         }
+    }
+
+    /// The offset of the newest event, if the client keeps it.
+    pub fn into_offset(self) -> Vec<u8> {
+        self.offset.unwrap_or_default()
     }
 
     pub fn joined(&self) -> bool {
@@ -150,6 +167,10 @@ impl Client {
             at += frame.end;
             match (frame.opcode, payload) {
                 (1, [b'4', b'2', ..]) => {
+                    if let (Some(offset), Some(newest)) = (&mut self.offset, last_string(payload)) {
+                        offset.clear();
+                        offset.extend_from_slice(newest);
+                    }
                     hear(event(payload).map_or(Said::Unknown(payload), Said::Event));
                 }
                 (1, b"2") => self.send(b"3"),
@@ -161,7 +182,7 @@ impl Client {
                 }
                 (1, [b'4', b'0', ..]) => {
                     self.stage = Stage::Joined;
-                    hear(Said::Joined);
+                    hear(Said::Joined(pid(payload)));
                 }
                 (1, [b'4', b'4', ..]) => {
                     hear(Said::Refused(payload));
@@ -191,6 +212,38 @@ impl Client {
     fn write(&mut self, bytes: &[u8]) {
         let _ = self.stream.write(bytes);
     }
+}
+
+/// The CONNECT packet, with what the session was as `socket.io-client` sends it.
+fn auth(token: &str, session: Option<&Session>) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match session.filter(|session| !session.pid.is_empty()) {
+        None => format!(r#"40{{"token":"{token}"}}"#),
+        Some(Session { pid, offset }) if offset.is_empty() => {
+            format!(r#"40{{"pid":"{}","token":"{token}"}}"#, text(pid))
+        }
+        Some(Session { pid, offset }) => {
+            let (pid, offset) = (text(pid), text(offset));
+            format!(r#"40{{"pid":"{pid}","offset":"{offset}","token":"{token}"}}"#)
+        }
+    }
+}
+
+/// The `pid` of a CONNECT reply; empty without one. It needs no escapes.
+fn pid(payload: &[u8]) -> &[u8] {
+    const KEY: &[u8] = b"\"pid\":\"";
+    let Some(at) = memchr::memmem::find(payload, KEY) else {
+        return &[];
+    };
+    let rest = &payload[at + KEY.len()..];
+    &rest[..memchr::memchr(b'"', rest).unwrap_or_default()]
+}
+
+/// The last argument of an event, if it is a string: `42["x",{…},"this"]`. It needs no escapes.
+fn last_string(payload: &[u8]) -> Option<&[u8]> {
+    let rest = payload.strip_suffix(b"\"]")?;
+    let at = memchr::memrchr(b'"', rest)?;
+    rest[..at].ends_with(b",").then(|| &rest[at + 1..])
 }
 
 /// `42["chat3:update",{"_id":"u17-3-123456",…`, the `_id` as [`stamp`] writes it.

@@ -14,6 +14,7 @@ use serde_json::json;
 use slab::Slab;
 
 use super::client::{Client, Kind, Owner, Said, stamp};
+use super::comeback::Comebacks;
 use super::ledger::Ledger;
 use crate::Options;
 use crate::wire::amqp::Link;
@@ -44,6 +45,7 @@ pub struct Visitors {
 pub struct Fleet {
     pub ledger: Ledger,
     pub visitors: Visitors,
+    pub comebacks: Comebacks,
     pub joined: usize,
     pub refused: usize,
     options: Options,
@@ -65,6 +67,7 @@ impl Fleet {
         Ok(Self {
             ledger: Ledger::new(options.users, options.sockets_per_user),
             visitors: Visitors::default(),
+            comebacks: Comebacks::new(options.users * options.sockets_per_user, options.reconnect),
             joined: 0,
             refused: 0,
             signing: EncodingKey::from_secret(options.secret.as_bytes()),
@@ -123,6 +126,10 @@ impl Fleet {
         }
         self.events = events;
         self.look_after_visitors();
+        let now = Instant::now();
+        while let Some(socket) = self.comebacks.due(now) {
+            self.open_member(socket);
+        }
         self.flush();
         Ok(())
     }
@@ -153,7 +160,9 @@ impl Fleet {
         let user = user_number(socket / self.options.sockets_per_user);
         if let Err(error) = self.open(Owner::User(user), Seat::Member(socket)) {
             self.complain("connect", error.to_string().as_bytes());
-            self.refused += 1;
+            if !self.comebacks.lost(socket, false, Vec::new()) {
+                self.refused += 1;
+            }
         }
     }
 
@@ -186,7 +195,12 @@ impl Fleet {
         self.poll
             .registry()
             .register(&mut stream, Token(key), interest)?;
-        entry.insert((Client::new(stream, self.options.port, &token), seat));
+        let session = match seat {
+            Seat::Member(socket) => self.comebacks.session(socket),
+            Seat::Visitor(_) => None,
+        };
+        let client = Client::new(stream, self.options.port, &token, session);
+        entry.insert((client, seat));
         Ok(key)
     }
 
@@ -201,10 +215,19 @@ impl Fleet {
         let Some((client, seat)) = self.clients.get_mut(key) else {
             return;
         };
-        let (clock, ledger) = (self.clock, &mut self.ledger);
-        let (mut joined, mut satisfied, mut complaint) = (false, false, None);
+        let (clock, ledger, comebacks) = (self.clock, &mut self.ledger, &mut self.comebacks);
+        let (mut has_joined, mut satisfied, mut complaint) = (false, false, None);
         let alive = client.drive(ended, &mut self.scratch, |said| match (said, *seat) {
-            (Said::Joined, _) => joined = true,
+            // Before the events that come with the reply.
+            (Said::Joined(pid), Seat::Member(socket)) => match comebacks.joined(socket, pid) {
+                Some(true) => ledger.refetch(socket),
+                Some(false) => {}
+                None => {
+                    has_joined = true;
+                    ledger.joined(socket);
+                }
+            },
+            (Said::Joined(_), Seat::Visitor(_)) => has_joined = true,
             (Said::Event(event), Seat::Member(socket)) => {
                 ledger.receive(socket, &event, micros(clock));
             }
@@ -222,12 +245,9 @@ impl Fleet {
         if let Some((what, bytes)) = complaint {
             self.complain(what, &bytes);
         }
-        if joined {
+        if has_joined {
             match seat {
-                Seat::Member(socket) => {
-                    self.joined += 1;
-                    self.ledger.joined(socket);
-                }
+                Seat::Member(_) => self.joined += 1,
                 Seat::Visitor(number) => self.publish(Owner::Visitor(number), 0),
             }
         }
@@ -242,7 +262,15 @@ impl Fleet {
     /// A socket is lost, or its handshake has failed.
     fn remove(&mut self, key: usize) {
         let (client, seat) = self.clients.remove(key);
-        match (seat, client.joined()) {
+        let had_joined = client.joined();
+        if let Seat::Member(socket) = seat
+            && self
+                .comebacks
+                .lost(socket, had_joined, client.into_offset())
+        {
+            return;
+        }
+        match (seat, had_joined) {
             (Seat::Member(socket), true) => self.ledger.close(socket),
             (Seat::Member(_), false) => self.refused += 1,
             (Seat::Visitor(_), had_joined) => {
@@ -292,6 +320,11 @@ impl Fleet {
     /// Publishes an update that the user receives if already subscribed.
     pub fn probe(&mut self, user: usize) {
         self.publish_to_user(user, true);
+    }
+
+    /// Publishes an update of somebody who has no socket.
+    pub fn foreign(&mut self, number: u32) {
+        self.publish(Owner::Visitor(number), 0);
     }
 
     fn publish_to_user(&mut self, user: usize, probing: bool) {

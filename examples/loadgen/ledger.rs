@@ -23,6 +23,10 @@ pub struct Counts {
     pub misordered: u32,
     pub foreign: u32,
     pub closed: u32,
+    /// Events that came into no session any more, since their client had to refetch.
+    pub skipped: u32,
+    /// Events that came although they were published before such a client was back.
+    pub early: u32,
     /// Updates of which every socket has received both events.
     pub delivered: u32,
     /// When the last event came, on the load generator's clock.
@@ -64,6 +68,8 @@ struct Track {
     alive: bool,
     /// The last number seen of each event; none yet while probing.
     last: [Option<u32>; 2],
+    /// The last number that the client has fetched instead.
+    fetched: u32,
 }
 
 impl Ledger {
@@ -158,7 +164,11 @@ impl Ledger {
         match last {
             Some(last) if seq <= last => {
                 track.last[kind] = Some(last);
-                self.late(socket, kind, seq);
+                if seq <= track.fetched {
+                    self.counts.early += 1;
+                } else {
+                    self.late(socket, kind, seq);
+                }
                 return;
             }
             Some(last) => (last + 1..seq).for_each(|seq| self.lose(socket, kind, seq)),
@@ -184,6 +194,23 @@ impl Ledger {
         self.tracks[socket].alive = false;
         self.users[socket / self.per_user].sockets -= 1;
         self.counts.closed += 1;
+    }
+
+    /// The client is back, was refused its session, and has fetched all that was published.
+    pub fn refetch(&mut self, socket: usize) {
+        let user = socket / self.per_user;
+        let published = self.users[user].published;
+        for kind in 0..2 {
+            let Some(last) = self.tracks[socket].last[kind].replace(published) else {
+                continue;
+            };
+            for seq in last + 1..=published {
+                self.counts.skipped += 1;
+                self.counts.expected = self.counts.expected.saturating_sub(1);
+                self.settle(user, seq, false);
+            }
+        }
+        self.tracks[socket].fetched = published;
     }
 
     /// Whether nothing that was published since a socket was reached is still on its way.

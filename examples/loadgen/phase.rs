@@ -7,12 +7,22 @@ use std::time::Duration;
 pub enum Phase {
     Connect,
     Idle(Duration),
-    Rate { per_second: u32, time: Duration },
+    Rate {
+        per_second: u32,
+        time: Duration,
+    },
     Saturate(Duration),
     Burst(u32),
     Settle(Duration),
-    Churn { per_second: u32, time: Duration },
+    Churn {
+        per_second: u32,
+        time: Duration,
+    },
     Resubscribe,
+    /// Updates per second while instances restart.
+    Restarts(u32),
+    /// Updates that are nearly all of users without a socket here.
+    Foreign(Duration),
 }
 
 impl FromStr for Phase {
@@ -40,9 +50,11 @@ impl FromStr for Phase {
                 time: seconds(time)?,
             },
             ["resubscribe"] => Self::Resubscribe,
+            ["restarts", per_second] => Self::Restarts(number(per_second)?),
+            ["foreign", time] => Self::Foreign(seconds(time)?),
             _ => {
                 return Err("connect, idle:S, rate:R:S, saturate:S, burst:N, settle:S, \
-                            churn:C:S or resubscribe"
+                            churn:C:S, resubscribe, restarts:R or foreign:S"
                     .into());
             }
         })

@@ -63,6 +63,7 @@ impl EmbeddedExchange {
             body,
             routing_key: routing_key.to_owned(),
             published_at: Some(std::time::SystemTime::now()),
+            position: None,
         };
         for queue in &matching {
             // An error means that the user has just been unsubscribed.

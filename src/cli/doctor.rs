@@ -9,6 +9,7 @@
 
 mod bind;
 mod clock;
+mod control_stream;
 mod exchange;
 mod grants;
 mod host;
@@ -26,7 +27,10 @@ use std::{io::Read, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 
-use self::report::{Report, Section};
+use self::{
+    report::{Report, Section},
+    stream::Stream,
+};
 use crate::{
     cli::command_line::DoctorArgs,
     config::{RabbitMqConfig, Secret},
@@ -41,7 +45,9 @@ use crate::{
 pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let token = token(args)?;
     let mut report = Report::new(args.json);
-    let rabbitmq = &args.serve.config.rabbitmq;
+    let window = args.serve.config.http.recovery.window;
+    let mut rabbitmq = args.serve.config.rabbitmq.clone();
+    rabbitmq.keep_stream_for(window);
     let metrics = Metrics::new();
     let tenant_required = rabbitmq.binding_keys.need_tenant();
     // Before the section about the token: its user's updates can be listened to.
@@ -50,12 +56,18 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     report.begin(Section::RabbitMq);
-    if let Some(rabbitmq) = reachable_node(rabbitmq, &mut report).await {
-        examine_broker(&rabbitmq, known, args.listen, &mut report).await;
+    if let Some(alone) = reachable_node(&rabbitmq, &mut report).await {
+        let stream = Stream {
+            config: &alone,
+            nodes: rabbitmq.url.nodes(),
+            window,
+        };
+        examine_broker(&alone, &stream, known, args.listen, &mut report).await;
     } else {
         let why = "RabbitMQ is not reached";
         report.unknown("login", format!("not tried: {why}"));
-        rights::skip(rabbitmq, why, &mut report);
+        rights::skip(&rabbitmq, why, &mut report);
+        stream::skip(&rabbitmq, why, &mut report);
         updates::skip(why, &mut report);
     }
     report.begin(Section::Jwt);
@@ -84,6 +96,7 @@ pub async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 /// Examines what lies behind the login.
 async fn examine_broker(
     config: &RabbitMqConfig,
+    stream: &Stream<'_>,
     known: Option<User>,
     listen: Duration,
     report: &mut Report,
@@ -91,13 +104,18 @@ async fn examine_broker(
     let Some(side) = login::examine(config, report).await else {
         let why = "there is no login";
         rights::skip(config, why, report);
+        stream::skip(config, why, report);
         return updates::skip(why, report);
     };
     match rights::examine(side, config, report).await {
-        Ok((side, rights)) => {
+        Ok((mut side, rights)) => {
+            stream.examine(&mut side, report).await;
             updates::examine(side, config, &rights, known, listen, report).await;
         }
-        Err(why) => updates::skip(why, report),
+        Err(why) => {
+            stream::skip(config, why, report);
+            updates::skip(why, report);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{CorsOrigins, Envelope, OptionalAddress, Secret, TrustedProxies};
+use super::{CorsOrigins, Envelope, OptionalAddress, RecoverySecrets, Secret, TrustedProxies};
 #[cfg(feature = "cli")]
 use super::{
     cors_origins,
@@ -162,6 +162,20 @@ pub struct RecoveryConfig {
         value_name = "BYTES", default_value_t = Self::default().total_bytes,
         help_heading = RECOVERY))]
     pub total_bytes: usize,
+    /// Comma-separated secrets, the same for all instances, that sign what clients present to
+    /// resume a session anywhere in the stream topology; the first signs, all verify; without
+    /// it, derived from that of the tokens
+    #[cfg_attr(feature = "cli", arg(long = "recovery-secret", env = "RECOVERY_SECRET",
+        value_name = "SECRETS", hide_env_values = true, default_value = "",
+        hide_default_value = true, help_heading = RECOVERY))]
+    pub secrets: RecoverySecrets,
+    /// Close the sockets of users who may have missed updates while RabbitMQ was away, so that
+    /// their frontends fetch; always so in the stream topology
+    #[cfg_attr(feature = "cli", arg(long = "resync-on-gap", env = "RESYNC_ON_GAP",
+        value_name = "BOOL", default_value_t = Self::default().resync_on_gap,
+        action = clap::ArgAction::Set, value_parser = clap::builder::BoolishValueParser::new(),
+        help_heading = RECOVERY))]
+    pub resync_on_gap: bool,
 }
 
 impl Default for RecoveryConfig {
@@ -172,6 +186,8 @@ impl Default for RecoveryConfig {
             max_updates: 1_000,
             max_bytes: 1 << 20,
             total_bytes: 256 << 20,
+            secrets: RecoverySecrets::default(),
+            resync_on_gap: true,
         }
     }
 }

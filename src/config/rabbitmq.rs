@@ -8,8 +8,8 @@ use super::{
     amqp_url,
     headings::RABBITMQ,
     parse::{
-        parse_delay, parse_heartbeat, parse_instance_name, parse_optional_short_name,
-        parse_short_name, parse_window, text,
+        parse_delay, parse_heartbeat, parse_instance_name, parse_kept, parse_optional_short_name,
+        parse_optional_stream_name, parse_short_name, parse_window, text,
     },
 };
 
@@ -53,12 +53,12 @@ pub struct RabbitMqConfig {
         value_name = "NAME", default_value_t = Self::default().stream,
         value_parser = parse_short_name, help_heading = RABBITMQ))]
     pub stream: String,
-    /// Shortest time that RabbitMQ keeps updates in the stream
+    /// Shortest time that RabbitMQ keeps updates in the stream; without it, 1h, or twice
+    /// the recovery window if that is longer
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-stream-max-age",
-        env = "RABBITMQ_STREAM_MAX_AGE", value_name = "DURATION",
-        default_value = text(Self::default().stream_max_age), value_parser = parse_delay,
+        env = "RABBITMQ_STREAM_MAX_AGE", value_name = "DURATION", value_parser = parse_delay,
         help_heading = RABBITMQ))]
-    pub stream_max_age: Duration,
+    pub stream_max_age: Option<Duration>,
     /// Delay before the first reconnect; grows by a quarter each time, with jitter, up to 30s
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-reconnect-delay",
         env = "RABBITMQ_RECONNECT_DELAY", value_name = "DURATION",
@@ -90,6 +90,18 @@ pub struct RabbitMqConfig {
         hide_default_value = true, value_parser = parse_optional_short_name,
         help_heading = RABBITMQ))]
     pub control_exchange: String,
+    /// Stream in which RabbitMQ keeps these orders for instances that start later or were cut
+    /// off; declared by the gateway; empty for none
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-control-stream",
+        env = "RABBITMQ_CONTROL_STREAM", value_name = "NAME",
+        default_value_t = Self::default().control_stream,
+        value_parser = parse_optional_stream_name, help_heading = RABBITMQ))]
+    pub control_stream: String,
+    /// Shortest time that RabbitMQ keeps orders there: the lifetime of the longest-lived token
+    #[cfg_attr(feature = "cli", arg(long = "revocations-kept", env = "REVOCATIONS_KEPT",
+        value_name = "DURATION", default_value = text(Self::default().revocations_kept),
+        value_parser = parse_kept, help_heading = RABBITMQ))]
+    pub revocations_kept: Duration,
     /// How long users may be online without an update before the gateway checks whether their
     /// updates are published with keys that it does not bind; 0 for never
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-silence-check",
@@ -167,12 +179,14 @@ impl Default for RabbitMqConfig {
             topology: Topology::PerUser,
             shared_queues: 1,
             stream: "chat3-gateway.updates".to_owned(),
-            stream_max_age: Duration::from_secs(60 * 60),
+            stream_max_age: None,
             reconnect_delay: Duration::from_secs(5),
             prefetch: None,
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             control_exchange: String::new(),
+            control_stream: "chat3-gateway.orders".to_owned(),
+            revocations_kept: Duration::from_hours(24),
             silence_check: Duration::from_secs(5 * 60),
             instance_name: String::new(),
             tls: RabbitMqTls::default(),
@@ -180,7 +194,44 @@ impl Default for RabbitMqConfig {
     }
 }
 
+/// Kept at least, whatever the window: a connection to RabbitMQ may be away for longer.
+const DEFAULT_STREAM_MAX_AGE: Duration = Duration::from_secs(60 * 60);
+
 impl RabbitMqConfig {
+    /// Whether orders are kept, so that instances that were not there read them later.
+    pub fn keeps_orders(&self) -> bool {
+        !self.control_exchange.is_empty() && !self.control_stream.is_empty()
+    }
+
+    /// Whether orders and updates would go to the same stream.
+    pub(crate) fn shares_a_stream(&self) -> bool {
+        let reads_updates = self.topology == Topology::Stream;
+        self.keeps_orders() && reads_updates && self.control_stream == self.stream
+    }
+
+    /// Shortest time that RabbitMQ keeps updates in the stream.
+    pub fn stream_max_age(&self) -> Duration {
+        self.stream_max_age.unwrap_or(DEFAULT_STREAM_MAX_AGE)
+    }
+
+    /// The age of the stream that recovery within `window` needs: instances keep, and read
+    /// back when they start, somewhat more than the window.
+    pub(crate) fn stream_age_for(window: Duration) -> Duration {
+        window.saturating_mul(2)
+    }
+
+    /// Has the stream kept for as long as recovery within `window` needs, unless it is set
+    /// how long.
+    pub(crate) fn keep_stream_for(&mut self, window: Duration) {
+        let needed = Self::stream_age_for(window).max(DEFAULT_STREAM_MAX_AGE);
+        self.stream_max_age.get_or_insert(needed);
+    }
+
+    /// Whether there is a stream, and it is kept for less than recovery within `window` needs.
+    pub(crate) fn keeps_too_little_for(&self, window: Duration) -> bool {
+        self.topology == Topology::Stream && self.stream_max_age() < Self::stream_age_for(window)
+    }
+
     /// Updates per queue that the broker sends before they are acknowledged.
     pub fn prefetch(&self) -> u16 {
         self.prefetch.unwrap_or(match self.topology {
@@ -189,5 +240,28 @@ impl RabbitMqConfig {
             // wait for acknowledgements.
             Topology::Shared | Topology::Firehose | Topology::Stream => 1_000,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stream_is_kept_for_twice_the_window_unless_it_is_set_how_long() {
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        for (set, window, expected) in [
+            (None, 0, 60),
+            (None, 2, 60),
+            (None, 45, 90),
+            (Some(3), 45, 3),
+        ] {
+            let mut config = RabbitMqConfig {
+                stream_max_age: set.map(minutes),
+                ..RabbitMqConfig::default()
+            };
+            config.keep_stream_for(minutes(window));
+            assert_eq!(config.stream_max_age(), minutes(expected), "{set:?}");
+        }
     }
 }

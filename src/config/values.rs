@@ -13,6 +13,9 @@ use crate::user::TenantId;
 /// Shorter admin tokens can be guessed with many tries.
 pub const MIN_ADMIN_TOKEN_BYTES: usize = 16;
 
+/// Shorter secrets can be guessed: whoever has a `pid` can try without asking the service.
+const MIN_RECOVERY_SECRET_BYTES: usize = 16;
+
 /// A value that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -38,6 +41,31 @@ impl From<&str> for Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")
+    }
+}
+
+/// Secrets that take each other's place over time, the newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoverySecrets(pub Vec<Secret>);
+
+impl From<&str> for RecoverySecrets {
+    /// Reads a comma-separated list; empty ones count as unset.
+    fn from(list: &str) -> Self {
+        let secrets = list.split(',').map(str::trim);
+        Self(
+            secrets
+                .filter(|secret| !secret.is_empty())
+                .map(Secret::from)
+                .collect(),
+        )
+    }
+}
+
+impl RecoverySecrets {
+    /// Whether one of them is so short that it can be guessed.
+    pub fn are_weak(&self) -> bool {
+        let mut exposed = self.0.iter().filter_map(Secret::expose);
+        exposed.any(|secret| secret.len() < MIN_RECOVERY_SECRET_BYTES)
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Metrics {
     pub(crate) users_away: Gauge,
     pub(crate) kept_updates: Gauge,
     pub(crate) kept_bytes: Gauge,
+    pub(crate) history_age: Gauge,
+    pub(crate) history_reading: Gauge,
     memory: Gauge,
     memory_per_socket: Gauge,
     #[doc(hidden)] // For tests/rabbitmq_service.rs.
@@ -60,6 +62,8 @@ pub struct Metrics {
     pub(crate) binding_keys_refused: Counter,
     pub(crate) broker_connected: Gauge,
     pub(crate) control_connected: Gauge,
+    pub(crate) control_stream: Gauge,
+    pub(crate) orders_read: Counter,
     pub(crate) bindings_dead: Gauge,
     silence_looks: Family<Outcome, Counter>,
     pub(crate) broker_reconnects: Counter,
@@ -88,6 +92,7 @@ pub struct Metrics {
     refreshes_refused: Family<Reason, Counter>,
     recoveries: Family<Outcome, Counter>,
     recoveries_lost: Family<Reason, Counter>,
+    pub(crate) resyncs: Counter,
     latency: Histogram,
 }
 
@@ -104,6 +109,8 @@ impl Metrics {
             users_away: r.metric("users_away", "Users without a socket who may still recover their connection"),
             kept_updates: r.metric("recovery_updates", "Updates kept so that connections can be recovered"),
             kept_bytes: r.metric_in(Unit::Bytes, "recovery", "Memory of the updates kept so that connections can be recovered"),
+            history_age: r.metric_in(Unit::Seconds, "history", "Age of the oldest update that is kept, where everybody's updates are"),
+            history_reading: r.metric("history_reading", "1 while updates from before the start are read back"),
             memory: r.metric_in(Unit::Bytes, "memory", "Memory of the process (resident)"),
             memory_per_socket: r.metric_in(Unit::Bytes, "memory_per_socket", "Memory of the process beyond that at its start, by socket; 0 without one"),
             subscriptions: r.metric("subscriptions", "Users whose updates are received"),
@@ -111,6 +118,8 @@ impl Metrics {
             binding_keys_refused: r.metric("binding_keys_refused", "Binding keys that RabbitMQ refused, while it permits others of the same user"),
             broker_connected: r.metric("rabbitmq_connected", "1 while the RabbitMQ connection is up"),
             control_connected: r.metric("rabbitmq_control_connected", "1 while orders come from and go to the other instances"),
+            control_stream: r.metric("rabbitmq_control_stream", "1 while orders come from the stream in which RabbitMQ keeps them"),
+            orders_read: r.metric("orders_read", "Orders that RabbitMQ had kept and that were read after a start or a lost connection"),
             bindings_dead: r.metric("rabbitmq_bindings_dead", "1 while updates of users online are published with keys that no binding matches"),
             silence_looks: r.metric("rabbitmq_silence_looks", "Looks at what is published, since no update came, by what they found"),
             broker_reconnects: r.metric("rabbitmq_reconnects", "RabbitMQ connections established after the first"),
@@ -138,6 +147,7 @@ impl Metrics {
             refreshes_refused: r.metric("refreshes_refused", "Tokens sent by auth:refresh that were refused, by reason"),
             recoveries: r.metric("recoveries", "Reconnects that asked for what they missed, by outcome"),
             recoveries_lost: r.metric("recoveries_lost", "Connections that can no longer be recovered, by reason"),
+            resyncs: r.metric("resyncs", "Sockets closed because their user may have missed updates, so that the frontend fetches"),
             latency: r.latency("update_latency", "From the publisher's AMQP timestamp to the hand-off to the sockets"),
             registry: Arc::default(),
         };

@@ -7,6 +7,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::Router;
 use tokio::net::{TcpListener, ToSocketAddrs};
+use tracing::warn;
 
 use super::{AdminListener, Server, admin, orders, origins};
 use crate::{
@@ -46,6 +47,12 @@ pub enum BindError {
         "RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_UPDATES_EXCHANGE: orders need an exchange of their own"
     )]
     ControlExchange,
+    /// Orders and updates would share one stream.
+    #[error("RABBITMQ_CONTROL_STREAM is RABBITMQ_STREAM: orders need a stream of their own")]
+    ControlStream,
+    /// A secret can be guessed.
+    #[error("RECOVERY_SECRET has a secret of fewer than 16 bytes")]
+    RecoverySecret,
 }
 
 fn advice(error: &io::Error, setting: &str, address: &str) -> String {
@@ -97,18 +104,34 @@ impl ServerBuilder {
     /// When a setting is wrong, or an address cannot be bound. Nothing has started then.
     pub async fn bind(self) -> Result<Server, BindError> {
         let Config {
-            rabbitmq,
+            mut rabbitmq,
             host,
-            http,
+            mut http,
             jwt,
         } = self.config;
+        if http.recovery.secrets.are_weak() {
+            return Err(BindError::RecoverySecret);
+        }
+        if http.recovery.secrets.0.is_empty() {
+            let derived = jwt.jwt_secret.iter().filter(|it| it.expose().is_some());
+            http.recovery.secrets.0 = derived.cloned().collect();
+        }
         let (metrics, needs_tenant) = match &self.broker {
             Some(broker) => (broker.metrics(), broker.needs_tenant()),
             None if rabbitmq.control_exchange == rabbitmq.exchange => {
                 return Err(BindError::ControlExchange);
             }
+            None if rabbitmq.shares_a_stream() => return Err(BindError::ControlStream),
             None => (None, rabbitmq.binding_keys.need_tenant()),
         };
+        let window = http.recovery.window;
+        rabbitmq.keep_stream_for(window);
+        if rabbitmq.keeps_too_little_for(window) {
+            warn!(
+                max_age = ?rabbitmq.stream_max_age(), recovery_window = ?window,
+                "RABBITMQ_STREAM_MAX_AGE is less than twice RECOVERY_WINDOW: the stream may no longer have what clients missed"
+            );
+        }
         let metrics = metrics.unwrap_or_default();
         let verifier = Verifier::new(&jwt, needs_tenant, &metrics)?;
         let address = format!("{host}:{}", http.port);

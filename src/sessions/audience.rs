@@ -1,23 +1,27 @@
 //! One user's sessions: who has a socket, who is away, who takes over from whom, and
 //! how long the log keeps what they may come back for.
 //!
-//! [`fan_out`] hands an update to all sockets, [`catch_up`] hands one socket what
-//! waits for it, [`lag`] limits how far a socket may lag, and [`events`] are what an
-//! update turns into for a socket.
+//! [`admission`] decides what a joining session begins with, [`fan_out`] hands an update to
+//! all sockets, [`catch_up`] hands one socket what waits for it, [`lag`] limits how far a
+//! socket may lag, [`gap`] finds the sockets that may have missed updates, [`quiet`] tells
+//! sockets that were sent nothing where they stand, and [`events`] are what an update turns
+//! into for a socket.
 //!
 //! Everything happens under one lock per user, so that each change (an update, a
 //! socket that goes live, one that takes over) is atomic for all of the user's
 //! sockets.
 
+mod admission;
 mod catch_up;
 mod events;
 mod fan_out;
+mod gap;
 mod lag;
+mod quiet;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::time::Instant;
-use tracing::debug;
 
 #[cfg(test)]
 pub(super) use self::catch_up::Fed;
@@ -25,13 +29,16 @@ use self::lag::Lag;
 use super::{
     counts::Counted,
     departures::Departure,
-    log::{Log, Offset, Wanted},
+    log::{Log, Wanted},
     peer::{Crowd, Peer},
     repeated::Recent,
-    resume::{Admitted, Outcome, Pid, Recovery, ResumeRequest},
+    resume::Recovery,
     shared::Shared,
 };
-use crate::{broker::Subscribed, user::User};
+use crate::{
+    broker::{Subscribed, history::Past},
+    user::User,
+};
 
 /// Sessions of one user that may be away; the oldest is given up for a new one.
 const MAX_AWAY: usize = 1_024;
@@ -75,6 +82,10 @@ struct Member<P: Peer> {
     lag: Lag,
     /// Whether its socket is in the [`Crowd`].
     in_crowd: bool,
+    /// The run of updates in which it was let in, see [`Roster::stretch`].
+    stretch: u64,
+    /// When its socket was last handed an offset.
+    told_at: Instant,
 }
 
 impl<P: Peer> Member<P> {
@@ -86,8 +97,8 @@ impl<P: Peer> Member<P> {
         !matches!(self.status, Status::Away(_))
     }
 
-    fn has_pid(&self, pid: Pid) -> bool {
-        self.recovery.as_ref().is_some_and(|own| own.pid == pid)
+    fn is_session(&self, key: u128) -> bool {
+        self.recovery.as_ref().is_some_and(|own| own.key == key)
     }
 }
 
@@ -159,98 +170,10 @@ impl<P: Peer> Audience<P> {
             recovery: None,
             lag: Lag::default(),
             in_crowd: false,
+            stretch: 0,
+            told_at: self.shared.clock.now(),
         });
         self.settle(&mut roster);
-    }
-
-    /// Decides where a joining session begins: after what its client has seen, if
-    /// everything since then is here; otherwise with what comes from now on. The
-    /// CONNECT reply to the socket `id` must carry what is returned.
-    pub(super) fn admit(
-        &self,
-        session: u64,
-        id: P::Id,
-        request: ResumeRequest,
-    ) -> Option<Admitted<P::Id>> {
-        let mut roster = self.roster();
-        let stretch = self.note_stretch(&mut roster);
-        // A session that left meanwhile must not take over anything.
-        roster.member(session)?;
-        let request = match self.shared.limits {
-            Some(_) => request,
-            None => ResumeRequest::OptOut,
-        };
-        let resumed = match request {
-            ResumeRequest::OptOut | ResumeRequest::New => None,
-            ResumeRequest::Resume { pid, offset } => {
-                Some(self.resume(&mut roster, stretch, pid, offset))
-            }
-            ResumeRequest::Unreadable => Some(Err(Outcome::Unreadable)),
-        };
-        if let Some(resumed) = &resumed {
-            let outcome = resumed
-                .as_ref()
-                .err()
-                .copied()
-                .unwrap_or(Outcome::Recovered);
-            debug!(user_id = %self.user.id, ?outcome, "Connection recovery");
-            self.shared.metrics.recovery(outcome.label());
-        }
-        let newest = roster.log.last();
-        let (recovery, seen) = match resumed {
-            Some(Ok((recovery, seen))) => (Some(recovery), seen),
-            _ if request == ResumeRequest::OptOut => (None, newest),
-            _ => (Some(Recovery::begin(newest, id)), newest),
-        };
-        let member = roster.member(session)?;
-        member.status = Status::Behind { seen, peer: None };
-        member.recovery = recovery;
-        self.settle(&mut roster);
-        recovery.map(|Recovery { id, pid, .. }| Admitted { id, pid })
-    }
-
-    /// Ends the session of that `pid` in favour of its client's new connection. Returns
-    /// where recovery goes on, and the number of the newest event that the client has
-    /// seen.
-    fn resume(
-        &self,
-        roster: &mut Roster<P>,
-        stretch: Option<u64>,
-        pid: Pid,
-        offset: Option<Offset>,
-    ) -> Result<(Recovery<P::Id>, u64), Outcome> {
-        let recovery = self.take_over(roster, pid).ok_or(Outcome::Unknown)?;
-        // A client that has seen nothing of this session may send the offset of an earlier
-        // one, which another instance made or which is older than this session.
-        let number = offset.and_then(|offset| roster.log.number(offset));
-        let seen = number.unwrap_or_default().max(recovery.start);
-        // Without a subscription, updates are being missed right now. And a session that
-        // has missed some before must learn of it when it asks.
-        let is_whole = stretch.is_some() && recovery.start >= roster.log.last_hole();
-        match is_whole && roster.log.reaches_back_to(seen) {
-            true => Ok((recovery.resume(seen), seen)),
-            false => Err(Outcome::Gap),
-        }
-    }
-
-    /// Removes the session of that `pid` in favour of its client's new connection. The
-    /// old connection may still look alive, e.g. that of a phone which changed networks.
-    fn take_over(&self, roster: &mut Roster<P>, pid: Pid) -> Option<Recovery<P::Id>> {
-        let index = roster
-            .members
-            .iter()
-            .position(|member| member.has_pid(pid))?;
-        let mut member = roster.members.swap_remove(index);
-        self.leave_crowd(&mut member);
-        match &member.status {
-            Status::Live(peer)
-            | Status::Behind {
-                peer: Some(peer), ..
-            } => peer.close(),
-            Status::Away(since) if self.is_expired(since.at()) => return None,
-            _ => {}
-        }
-        member.recovery
     }
 
     /// Notes that the session's socket is gone. `may_return`: it was lost rather than
@@ -262,6 +185,8 @@ impl<P: Peer> Audience<P> {
             return None;
         }
         self.leave_crowd(&mut roster.members[index]);
+        // A session that can be resumed anywhere needs nobody who waits for it here.
+        let may_return = may_return && self.shared.common.is_none();
         let left = if may_return && roster.members[index].recovery.is_some() {
             self.make_room_for_one_away(&mut roster);
             let now = self.shared.clock.now();
@@ -347,13 +272,11 @@ impl<P: Peer> Audience<P> {
         self.roster().sockets()
     }
 
-    /// How many sessions have a socket, not counting the one that `request` resumes.
-    pub(super) fn sockets_besides(&self, request: ResumeRequest) -> usize {
+    /// How many sessions have a socket, not counting the session `resumed`.
+    pub(super) fn sockets_besides(&self, resumed: Option<u128>) -> usize {
         let roster = self.roster();
-        let is_resumed = |member: &Member<P>| match request {
-            ResumeRequest::Resume { pid, .. } => member.has_pid(pid),
-            _ => false,
-        };
+        let is_resumed =
+            |member: &Member<P>| resumed.is_some_and(|resumed| member.is_session(resumed));
         let members = roster.members.iter();
         members
             .filter(|member| member.has_socket() && !is_resumed(member))
@@ -392,15 +315,6 @@ impl<P: Peer> Audience<P> {
         limits.is_none_or(|limits| self.shared.clock.now() - since > limits.window)
     }
 
-    /// Notes in the log if updates may have been missed; returns the current run.
-    fn note_stretch(&self, roster: &mut Roster<P>) -> Option<u64> {
-        let stretch = self.subscribed.get().and_then(Subscribed::stretch)?;
-        if std::mem::replace(&mut roster.stretch, stretch) != stretch {
-            roster.log.hole();
-        }
-        Some(stretch)
-    }
-
     /// Must be called after every change of the members.
     fn settle(&self, roster: &mut Roster<P>) {
         let is_online = (!roster.members.is_empty()).then(|| roster.sockets() > 0);
@@ -437,6 +351,13 @@ impl<P: Peer> Audience<P> {
         };
         let needed = roster.members.iter().filter_map(behind).min();
         roster.log.trim(self.shared.limits, wanted, needed);
+    }
+
+    /// What is kept for the whole fleet, with nothing handed on meanwhile. Must be locked before
+    /// the roster is.
+    fn past(&self) -> Option<Past<'_>> {
+        let common = self.shared.common.as_ref();
+        common.map(|common| common.history.look())
     }
 
     fn roster(&self) -> MutexGuard<'_, Roster<P>> {

@@ -1,11 +1,12 @@
 //! All users who are online or may return, each with their audience.
 //!
-//! [`eviction`] runs in the background. It ends sessions that were away for too long,
-//! and frees memory.
+//! In the background, [`eviction`] ends sessions that were away for too long and frees
+//! memory, and [`gaps`] closes sockets that may have missed updates.
 //!
 //! Invariant: a user is subscribed exactly while their audience is here.
 
 mod eviction;
+mod gaps;
 
 use std::{
     collections::HashMap,
@@ -21,7 +22,6 @@ use tokio::time::{Instant, sleep};
 use super::{
     audience::{Audience, Left},
     peer::Peer,
-    resume::ResumeRequest,
     shared::Shared,
 };
 use crate::{
@@ -61,6 +61,9 @@ impl<P: Peer> Hub<P> {
     pub fn new(broker: Arc<dyn Broker>, config: &HttpConfig, metrics: Metrics) -> Arc<Self> {
         let hub = Self::without_expiry(broker, config, metrics);
         tokio::spawn(eviction::run(Arc::downgrade(&hub)));
+        if hub.shared.resyncs {
+            tokio::spawn(gaps::run(Arc::downgrade(&hub)));
+        }
         hub
     }
 
@@ -70,8 +73,9 @@ impl<P: Peer> Hub<P> {
         config: &HttpConfig,
         metrics: Metrics,
     ) -> Arc<Self> {
+        let history = broker.history();
         Arc::new(Self {
-            shared: Arc::new(Shared::new(config, metrics)),
+            shared: Arc::new(Shared::new(config, history, metrics)),
             broker,
             users: Mutex::default(),
             sessions: AtomicU64::new(0),
@@ -80,18 +84,18 @@ impl<P: Peer> Hub<P> {
 
     /// Adds a session of `user`, who is subscribed from now on; returns the session's
     /// audience and number. Returns `None` if the user has as many sockets as `limit`
-    /// allows (0: any number), not counting the socket that `request` takes over from.
+    /// allows (0: any number), not counting that of the session `resumed`.
     pub(super) fn join(
         &self,
         user: &User,
-        request: ResumeRequest,
+        resumed: Option<u128>,
         limit: u32,
     ) -> Option<(Arc<Audience<P>>, u64)> {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         let mut users = self.users();
         let sockets = users
             .get(user)
-            .map_or(0, |audience| audience.sockets_besides(request));
+            .map_or(0, |audience| audience.sockets_besides(resumed));
         if limit > 0 && sockets >= limit as usize {
             return None;
         }

@@ -6,14 +6,14 @@
 //! up. Calls are made under the lock of one user's audience, so none may block or
 //! call back into sessions.
 
-use std::{fmt::Display, time::Duration};
+use std::{fmt::Display, str::FromStr, time::Duration};
 
 use serde_json::value::RawValue;
 
 /// One socket. Clones are of the same socket.
 pub trait Peer: Clone + Send + Sync + 'static {
     /// Names the socket to its client.
-    type Id: Copy + Display + Send + Sync;
+    type Id: Copy + Display + FromStr + Send + Sync;
     /// Several sockets of one user that are emitted to at once.
     type Crowd: Crowd<Self>;
 

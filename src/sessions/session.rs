@@ -1,8 +1,11 @@
 //! One socket's handle on its session.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
 };
 
 use super::{
@@ -10,7 +13,7 @@ use super::{
     counts::Counted,
     hub::Hub,
     peer::Peer,
-    resume::{Admitted, ResumeRequest},
+    resume::{Admitted, Claim, ResumeRequest},
 };
 use crate::user::User;
 
@@ -22,7 +25,8 @@ use crate::user::User;
 pub struct Session<P: Peer> {
     hub: Arc<Hub<P>>,
     number: u64,
-    request: ResumeRequest,
+    /// What its client asked for, until it is answered.
+    claim: Mutex<Option<Box<Claim>>>,
     pub(super) audience: Arc<Audience<P>>,
     ended: AtomicBool,
     _counted: Counted,
@@ -38,11 +42,12 @@ impl<P: Peer> Session<P> {
         request: ResumeRequest,
         limit: u32,
     ) -> Option<Self> {
-        let (audience, number) = hub.join(user, request, limit)?;
+        let claim = hub.shared.claim(user, request);
+        let (audience, number) = hub.join(user, claim.key(), limit)?;
         Some(Self {
             hub: hub.clone(),
             number,
-            request,
+            claim: Mutex::new(Some(Box::new(claim))),
             audience,
             ended: AtomicBool::new(false),
             _counted: hub.shared.sockets.one(),
@@ -55,11 +60,29 @@ impl<P: Peer> Session<P> {
         self.audience.subscribed().await;
     }
 
+    /// Returns when it is known whether what the client missed is here, or after 5 s.
+    pub async fn reached(&self) {
+        let place = self.claim().as_ref().and_then(|claim| claim.place());
+        if let (Some((place, _)), Some(common)) = (place, &self.hub.shared.common) {
+            common.history.reach(place.offset).await;
+        }
+    }
+
     /// Decides what the session of the socket `id` begins with: what its client
-    /// missed, if the client asks for that and all of it is here. Must be called once,
+    /// missed, if the client asks for that, all of it is here, and the session may be
+    /// resumed although it began at the time that `is_ended` is given. Must be called once,
     /// before the CONNECT reply, which has to carry what is returned.
-    pub fn admit(&self, id: P::Id) -> Option<Admitted<P::Id>> {
-        self.audience.admit(self.number, id, self.request)
+    pub fn admit(
+        &self,
+        id: P::Id,
+        is_ended: impl Fn(SystemTime) -> bool,
+    ) -> Option<Admitted<P::Id>> {
+        let claim = self.claim().take()?;
+        self.audience.admit(self.number, id, &claim, is_ended)
+    }
+
+    fn claim(&self) -> MutexGuard<'_, Option<Box<Claim>>> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands `peer` what was missed before and what came since [`Session::admit`], at

@@ -3,6 +3,7 @@
 
 mod directed;
 mod double;
+mod fleet;
 mod house;
 mod lag;
 mod model;

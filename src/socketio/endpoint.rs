@@ -117,7 +117,7 @@ impl Endpoint {
             connect_limit: ConnectLimit::new(config.max_connects_per_second, proxies),
             refusal_limit: RefusalLimit::new(config.max_refusals_per_second),
             refused_tokens: RefusedTokens::new(),
-            revocations: Revocations::default(),
+            revocations: Revocations::new(config.recovery.window),
             slots: Slots::default(),
             is_full: AtomicBool::new(false),
             verifier,
@@ -206,8 +206,9 @@ impl Endpoint {
         }
     }
 
+    /// `None` too once the server has closed its sockets: `SocketIo::get_socket` would panic.
     fn socket(&self, sid: Sid) -> Option<SocketRef> {
-        self.io.get_socket(sid)
+        self.io.of("/")?.get_socket(sid)
     }
 
     fn check_revocation(&self, identity: &Identity) -> Result<(), Refusal> {

@@ -2,7 +2,9 @@
 // beside it, and a few absolute ones.
 
 const GATEWAYS = ['gateway per-user', 'gateway shared', 'gateway firehose'];
-const [PER_USER, SHARED] = GATEWAYS;
+const [PER_USER, SHARED, FIREHOSE] = GATEWAYS;
+/** Held against the firehose, which reads the same updates. */
+const STREAM = 'gateway stream';
 const LIMIT = { [PER_USER]: 'ceiling per-user', [SHARED]: 'ceiling shared' };
 
 /** `{ what, value, unit, goal, isMet }` each; `value` is null when not measured. */
@@ -40,6 +42,12 @@ export function judge(figures) {
     }
   }
 
+  add(`1,000 users: CPU per update at saturation, ${STREAM} ÷ firehose`,
+    ratio(of('A', STREAM, 'saturate', cpu), of('A', FIREHOSE, 'saturate', cpu)), '≤', 1.15);
+  add(`1,000 users: p99 at 1,000/s, ${STREAM} ÷ firehose`,
+    ratio(of('A', STREAM, 'rate:1000', 'latency_us.p99'), of('A', FIREHOSE, 'rate:1000', 'latency_us.p99')), '≤', 2);
+  add(`CPU per update of users elsewhere, at saturation, ${STREAM}`, of('F', STREAM, 'foreign', cpu), '≤', 4, ' µs');
+
   const subscribed = (server) => of('B', server, 'connect', 'subscribed_ms');
   add(`5,000 users: time to subscribe all, ${PER_USER} ÷ node`, ratio(subscribed(PER_USER), subscribed('node')), '≤', 0.5);
   add(`5,000 users: time to subscribe all, ${SHARED} ÷ ${LIMIT[SHARED]}`, ratio(subscribed(SHARED), subscribed(LIMIT[SHARED])), '≤', 1.5);
@@ -48,7 +56,7 @@ export function judge(figures) {
       scaled(of('C', server, 'resubscribe', 'resubscribed_ms'), 1000), '≤', bound, ' s');
   }
 
-  for (const server of GATEWAYS) {
+  for (const server of [...GATEWAYS, STREAM]) {
     add(`5,000 users: memory per idle socket, ${server}`, of('B', server, 'idle', 'kb_per_socket'), '≤', 15, ' KiB');
   }
   const rss = (server, phase) => of('B', server, phase, 'server_rss_kb');
@@ -57,7 +65,7 @@ export function judge(figures) {
     add(`5,000 users: process 10 s after the burst ÷ idle, ${server}`, ratio(rss(server, 'settle'), rss(server, 'idle')), '≤', 1.3);
   }
 
-  for (const server of GATEWAYS) {
+  for (const server of [...GATEWAYS, STREAM]) {
     add(`10,000 users: p99 at 1,000/s, ${server}`, scaled(of('C', server, 'rate:1000', 'latency_us.p99'), 1000), '<', 50, ' ms');
     add(`10,000 users: events lost, sockets closed, ${server}`, missing('C', server), '≤', 0);
     add(`CPU per update at saturation with 10,000 users ÷ with 1,000, ${server}`,

@@ -9,6 +9,7 @@ const STYLES = {
   'gateway per-user': ['#d9480f', ''],
   'gateway shared': ['#1c7ed6', ''],
   'gateway firehose': ['#2b9348', ''],
+  'gateway stream': ['#e8a201', ''],
   node: ['#ae3ec9', ''],
   'ceiling per-user': ['#d9480f', '3 4'],
   'ceiling shared': ['#1c7ed6', '3 4'],

@@ -3,9 +3,9 @@
 // A phase is written as the load generator takes it: `rate:1000:5` is 1,000
 // updates a second for 5 s.
 
-const GATEWAY = ['gateway per-user', 'gateway shared', 'gateway firehose'];
+const GATEWAY = ['gateway per-user', 'gateway shared', 'gateway firehose', 'gateway stream'];
 const CEILING = ['ceiling per-user', 'ceiling shared'];
-const BASELINE = process.env.GATEWAY_BASELINE ? ['baseline per-user', 'baseline shared', 'baseline firehose'] : [];
+const BASELINE = process.env.GATEWAY_BASELINE ? ['baseline per-user', 'baseline shared', 'baseline firehose', 'baseline stream'] : [];
 const ALL = [...GATEWAY, ...BASELINE, 'node', ...CEILING];
 
 export const SCENARIOS = {
@@ -44,6 +44,14 @@ export const SCENARIOS = {
     phases: ['connect', 'churn:200:10'],
     servers: ALL,
     repeats: 1,
+  },
+  F: {
+    title: '1,000 users, and 99 of 100 updates are for users elsewhere',
+    users: 1_000,
+    phases: ['connect', 'foreign:6'],
+    // The other topologies have RabbitMQ keep such updates away.
+    servers: [...GATEWAY, ...BASELINE].filter((name) => /firehose|stream/.test(name)),
+    repeats: 3,
   },
 };
 

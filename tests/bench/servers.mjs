@@ -28,29 +28,33 @@ export function spawnHere(...args) {
   return child;
 }
 
+/** The settings of a gateway that all of the load comes to from one address. */
+export function gatewayEnvironment({ broker, port, topology }) {
+  return {
+    RABBITMQ_URL: broker.url,
+    RABBITMQ_UPDATES_EXCHANGE: EXCHANGE,
+    RABBITMQ_TOPOLOGY: topology,
+    RABBITMQ_RECONNECT_DELAY: '200ms',
+    HOST: '127.0.0.1',
+    PORT: String(port),
+    NODE_ENV: 'production',
+    RUST_LOG: 'warn',
+    LOG_FILE: '',
+    JWT_SECRET: SECRET,
+    // The key that the load generator publishes with, and that the Node reference and the ceiling bind.
+    RABBITMQ_BINDING_KEYS: 'user.{userId}.*',
+    // In one scenario it comes from one user.
+    MAX_CONNECTS_PER_SECOND: '0',
+    MAX_CONNECTIONS_PER_ADDRESS: '0',
+    MAX_SOCKETS_PER_USER: '0',
+  };
+}
+
 function gateway(topology, env = {}, command = gatewayBinary) {
   return ({ broker, port }) => ({
     command,
     args: ['serve'],
-    env: {
-      RABBITMQ_URL: broker.url,
-      RABBITMQ_UPDATES_EXCHANGE: EXCHANGE,
-      RABBITMQ_TOPOLOGY: topology,
-      RABBITMQ_RECONNECT_DELAY: '200ms',
-      HOST: '127.0.0.1',
-      PORT: String(port),
-      NODE_ENV: 'production',
-      RUST_LOG: 'warn',
-      LOG_FILE: '',
-      JWT_SECRET: SECRET,
-      // The key that the load generator publishes with, and that the Node reference and the ceiling bind.
-      RABBITMQ_BINDING_KEYS: 'user.{userId}.*',
-      // All of the load comes from one address, and in one scenario from one user.
-      MAX_CONNECTS_PER_SECOND: '0',
-      MAX_CONNECTIONS_PER_ADDRESS: '0',
-      MAX_SOCKETS_PER_USER: '0',
-      ...env,
-    },
+    env: { ...gatewayEnvironment({ broker, port, topology }), ...env },
     isReady: async () => (await fetch(`http://127.0.0.1:${port}/health`).then((reply) => reply.json(), () => ({}))).isConnected,
   });
 }
@@ -83,6 +87,7 @@ export const SERVERS = {
   'gateway per-user': gateway('per-user'),
   'gateway shared': gateway('shared'),
   'gateway firehose': gateway('firehose'),
+  'gateway stream': gateway('stream'),
   'gateway shared, no recovery': gateway('shared', { RECOVERY_WINDOW: '0s' }),
   node,
   'ceiling per-user': ceiling('per-user'),
@@ -94,7 +99,7 @@ export const SERVERS = {
 // An earlier build, in turns with this one: GATEWAY_BASELINE=path/to/chat3-gateway.
 if (process.env.GATEWAY_BASELINE) {
   const baseline = path.resolve(process.env.GATEWAY_BASELINE);
-  for (const topology of ['per-user', 'shared', 'firehose']) {
+  for (const topology of ['per-user', 'shared', 'firehose', 'stream']) {
     SERVERS[`baseline ${topology}`] = gateway(topology, {}, baseline);
   }
 }
@@ -130,7 +135,8 @@ export async function startServer(name, broker) {
   return server;
 }
 
-function accepts(port) {
+/** Whether somebody listens on a port of loopback. */
+export function accepts(port) {
   return new Promise((resolve) => {
     const socket = net.connect(port, '127.0.0.1');
     socket.once('connect', () => resolve(true));

@@ -50,7 +50,14 @@ const CHURN = [
   ['process after', 'churn', 'server_rss_kb', mebibytes],
 ];
 
-const PAIRS = { D: [CROWD], E: [CHURN] };
+const FOREIGN = [
+  ['updates/s at saturation', 'foreign', 'per_second', perSecond],
+  ['server CPU per update', 'foreign', 'server_cpu_us_per_update', micros],
+  ['broker’s', 'foreign', 'broker_cpu_us_per_update', micros],
+  ['process after', 'foreign', 'server_rss_kb', mebibytes],
+];
+
+const PAIRS = { D: [CROWD], E: [CHURN], F: [FOREIGN] };
 
 /** The tables of a scenario in Markdown; empty when it has not been run. */
 export function tables(figures, id, { title }) {
@@ -64,7 +71,7 @@ export function tables(figures, id, { title }) {
 
 /** The goals' table: a row is a goal, a column one of the gateway's topologies. A missed goal is bold. */
 export function goalsTable(judged) {
-  const columns = ['per-user', 'shared', 'firehose', 'shared, no recovery'];
+  const columns = ['per-user', 'shared', 'firehose', 'stream', 'shared, no recovery'];
   const rows = new Map();
   for (const { what, value, unit, goal, isMet } of judged) {
     const [, column] = what.match(/gateway (shared, no recovery|[\w-]+)/);

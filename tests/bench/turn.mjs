@@ -10,6 +10,9 @@ import readline from 'node:readline';
 import { EXCHANGE, Publisher, SECRET, until } from '../e2e/harness.mjs';
 import { examples, spawnHere, startServer } from './servers.mjs';
 
+/** The stream that the gateway declares. */
+const STREAM = 'chat3-gateway.updates';
+
 /** Time that a phase may take beyond its own seconds. */
 const SLACK_MS = 60_000;
 const SLACK_PER_SOCKET_MS = 12;
@@ -25,8 +28,16 @@ export async function turn(name, scenario, broker) {
     record.failure = error.message;
   } finally {
     await server?.stop();
+    await removeStream(broker).catch((error) => (record.failure ??= error.message));
   }
   return record;
+}
+
+/** The stream of the topology `stream` would go on taking all updates in the next turns. */
+async function removeStream(broker) {
+  const publisher = await Publisher.connect(broker);
+  await publisher.channel.deleteQueue(STREAM);
+  await publisher.close();
 }
 
 /** The exchange, which Chat3 would have declared. */
@@ -110,5 +121,5 @@ async function restart(broker) {
 function secondsOf(phase) {
   const [kind, ...numbers] = phase.split(':');
   if (kind === 'burst') return Number(numbers[0]) / 1000;
-  return ['idle', 'settle', 'rate', 'saturate', 'churn'].includes(kind) ? Number(numbers.at(-1)) : 0;
+  return ['idle', 'settle', 'rate', 'saturate', 'churn', 'foreign'].includes(kind) ? Number(numbers.at(-1)) : 0;
 }

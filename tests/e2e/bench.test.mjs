@@ -7,9 +7,10 @@ import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { Figures } from '../bench/figures.mjs';
+import { Load } from '../bench/load.mjs';
 import { startServer } from '../bench/servers.mjs';
 import { declareExchange, turn } from '../bench/turn.mjs';
-import { Broker, Publisher, Tab, run, temporaryFolder, testsFolder, until } from './harness.mjs';
+import { Broker, Network, Publisher, Tab, run, temporaryFolder, testsFolder, until } from './harness.mjs';
 
 const scenario = {
   users: 20,
@@ -60,6 +61,17 @@ describe('turns', () => {
     assert.match(new Figures([record]).verdict('A', name), /\*\*lost \d+\*\*/);
   });
 
+  test('updates of users elsewhere are counted, and those of users here all arrive', async () => {
+    const name = 'gateway stream';
+    const record = await take(name, { phases: ['connect', 'foreign:1'] });
+    assert.equal(new Figures([record]).verdict('A', name), 'all', JSON.stringify(record));
+    const { elsewhere, updates, server_cpu_us_per_update: cpu } = record.phases.at(-1);
+    assert.ok(elsewhere === 99 * updates && updates > 10, JSON.stringify(record));
+    assert.ok(cpu > 0, JSON.stringify(record));
+    const leftOver = await broker.ctl('list_queues', '--no-table-headers', 'name');
+    assert.equal(leftOver.trim(), '');
+  });
+
   test('a turn that fails says where', async () => {
     const record = await turn('ceiling shared', { users: 2, phases: ['connect', 'nonsense:1'] }, broker);
     assert.match(record.failure, /the load generator exited with 2: nonsense:1/);
@@ -74,6 +86,61 @@ describe('turns', () => {
     assert.match(stdout, /\| node \|.*\| all \|/);
     assert.match(stdout, /\| ceiling that drops \|.*\*\*lost \d+\*\*/);
     assert.match(stdout, /CPU per update at saturation ÷ ceiling \| ≤ 1\.3 \| (\*\*)?[\d.]+\1 \|/);
+  });
+});
+
+describe('sockets that come back', () => {
+  let broker;
+  before(async () => {
+    broker = await Broker.start();
+    await declareExchange(broker);
+  });
+
+  /** What 20 users see of `happens`, while 200 updates a second are published. */
+  const seen = async (server, happens) => {
+    const load = new Load({ ...server, broker, users: 20, backoff: '100:500', phases: ['connect', 'restarts:200'] });
+    try {
+      await load.next();
+      assert.ok((await load.next()).waiting);
+      await happens(load);
+      load.tell('end');
+      return await load.next();
+    } finally {
+      await load.stop();
+    }
+  };
+  const pause = () => new Promise((resolve) => setTimeout(resolve, 500));
+
+  test('cut connections are resumed, and nothing is missing or doubled', async () => {
+    const server = await startServer('gateway firehose', broker);
+    const network = await Network.to(server);
+    const figures = await seen({ url: network.url, pid: server.pid }, async () => {
+      for (let cut = 0; cut < 3; cut += 1) {
+        await pause();
+        network.cut();
+        await pause();
+        network.restore();
+        await pause();
+      }
+    });
+    await server.stop();
+    const { losses, recovered, refetched, skipped, away, lost, doubled, misordered } = figures;
+    assert.deepEqual({ refetched, skipped, away, lost, doubled, misordered }, { refetched: 0, skipped: 0, away: 0, lost: 0, doubled: 0, misordered: 0 });
+    assert.ok(losses >= 60 && recovered === losses, JSON.stringify(figures));
+    assert.ok(figures.updates > 500 && figures.back_ms.p50 >= 400, JSON.stringify(figures));
+  });
+
+  test('a server without recovery makes them refetch', async () => {
+    const forgetful = await startServer('node', broker);
+    const network = await Network.to(forgetful);
+    const { losses, refetched, skipped } = await seen({ url: network.url, pid: forgetful.pid }, async () => {
+      network.cut();
+      await pause();
+      network.restore();
+      await pause();
+    });
+    await forgetful.stop();
+    assert.ok(losses === 20 && refetched === losses && skipped > 0, JSON.stringify({ losses, refetched, skipped }));
   });
 });
 

@@ -3,7 +3,9 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 
-import { Broker, EXCHANGE, Gateway, Publisher, Tab, anUpdate, token } from './harness.mjs';
+import { Broker, EXCHANGE, Gateway, Publisher, Tab, anUpdate, testOf, token } from './harness.mjs';
+
+const testOfKeys = testOf('keys of single users');
 
 let broker;
 let publisher;
@@ -99,7 +101,7 @@ test('JWT_DEFAULT_TENANT_ID is the tenant of tokens that name none', async () =>
   assert.deepEqual([home.ids, away.ids], [[ours], [theirs]]);
 });
 
-test('where RabbitMQ permits some of the keys, users get the updates of these, with one warning for each other key', async () => {
+testOfKeys('where RabbitMQ permits some of the keys, users get the updates of these, with one warning for each other key', async () => {
   await broker.ctl('add_user', 'some', 'pw');
   await broker.ctl('set_permissions', 'some', '.*', '.*', '.*');
   // The keys of one generation: for each user, and for all users at once.

@@ -33,10 +33,15 @@ export class Cluster {
     const members = cluster.nodes.map(({ name }, i) => `cluster_formation.classic_config.nodes.${i + 1} = ${name}\n`);
     const conf = `cluster_formation.peer_discovery_backend = classic_config\n${members.join('')}`;
     for (const node of cluster.nodes) writeFileSync(path.join(node.folder, 'extra.conf'), conf);
-    // The first founds the cluster, and the others join it.
-    await cluster.nodes[0].start();
-    await Promise.all(cluster.nodes.slice(1).map((node) => node.start()));
-    await until('a whole cluster', async () => (await cluster.running()).length === size, 60_000);
+    try {
+      // The first founds the cluster, and the others join it.
+      await cluster.nodes[0].start();
+      await Promise.all(cluster.nodes.slice(1).map((node) => node.start()));
+      await until('a whole cluster', async () => (await cluster.running()).length === size, 60_000);
+    } catch (error) {
+      await Promise.all(cluster.nodes.map((node) => node.stop()));
+      throw error;
+    }
     return cluster;
   }
 
@@ -74,15 +79,21 @@ export class Cluster {
 }
 
 /**
- * Publishes one update after the other, each until RabbitMQ has confirmed it, over
- * whichever node is alive. An update whose confirmation got lost may have arrived or
+ * Publishes one update after the other over whichever node is alive, and knows which of
+ * them RabbitMQ has confirmed. An update whose confirmation got lost may have arrived or
  * not; the next attempt is a different update.
  */
 export class ConfirmingPublisher {
-  /** `users` are published to in turn; `nodes` are tried in turn. */
-  static async start(nodes, users, { pauseMs = 5 } = {}) {
+  /**
+   * `users` are published to in turn; `nodes` are tried in turn. At most `inFlight` updates
+   * wait for their confirmations. `make` makes the updates. `onConfirmed` and `onUncertain`
+   * hear of each update, once, what became of it; without them, `confirmed` has it.
+   */
+  static async start(nodes, users, { pauseMs = 5, inFlight = 1, make, onConfirmed, onUncertain = () => {} } = {}) {
     const publisher = new ConfirmingPublisher();
-    Object.assign(publisher, { nodes, users, pauseMs, confirmed: [], uncertain: new Set(), isStopped: false });
+    Object.assign(publisher, { nodes, pauseMs, inFlight, onUncertain, confirmed: [], uncertain: new Set(), isStopped: false });
+    publisher.make = make ?? (() => anUpdate(users[(publisher.confirmed.length + publisher.uncertain.size) % users.length]));
+    publisher.onConfirmed = onConfirmed ?? ((update) => publisher.confirmed.push(update));
     const [node] = nodes;
     const connection = await amqplib.connect(node.url);
     const channel = await connection.createChannel();
@@ -101,32 +112,50 @@ export class ConfirmingPublisher {
         continue;
       }
       connection.on('error', () => {});
-      const lost = new Promise((_, reject) => connection.once('close', () => reject(new Error('lost'))));
+      /** What waits for its confirmation on this connection. */
+      const waiting = new Map();
+      let isLost = false;
+      const lost = new Promise((_, reject) => connection.once('close', () => {
+        isLost = true;
+        reject(new Error('lost'));
+        for (const { fail } of waiting.values()) fail(new Error('lost'));
+      }));
       lost.catch(() => {});
       try {
         const channel = await Promise.race([connection.createConfirmChannel(), lost, late()]);
         channel.on('error', () => {});
-        while (!this.isStopped) {
-          const update = this.next();
-          await Promise.race([confirmed(channel, update), lost, late()]);
-          this.uncertain.delete(update._id);
-          this.confirmed.push(update);
+        while (!this.isStopped && !isLost) {
+          this.publish(channel, waiting);
+          // One that fails ends the connection for all.
+          while (waiting.size >= this.inFlight) await Promise.race([...waiting.values()].map(({ settled }) => settled));
           await pause(this.pauseMs);
         }
+        await Promise.all([...waiting.values()].map(({ settled }) => settled));
       } catch {
         // The next node.
         await pause(PAUSE_MS);
       }
+      const given = [...waiting.keys()];
+      waiting.clear();
+      given.forEach(this.onUncertain);
       // `close` throws if the connection is already closed.
       await Promise.resolve().then(() => connection.close()).catch(() => {});
     }
   }
 
-  /** The next update, uncertain to arrive until it is confirmed. */
-  next() {
-    const update = anUpdate(this.users[(this.confirmed.length + this.uncertain.size) % this.users.length]);
+  /** Publishes the next update, which is uncertain to arrive until it is confirmed. */
+  publish(channel, waiting) {
+    const update = this.make();
     this.uncertain.add(update._id);
-    return update;
+    let fail;
+    const lost = new Promise((_, reject) => (fail = reject));
+    const settled = Promise.race([confirmed(channel, update), lost, late()]).then(() => {
+      if (!waiting.delete(update)) return;
+      this.uncertain.delete(update._id);
+      this.onConfirmed(update);
+    });
+    settled.catch(() => {});
+    waiting.set(update, { settled, fail });
   }
 
   /** Ends it, and returns what was confirmed, in order. */

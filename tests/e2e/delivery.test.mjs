@@ -4,7 +4,9 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 
-import { Broker, Gateway, Network, Publisher, Tab, anUpdate, generations, token, until } from './harness.mjs';
+import { Broker, Gateway, Network, Publisher, Tab, anUpdate, generations, testOf, token, until } from './harness.mjs';
+
+const testOfQueues = testOf('queues of the gateway alone');
 
 let broker;
 let gateway;
@@ -238,7 +240,7 @@ for (const transports of [['polling'], ['websocket']]) {
   });
 }
 
-test('online users have a queue, shared by their tabs, and users who left have none', async () => {
+testOfQueues('online users have a queue, shared by their tabs, and users who left have none', async () => {
   await broker.queuesAre(0);
   const a1 = await Tab.open(gateway, 'usr_q1');
   const a2 = await Tab.open(gateway, 'usr_q1');

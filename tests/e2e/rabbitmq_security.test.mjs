@@ -9,7 +9,7 @@ import { before, test } from 'node:test';
 import amqplib from 'amqplib';
 
 import {
-  Broker, EXCHANGE, Gateway, Publisher, Tab, anUpdate, freePort, generations, run, runGateway, temporaryFolder, testsFolder, topology,
+  Broker, EXCHANGE, Gateway, Publisher, SECRET, Tab, anUpdate, freePort, generations, run, runGateway, temporaryFolder, testOf, testsFolder, token, until,
 } from './harness.mjs';
 
 /** A CA and its certificates for `localhost` and for a client, all in one folder. */
@@ -123,19 +123,8 @@ const patterns = new Map(
   [...security.matchAll(/^\| `(\S*\{userId\}\S*)` \| `(\S+)` \|$/gm)].map(([, template, pattern]) => [template, pattern]),
 );
 
-// A firehose binds for all users, which is what the documented topic permissions must prevent.
-const testOfTopicPermissions = topology === 'firehose' ? () => {} : test;
-
-testOfTopicPermissions('the gateway works under the documented permissions, which keep it from everything else', async () => {
-  assert.equal(commands.length, 3);
-  const broker = await Broker.start();
-  const publisher = await Publisher.connect(broker);
-  await publisher.channel.assertQueue('chat3.own', { durable: true });
-  for (const command of commands) await broker.ctl(...command);
-  const password = commands[0].at(-1);
-  const url = broker.url.replace('rmuser:rmpassword', `${USER}:${password}`);
-
-  // Requests that a bug in the gateway could send to RabbitMQ.
+/** Makes requests that a bug in the gateway could send to RabbitMQ, each with a queue of its own; returns RabbitMQ's answer. */
+async function attempts(url) {
   const connection = await amqplib.connect(url);
   connection.on('error', () => {});
   const attempt = async (what) => {
@@ -146,26 +135,43 @@ testOfTopicPermissions('the gateway works under the documented permissions, whic
     await channel.close().catch(() => {});
     return outcome;
   };
+  return { attempt, connection };
+}
+
+/** What the documented permissions keep the gateway from, in every topology. */
+const FORBIDDEN = [
+  (channel) => channel.assertQueue('other', { exclusive: true }),
+  (channel) => channel.consume('chat3.own', () => {}),
+  (channel) => channel.deleteQueue('chat3.own'),
+  (channel) => channel.purgeQueue('chat3.own'),
+  (channel) => channel.deleteExchange(EXCHANGE),
+  (channel) => channel.assertExchange('other', 'topic'),
+  (channel, queue) => channel.bindQueue(queue, 'amq.topic', 'user.usr_b.*'),
+  async (channel) => {
+    channel.publish(EXCHANGE, 'user.usr_a.messageupdate', Buffer.from('{}'));
+    await new Promise((_, reject) => channel.once('error', reject));
+  },
+];
+
+// What binds for all users does what the documented topic permissions must prevent.
+const testOfTopicPermissions = testOf('keys of single users');
+
+testOfTopicPermissions('the gateway works under the documented permissions, which keep it from everything else', async () => {
+  assert.equal(commands.length, 3);
+  const broker = await Broker.start();
+  const publisher = await Publisher.connect(broker);
+  await publisher.channel.assertQueue('chat3.own', { durable: true });
+  for (const command of commands) await broker.ctl(...command);
+  const password = commands[0].at(-1);
+  const url = broker.url.replace('rmuser:rmpassword', `${USER}:${password}`);
+
+  const { attempt, connection } = await attempts(url);
   const bind = (key) => attempt((channel, queue) => channel.bindQueue(queue, EXCHANGE, key));
   assert.equal(await bind('user.usr_b.*'), 'done');
   for (const key of ['#', '*', 'user.#', 'user.*.*', 'user.*.messageupdate', 'user.usr_b.#', 'user.usr_*.*', '*.usr_b.*', 'user.#.*']) {
     assert.match(await bind(key), /ACCESS_REFUSED/, key);
   }
-  for (const what of [
-    (channel) => channel.assertQueue('other', { exclusive: true }),
-    (channel) => channel.consume('chat3.own', () => {}),
-    (channel) => channel.deleteQueue('chat3.own'),
-    (channel) => channel.purgeQueue('chat3.own'),
-    (channel) => channel.deleteExchange(EXCHANGE),
-    (channel) => channel.assertExchange('other', 'topic'),
-    (channel, queue) => channel.bindQueue(queue, 'amq.topic', 'user.usr_b.*'),
-    async (channel) => {
-      channel.publish(EXCHANGE, 'user.usr_a.messageupdate', Buffer.from('{}'));
-      await new Promise((_, reject) => channel.once('error', reject));
-    },
-  ]) {
-    assert.match(await attempt(what), /ACCESS_REFUSED/, String(what));
-  }
+  for (const what of FORBIDDEN) assert.match(await attempt(what), /ACCESS_REFUSED/, String(what));
   await connection.close();
 
   const gateway = await Gateway.start(broker, { env: { RABBITMQ_URL: url } });
@@ -174,6 +180,51 @@ testOfTopicPermissions('the gateway works under the documented permissions, whic
   await broker.queuesAre(0);
   await delivers(gateway, publisher);
   assert.doesNotMatch(gateway.logs, /WARN|ERROR/);
+});
+
+testOfTopicPermissions('orders are kept under the documented permissions with a control exchange, and no more is allowed', async () => {
+  const broker = await Broker.start();
+  const publisher = await Publisher.connect(broker);
+  for (const command of commands) await broker.ctl(...command);
+  const [, control] = /```sh\nrabbitmqctl (set_permissions [^`]*chat3_gateway_control[^`]*)```/.exec(security);
+  await broker.ctl(...[...control.replaceAll('\\\n', ' ').matchAll(/'([^']*)'|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain));
+  const url = broker.url.replace('rmuser:rmpassword', `${USER}:${commands[0].at(-1)}`);
+  const env = { RABBITMQ_URL: url, RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control', ADMIN_TOKEN: 'a-token-of-more-than-sixteen-bytes' };
+  const one = await Gateway.start(broker, { env });
+  await one.metricIs('rabbitmq_control_stream', 1);
+  const headers = { authorization: `Bearer ${env.ADMIN_TOKEN}` };
+  const body = JSON.stringify({ until: Math.floor(Date.now() / 1000) + 3600 });
+  assert.equal((await one.json('/api/tokens/token-1/revoke', { method: 'POST', headers, body })).broadcast, true);
+  const other = await Gateway.start(broker, { env });
+  const tab = new Tab(other, token('usr_a', { jti: 'token-1' }));
+  assert.equal(await tab.refused(), 'token revoked');
+  await delivers(other, publisher);
+  for (const gateway of [one, other]) assert.doesNotMatch(gateway.logs, /WARN|ERROR/);
+  tab.close();
+});
+
+test('in the topology stream, the documented permissions are enough, and keep the gateway from everything else', async () => {
+  const [, pattern] = /A `stream` is bound with `#`, so its topic permission is `'([^']+)'`/.exec(security);
+  const broker = await Broker.start();
+  const publisher = await Publisher.connect(broker);
+  await publisher.channel.assertQueue('chat3.own', { durable: true, arguments: { 'x-queue-type': 'stream' } });
+  const [add, set, topics] = commands;
+  for (const command of [add, set, [...topics.slice(0, -1), pattern]]) await broker.ctl(...command);
+  const url = broker.url.replace('rmuser:rmpassword', `${USER}:${commands[0].at(-1)}`);
+  const { attempt, connection } = await attempts(url);
+  const bind = (key) => attempt((channel, queue) => channel.bindQueue(queue, EXCHANGE, key));
+  assert.equal(await bind('#'), 'done');
+  for (const key of ['*', 'user.usr_b.*', 'user.#', '#.#']) assert.match(await bind(key), /ACCESS_REFUSED/, key);
+  for (const what of FORBIDDEN) assert.match(await attempt(what), /ACCESS_REFUSED/, String(what));
+  await connection.close();
+  const env = { RABBITMQ_URL: url, RABBITMQ_TOPOLOGY: 'stream' };
+  const gateway = await Gateway.start(broker, { env });
+  await delivers(gateway, publisher);
+  await until('a marker', async () => (await gateway.metric('stream_round_trip_seconds_count')) > 0);
+  assert.doesNotMatch(gateway.logs, /WARN|ERROR/);
+  const { stdout } = await runGateway(['doctor', '--json', '--listen', '1s'], { env: { ...env, JWT_SECRET: SECRET, LOG_FILE: '', PORT: '0' } });
+  const findings = JSON.parse(stdout).findings.filter(({ section, status }) => section === 'rabbitmq' && !['ok', 'unknown'].includes(status));
+  assert.deepEqual(findings, []);
 });
 
 testOfTopicPermissions('the documented patterns fit the binding keys of every generation of Chat3', async () => {

@@ -236,3 +236,27 @@ test('a client that is between handshake and CONNECT is not told anything final'
     broker.child.kill('SIGCONT');
   }
 });
+
+test('a client that has left before, and connections that come at the end, do not disturb a shutdown', async () => {
+  const gateway = await Gateway.start(broker);
+  await Tab.open(gateway, 'usr_stays');
+  // The gateway looks after a socket that has left once more, 10 s later.
+  const left = await rawWebsocket(gateway, 'usr_left');
+  left.write(frame('41'));
+  await gateway.metricIs('sockets', 1);
+  await new Promise((resolve) => setTimeout(resolve, 3000));
+  broker.child.kill('SIGSTOP');
+  // With a broker that does not answer, most of the shutdown comes behind the sockets' end.
+  const exit = gateway.terminate();
+  const idle = [];
+  const opening = setInterval(() => rawConnection(gateway).then((socket) => idle.push(socket), () => {}), 200);
+  try {
+    assert.equal((await exit).code, 0);
+    assert.ok(idle.length > 5, `${idle.length}`);
+    assert.doesNotMatch(gateway.logs, /panicked/);
+    assert.doesNotMatch(gateway.logs, /not closed in time what="listener"/);
+  } finally {
+    clearInterval(opening);
+    broker.child.kill('SIGCONT');
+  }
+});

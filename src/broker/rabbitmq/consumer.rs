@@ -56,6 +56,7 @@ pub(super) async fn consume(
             body: Bytes::from(content.into_boxed_slice()),
             routing_key: deliver_method.routing_key().clone(),
             published_at: properties.timestamp().and_then(published_at),
+            position: None,
         });
         acks.settle(deliver_method.delivery_tag());
         turn.took(bytes).await;

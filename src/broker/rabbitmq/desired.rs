@@ -169,6 +169,13 @@ impl Desired {
         self.users().subscriptions.contains_key(user)
     }
 
+    /// Notes that `user` is subscribed at the broker.
+    pub(super) fn activate(&self, user: &User) {
+        if let Some(subscription) = self.users().subscriptions.get(user) {
+            subscription.activation.activate();
+        }
+    }
+
     /// Notes that the subscription of `user` at the broker was lost.
     pub(super) fn deactivate(&self, user: &User) {
         if let Some(subscription) = self.users().subscriptions.get(user) {

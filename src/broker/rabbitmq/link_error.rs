@@ -54,6 +54,14 @@ impl ServerClose {
         (self.code == NOT_FOUND).then_some(queue)
     }
 
+    /// Whether a queue that exists is not up: after a start, RabbitMQ has not got to it yet, or
+    /// too few of its nodes run.
+    pub(crate) fn is_of_a_queue_that_is_down(&self) -> bool {
+        self.code == NOT_FOUND
+            && self.text.contains("queue '")
+            && self.text.contains("is down or inaccessible")
+    }
+
     /// Whether topic permissions have refused this binding key: RabbitMQ says so only in
     /// the text, of which 255 bytes arrive.
     pub(super) fn refuses_key(&self, key: &str) -> bool {
@@ -236,6 +244,18 @@ mod tests {
             close.to_string(),
             "541 INTERNAL_ERROR - Feature `x` is deprecated."
         );
+    }
+
+    #[test]
+    fn a_queue_that_is_down_is_not_missing() {
+        let down = close(
+            404,
+            "NOT_FOUND - home node 'a@b' of durable queue 'chat3-gateway.updates' in vhost '/' is down or inaccessible",
+        );
+        assert!(down.is_of_a_queue_that_is_down());
+        assert_eq!(down.missing_queue(), None);
+        let missing = close(404, "NOT_FOUND - no queue 'is down' in vhost '/'");
+        assert!(!missing.is_of_a_queue_that_is_down());
     }
 
     #[test]

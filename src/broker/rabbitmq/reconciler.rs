@@ -30,6 +30,7 @@ pub(super) struct Reconciler<C> {
     topology: Box<dyn Topology<C>>,
     refused: Refused,
     warned_of_missing_exchange: bool,
+    warned_of_stream: bool,
 }
 
 /// What a round has found.
@@ -51,6 +52,7 @@ impl<C: Sync> Reconciler<C> {
             topology,
             refused: Refused::new(refused, Instant::now()),
             warned_of_missing_exchange: false,
+            warned_of_stream: false,
         }
     }
 
@@ -145,7 +147,7 @@ impl<C: Sync> Reconciler<C> {
         Ok(())
     }
 
-    /// Interprets an error which says that the exchange does not exist.
+    /// Interprets an error which says that the exchange does not exist, or the stream is not up.
     fn explain(&mut self, error: LinkError) -> LinkError {
         let LinkError::Closed(
             close @ ServerClose {
@@ -159,7 +161,11 @@ impl<C: Sync> Reconciler<C> {
             // Bindings are deleted with their exchange, without notice: no queue gets updates.
             return LinkError::Amqp(close.to_string());
         }
-        if !std::mem::replace(&mut self.warned_of_missing_exchange, true) {
+        if close.is_of_a_queue_that_is_down() {
+            if !std::mem::replace(&mut self.warned_of_stream, true) {
+                warn!(reason = %close, "RabbitMQ stream is not up; updates will flow when it is");
+            }
+        } else if !std::mem::replace(&mut self.warned_of_missing_exchange, true) {
             warn!(
                 exchange = self.shared.config.exchange, reason = %close,
                 "RabbitMQ exchange not found; updates will flow when Chat3 has created it"

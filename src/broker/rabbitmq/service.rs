@@ -8,9 +8,14 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-use super::{orders::Orders, shared::Shared, supervisor::supervise};
+use super::{
+    orders::Orders,
+    shared::Shared,
+    supervisor::supervise,
+    topology::{self, Reader},
+};
 use crate::{
-    broker::{BroadcastHandler, Broker, Handler, Subscribed},
+    broker::{BroadcastHandler, Broker, Handler, Subscribed, history::History},
     config::RabbitMqConfig,
     observability::metrics::Metrics,
     user::User,
@@ -20,6 +25,8 @@ use crate::{
 pub struct RabbitMqService {
     shared: Arc<Shared>,
     orders: Orders,
+    /// What all users share, in the topology that has such a thing.
+    reader: Option<Arc<Reader>>,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -49,10 +56,12 @@ impl RabbitMqService {
     /// Tokio runtime, whose threads have a stack of [`Self::THREAD_STACK_BYTES`].
     pub fn connect(config: RabbitMqConfig, metrics: Metrics) -> Self {
         let shared = Arc::new(Shared::new(config, metrics));
-        let supervisor = tokio::spawn(supervise(shared.clone()));
+        let reader = topology::reader(&shared);
+        let supervisor = tokio::spawn(supervise(shared.clone(), reader.clone()));
         Self {
             orders: Orders::new(shared.clone()),
             shared,
+            reader,
             supervisor: Mutex::new(Some(supervisor)),
         }
     }
@@ -69,11 +78,20 @@ impl RabbitMqService {
             let (_, never) = Subscribed::new();
             return never;
         }
-        self.shared.desired.subscribe(user, handler)
+        let reader = self.reader.as_ref();
+        let is_subscribed = reader.is_some_and(|reader| reader.subscribe(user, handler.clone()));
+        let subscribed = self.shared.desired.subscribe(user, handler);
+        if is_subscribed {
+            self.shared.desired.activate(user);
+        }
+        subscribed
     }
 
     /// Ends `user`'s subscription and removes its queue.
     pub fn unsubscribe_user(&self, user: &User) {
+        if let Some(reader) = &self.reader {
+            reader.unsubscribe(user);
+        }
         self.shared.desired.unsubscribe(user);
     }
 
@@ -133,6 +151,10 @@ impl Broker for RabbitMqService {
         self.shared.config.binding_keys.need_tenant()
     }
 
+    fn history(&self) -> Option<Arc<History>> {
+        self.reader.as_ref().map(|reader| reader.history().clone())
+    }
+
     fn metrics(&self) -> Option<Metrics> {
         Some(self.shared.metrics.clone())
     }
@@ -167,6 +189,12 @@ impl Broker for RabbitMqService {
 
     fn on_broadcast(&self, handler: BroadcastHandler) {
         self.shared.on_broadcast(handler);
+    }
+
+    async fn broadcasts_read(&self) {
+        let mut reading = self.shared.reading_orders.subscribe();
+        // An error cannot happen: `shared` holds the sender.
+        let _ = reading.wait_for(|reading| !reading).await;
     }
 
     async fn stop_consuming(&self) {

@@ -93,6 +93,12 @@ impl SideConnection {
         spare_channels(&self.connection, config).map(drop)
     }
 
+    /// What the broker calls itself: its product and version.
+    pub(crate) fn product(&self) -> (&str, &str) {
+        let properties = self.connection.server_properties();
+        (properties.product(), properties.version())
+    }
+
     /// Makes one request. A refusal is [`LinkError::Closed`]; the next request then gets a
     /// new channel.
     pub(crate) async fn ask<T, F>(

@@ -1,5 +1,5 @@
 //! Catch-up: a socket that is behind, since its session was just resumed or since it
-//! lagged, is handed what waits for it in the log, at the pace of its client.
+//! lagged, is handed what waits for it in the log or the history, at the pace of its client.
 //!
 //! Invariant: a member that is behind is fed by one [`Audience::catch_up`], which ends
 //! when the member is live or its session is over.
@@ -10,7 +10,11 @@ use tokio::{task::yield_now, time::sleep};
 
 use super::{Audience, Roster, Status, events::Events};
 use crate::{
-    sessions::peer::{EmitError, Peer},
+    broker::{Delivery, history::Past},
+    sessions::{
+        log::{Entry, Log},
+        peer::{EmitError, Peer},
+    },
     update::Update,
 };
 
@@ -25,6 +29,17 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// The same while the client goes on taking nothing.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
+/// What waits for a socket.
+enum Waiting<'a> {
+    Nothing,
+    /// An update in the user's log, ready to be sent.
+    Kept(&'a Entry),
+    /// An update in the history, with its number, as it was published.
+    Past(u64, &'a Delivery),
+    /// Something that is no longer kept.
+    Lost,
+}
+
 /// How far [`Audience::feed`] got.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::sessions) enum Fed {
@@ -34,6 +49,8 @@ pub(in crate::sessions) enum Fed {
     Turn,
     /// There is more, once the client has taken some.
     Full,
+    /// There was more than is kept.
+    Lost,
     /// The session is over, or another connection has taken it over.
     Over,
 }
@@ -48,7 +65,7 @@ impl<P: Peer> Audience<P> {
         loop {
             match self.feed(session, peer) {
                 Fed::Live => return true,
-                Fed::Over => return false,
+                Fed::Over | Fed::Lost => return false,
                 Fed::Turn => yield_now().await,
                 Fed::Full if self.shared.clock.now() - progress > self.shared.write_timeout => {
                     self.give_up(session, peer, "nothing of what waits is taken");
@@ -70,8 +87,14 @@ impl<P: Peer> Audience<P> {
 
     /// One step of [`Self::catch_up`].
     pub(in crate::sessions) fn feed(&self, session: u64, peer: &P) -> Fed {
+        let past = self.past();
         let mut roster = self.roster();
-        let Roster { members, log, .. } = &mut *roster;
+        let Roster {
+            members,
+            log,
+            stretch,
+            ..
+        } = &mut *roster;
         let member = members.iter_mut().find(|member| member.session == session);
         let Some((member, mut seen)) = member.and_then(|member| match member.status {
             Status::Behind { seen, .. } => Some((member, seen)),
@@ -79,35 +102,45 @@ impl<P: Peer> Audience<P> {
         }) else {
             return Fed::Over;
         };
-        let with_offsets = member.recovery.is_some();
         let mut in_turn = 0;
         let fed = loop {
-            let Some(entry) = log.after(seen).next() else {
+            let waiting = self.waiting(past.as_ref(), log, &mut seen);
+            if matches!(waiting, Waiting::Nothing) {
                 break Fed::Live;
-            };
+            }
+            if matches!(waiting, Waiting::Lost) {
+                break Fed::Lost;
+            }
             if member.lag.is_full(peer) {
                 break Fed::Full;
             }
             if in_turn > TURN_BYTES {
                 break Fed::Turn;
             }
-            let Ok(update) = Update::decode(&entry.body) else {
-                // Cannot happen: the body was decoded when it was kept.
-                seen = entry.last;
-                continue;
+            let mut emit = |events: &Events<'_>| {
+                let with_offsets = member.recovery.is_some();
+                in_turn += events.wire_bytes(peer, with_offsets);
+                let seen_before = seen;
+                let emitted = events.emit(peer, &mut seen, with_offsets, &mut member.lag);
+                for name in events.names(seen_before, seen) {
+                    self.shared.metrics.emitted(name, 1);
+                }
+                emitted
             };
-            let specialised = update.specialised_event_in(self.shared.envelope);
-            let events = Events::new(log, entry.first, &update, specialised);
-            in_turn += events.wire_bytes(peer, with_offsets);
-            let seen_before = seen;
-            let emitted = events.emit(peer, &mut seen, with_offsets, &mut member.lag);
-            for name in events.names(seen_before, seen) {
-                self.shared.metrics.emitted(name, 1);
-            }
+            let (emitted, last) = match waiting {
+                Waiting::Kept(entry) => (self.with_kept(log, entry, &mut emit), entry.last),
+                Waiting::Past(number, delivery) => {
+                    let last = 2 * number + 1;
+                    (self.with_past(number, delivery, &mut emit), last)
+                }
+                Waiting::Nothing | Waiting::Lost => continue,
+            };
             match emitted {
-                Ok(()) => {}
-                Err(EmitError::Full) => break Fed::Full,
-                Err(EmitError::Closed | EmitError::Unencodable) => break Fed::Over,
+                // One that the user is not sent.
+                None => seen = last,
+                Some(Ok(())) => {}
+                Some(Err(EmitError::Full)) => break Fed::Full,
+                Some(Err(EmitError::Closed | EmitError::Unencodable)) => break Fed::Over,
             }
         };
         let now = self.shared.clock.now();
@@ -117,7 +150,16 @@ impl<P: Peer> Audience<P> {
                     recovery.go_live(now);
                 }
                 peer.more_waits(false);
+                member.told_at = now;
+                // Let in before a gap, and live after it.
+                if member.stretch < *stretch && self.shared.resyncs {
+                    self.resync(peer.clone());
+                }
                 Status::Live(peer.clone())
+            }
+            Fed::Lost => {
+                self.cut(peer, "what waits is no longer kept");
+                Status::Cut
             }
             Fed::Full | Fed::Turn if self.is_too_far_behind(log, seen) => {
                 self.cut(peer, "too many bytes wait");
@@ -137,6 +179,75 @@ impl<P: Peer> Audience<P> {
         self.gather_crowd(&mut roster);
         self.trim(&mut roster, now);
         fed
+    }
+
+    /// What waits for a socket that has `seen` that event. In the history, moves `seen` to the
+    /// event before it.
+    fn waiting<'a>(&self, past: Option<&'a Past<'_>>, log: &'a Log, seen: &mut u64) -> Waiting<'a> {
+        let Some(past) = past else {
+            let entry = log.after(*seen).next();
+            return entry.map_or(Waiting::Nothing, Waiting::Kept);
+        };
+        let before = seen.saturating_sub(1) / 2;
+        if past.floor() > before {
+            return Waiting::Lost;
+        }
+        let next = past.next_for(&self.user, before);
+        match next.and_then(|next| Some((next.position?.number, next))) {
+            None => Waiting::Nothing,
+            Some((number, delivery)) => {
+                *seen = (2 * number - 1).max(*seen);
+                Waiting::Past(number, delivery)
+            }
+        }
+    }
+
+    /// Calls `emit` with the events of an update that was kept ready.
+    fn with_kept<T>(
+        &self,
+        log: &Log,
+        entry: &Entry,
+        emit: impl FnOnce(&Events<'_>) -> T,
+    ) -> Option<T> {
+        // The body was decoded when it was kept.
+        let update = Update::decode(&entry.body).ok()?;
+        let specialised = update.specialised_event_in(self.shared.envelope);
+        Some(emit(&Events::of_log(
+            log,
+            entry.first,
+            &update,
+            specialised,
+        )))
+    }
+
+    /// Calls `emit` with the events of an update as it was published, if the update is one that
+    /// the user is sent.
+    fn with_past<T>(
+        &self,
+        number: u64,
+        delivery: &Delivery,
+        emit: impl FnOnce(&Events<'_>) -> T,
+    ) -> Option<T> {
+        let update = self.accept(delivery).ok()?;
+        if self.is_repeated(&update, Some(number)) {
+            return None;
+        }
+        let envelope = self.shared.envelope;
+        let rewritten = update.rewritten(envelope);
+        let update = match &rewritten {
+            // Rewritten, the body may be nested too deep.
+            Some(body) => Update::decode(body).unwrap_or(update),
+            None => update,
+        };
+        let common = self.shared.common.as_ref()?;
+        let place = common.seal.place(delivery);
+        let specialised = update.specialised_event_in(envelope);
+        Some(emit(&Events::of_history(
+            number,
+            place,
+            &update,
+            specialised,
+        )))
     }
 
     /// Takes it that nothing waits for a session's socket. It should have been counted

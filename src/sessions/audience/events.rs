@@ -4,6 +4,7 @@ use super::lag::Lag;
 use crate::{
     sessions::{
         log::Log,
+        offset::{Offset, Place},
         peer::{Crowd, EmitError, Event, Peer},
     },
     update::{CHAT3_UPDATE, SpecialisedEvent, Update},
@@ -14,12 +15,14 @@ pub(super) struct Events<'a> {
     update: &'a Update<'a>,
     specialised: Option<SpecialisedEvent<'a>>,
     first: u64,
+    /// Empty where nobody is sent offsets.
     offsets: [String; 2],
 }
 
 impl<'a> Events<'a> {
-    /// The events of an update whose first event has the number `first`.
-    pub(super) fn new(
+    /// The events of an update that has the number `first`, and the next if there are two, in
+    /// the log.
+    pub(super) fn of_log(
         log: &Log,
         first: u64,
         update: &'a Update<'a>,
@@ -32,6 +35,32 @@ impl<'a> Events<'a> {
             first,
             offsets: [offset(first), offset(first + 1)],
         }
+    }
+
+    /// The events of the update of this number in the history. The last event has twice the
+    /// number and one, the one before it one less.
+    pub(super) fn of_history(
+        number: u64,
+        place: Option<Place>,
+        update: &'a Update<'a>,
+        specialised: Option<SpecialisedEvent<'a>>,
+    ) -> Self {
+        let offset = |is_last| {
+            let offset = place.map(|place| Offset::Shared { place, is_last });
+            offset.map_or_else(String::new, |offset| offset.to_string())
+        };
+        let is_one = specialised.is_none();
+        Self {
+            update,
+            specialised,
+            first: 2 * number + u64::from(is_one),
+            offsets: [offset(is_one), offset(true)],
+        }
+    }
+
+    /// The number of the first event.
+    pub(super) fn first(&self) -> u64 {
+        self.first
     }
 
     /// Each event with its number.

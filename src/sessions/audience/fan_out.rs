@@ -28,6 +28,8 @@ static REJECTED: Sampled = Sampled::new();
 impl<P: Peer> Audience<P> {
     /// Hands one update to all sockets, and keeps it. Called for one update at a time.
     #[cfg_attr(feature = "otlp", tracing::instrument(level = "debug", name = "deliver", skip_all, fields(otel.kind = "consumer", user_id = %self.user.id, routing_key = delivery.routing_key)))]
+    ///
+    /// Where there is a history, it is locked: it is fed here, and must not be looked at.
     pub(in crate::sessions) fn deliver(self: &Arc<Self>, delivery: &Delivery) {
         let metrics = &self.shared.metrics;
         metrics.updates_received.inc();
@@ -41,7 +43,8 @@ impl<P: Peer> Audience<P> {
             routing_key = ?delivery.routing_key,
             "Update received"
         );
-        if self.is_repeated(&update) {
+        let number = delivery.position.map(|position| position.number);
+        if self.is_repeated(&update, number) {
             return metrics.update_rejected(REPEATED);
         }
         let envelope = self.shared.envelope;
@@ -60,12 +63,21 @@ impl<P: Peer> Audience<P> {
         let specialised = update.specialised_event_in(envelope);
         let specialised_name = specialised.as_ref().map(|event| event.name);
         let (mut handed_off, mut kept) = (0, false);
-        let events = 1 + u64::from(specialised.is_some());
-        let first = log.append(body.clone(), events, now);
-        let events = Events::new(log, first, &update, specialised);
+        let shared = self.shared.common.as_ref().zip(delivery.position);
+        let events = if let Some((common, position)) = shared {
+            let mut members = members.iter();
+            let is_told = members.any(|member| member.recovery.is_some());
+            let place = is_told.then(|| common.seal.place(delivery)).flatten();
+            Events::of_history(position.number, place, &update, specialised)
+        } else {
+            let events = 1 + u64::from(specialised.is_some());
+            let first = log.append(body.clone(), events, now);
+            Events::of_log(log, first, &update, specialised)
+        };
+        let seen_before = events.first() - 1;
         let (mut live, mut late) = (0_u64, Vec::new());
         for member in &mut *members {
-            if let Some(peer) = self.falls_behind(member, first - 1) {
+            if let Some(peer) = self.falls_behind(member, seen_before) {
                 late.push((member.session, peer));
             }
             match &member.status {
@@ -80,6 +92,9 @@ impl<P: Peer> Audience<P> {
             handed_off = self.hand_off_to_crowd(members, &events);
         } else if let Some(member) = members.iter_mut().find(|member| member.is_live()) {
             handed_off = u64::from(self.hand_off(member, &events));
+        }
+        for member in members.iter_mut().filter(|member| member.is_live()) {
+            member.told_at = now;
         }
         self.trim(&mut roster, now);
         drop(roster);
@@ -107,7 +122,7 @@ impl<P: Peer> Audience<P> {
     }
 
     /// Decodes an update, and refuses one that is not this user's.
-    fn accept<'a>(&self, delivery: &'a Delivery) -> Result<Update<'a>, Rejection> {
+    pub(super) fn accept<'a>(&self, delivery: &'a Delivery) -> Result<Update<'a>, Rejection> {
         let update = Update::decode(&delivery.body)?;
         update.check_recipient(&self.user)?;
         Ok(update)
@@ -126,11 +141,12 @@ impl<P: Peer> Audience<P> {
         }
     }
 
-    /// Whether the update repeats one of the user's latest.
-    fn is_repeated(&self, update: &Update<'_>) -> bool {
+    /// Whether the update repeats one of the user's latest. An update that has a number may be
+    /// asked about several times.
+    pub(super) fn is_repeated(&self, update: &Update<'_>, number: Option<u64>) -> bool {
         let repeats = |recent: &Mutex<Recent>| {
             let mut recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
-            update.key().is_some_and(|key| !recent.is_new(&key))
+            update.key().is_some_and(|key| !recent.is_new(&key, number))
         };
         self.recent.as_ref().is_some_and(repeats)
     }

@@ -6,10 +6,15 @@
 //! overflows all the same, the socket is cut: its transport is closed. A reconnect is
 //! better than a hole in the stream of updates.
 
+use std::iter::successors;
+
 use tracing::{debug, warn};
 
 use super::{Audience, Member, Roster, Status};
-use crate::sessions::{log::Log, peer::Peer};
+use crate::{
+    broker::Delivery,
+    sessions::{log::Log, peer::Peer},
+};
 
 /// Bytes that a socket is handed ahead of what its client has taken: a burst of
 /// ordinary updates. Filled with the smallest updates, these bytes are still fewer
@@ -148,14 +153,22 @@ impl<P: Peer> Audience<P> {
 
     /// Bytes of updates that wait for connected sockets which are behind.
     pub(in crate::sessions) fn waiting_bytes(&self) -> usize {
+        let past = self.past();
         let roster = self.roster();
-        let behind = roster
-            .members
-            .iter()
-            .filter_map(|member| match member.status {
-                Status::Behind { seen, .. } => Some(roster.log.bytes_after(seen)),
-                _ => None,
-            });
+        let waiting = |seen: u64| match &past {
+            None => roster.log.bytes_after(seen),
+            Some(past) => {
+                let next = |number| past.next_for(&self.user, number);
+                let number = |it: &&Delivery| it.position.map_or(u64::MAX, |it| it.number);
+                let updates = successors(next(seen / 2), |last| next(number(last)));
+                updates.map(|update| update.body.len()).sum()
+            }
+        };
+        let behind = roster.members.iter();
+        let behind = behind.filter_map(|member| match member.status {
+            Status::Behind { seen, .. } => Some(waiting(seen)),
+            _ => None,
+        });
         behind.sum()
     }
 }

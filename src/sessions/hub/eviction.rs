@@ -69,8 +69,11 @@ impl<P: Peer> Hub<P> {
                 self.remove_if_empty(&user);
             }
         }
+        // A place is kept for more than a window and a half; a look comes every eighth.
+        let quiet = window.unwrap_or_default() * 3 / 8;
         for audience in self.audiences() {
             audience.tidy();
+            audience.tell_quiet(quiet);
         }
     }
 

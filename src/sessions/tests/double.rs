@@ -212,6 +212,7 @@ impl Exchange {
             body: body.into(),
             routing_key: String::new(),
             published_at: None,
+            position: None,
         });
         true
     }

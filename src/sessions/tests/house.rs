@@ -48,7 +48,7 @@ impl House {
     ) -> (Session<Wire>, Wire, Option<Admitted<u32>>) {
         let session = Session::join(&self.hub, user, request, 0).unwrap();
         let wire = Wire::new(u32::try_from(session.number()).unwrap(), AMPLE, false);
-        let admitted = session.admit(u32::try_from(session.number()).unwrap());
+        let admitted = session.admit(u32::try_from(session.number()).unwrap(), |_| false);
         (session, wire, admitted)
     }
 
@@ -86,6 +86,7 @@ pub fn recovery() -> RecoveryConfig {
         max_updates: 1_000,
         max_bytes: 1 << 20,
         total_bytes: AMPLE,
+        ..RecoveryConfig::default()
     }
 }
 

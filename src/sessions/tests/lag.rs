@@ -19,7 +19,7 @@ fn handed_ahead(polls: bool) -> usize {
     let carl = user("carl");
     let session = Session::join(&house.hub, &carl, ResumeRequest::New, 0).unwrap();
     let wire = Wire::new(0, AMPLE, polls);
-    session.admit(0);
+    session.admit(0, |_| false);
     catch_up(&session, &wire);
     for _ in 0..60 {
         house.publish(&carl, 1);

@@ -213,6 +213,7 @@ impl Model {
                 max_updates: MAX_UPDATES,
                 max_bytes: AMPLE,
                 total_bytes: setting.total_bytes,
+                ..RecoveryConfig::default()
             },
             ..HttpConfig::default()
         };
@@ -381,7 +382,7 @@ impl Model {
             return;
         };
         let (number, id) = (connection.session.number(), connection.wire.id());
-        let admitted = connection.session.admit(id);
+        let admitted = connection.session.admit(id, |_| false);
         connection.is_admitted = true;
         connection.is_catching_up = true;
         let Some(admitted) = admitted else {
@@ -609,7 +610,7 @@ fn feed(connection: &mut Connection) {
     let (session, wire) = (&connection.session, &connection.wire);
     match session.audience.feed(session.number(), wire) {
         Fed::Live => connection.is_catching_up = false,
-        Fed::Over => {
+        Fed::Over | Fed::Lost => {
             wire.close();
             connection.is_catching_up = false;
         }

@@ -29,10 +29,18 @@ use crate::{
     socketio::transport::{self, Transports},
 };
 
-/// How long the CONNECT reply waits for the user's subscription. A frontend
-/// fetches its state after `connect` and relies on updates from then on. Without a
-/// broker, it still has to connect.
-const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the CONNECT reply waits for the user's subscription, and for the updates that the
+/// client missed to be read back. A frontend fetches its state after `connect` and relies on
+/// updates from then on; one that gets in without a subscription is told to fetch once more.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same while RabbitMQ is away, which may be for a moment or for long: without it, a
+/// frontend still has to connect.
+const AWAY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a CONNECT waits until the orders that the broker has kept are read: they may refuse
+/// its token. Without a broker, a client still has to connect.
+const ORDERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a socket that was let in holds; dropped when it disconnects.
 pub(super) struct Admission {
@@ -114,11 +122,18 @@ impl Endpoint {
         // Before the reply, so that a socket that disconnects at once finds its handler.
         self.handle_events(&socket);
         let session = &admission.session;
-        if self.hub.broker().is_connected() {
-            // If the subscription takes longer, updates start when it is there.
-            let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, session.subscribed()).await;
-        }
-        if let Some(Admitted { id, pid }) = session.admit(socket.id) {
+        let ready = async {
+            session.subscribed().await;
+            session.reached().await;
+        };
+        let limit = match self.hub.broker().is_connected() {
+            true => READY_TIMEOUT,
+            false => AWAY_TIMEOUT,
+        };
+        let _ = tokio::time::timeout(limit, ready).await;
+        // An order for this user may have been given anywhere, also while its client was away.
+        let is_ended = |begun| self.revocations.forbids_recovery(session.user(), begun);
+        if let Some(Admitted { id, pid }) = session.admit(socket.id, is_ended) {
             let transports = &self.transports;
             transports.put_into_connect_reply(&socket, id, &pid.expose());
         }
@@ -230,6 +245,16 @@ impl Endpoint {
         let identity = verified.await?;
         if !self.hub.broker().has_room_for(identity.user()) {
             return Err(Refusal::IdsTooLong);
+        }
+        let read = self.hub.broker().broadcasts_read();
+        if tokio::time::timeout(ORDERS_TIMEOUT, read).await.is_err()
+            && let Some(line) = REFUSED.note("orders not read")
+        {
+            let left_out = line.left_out;
+            warn!(
+                left_out,
+                "Socket let in before the kept orders were read; they are carried out on it then"
+            );
         }
         let lease = self.leases.grant(socket.id, identity.clone());
         // After the lease is granted: a later revocation finds the lease.

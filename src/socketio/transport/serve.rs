@@ -100,6 +100,8 @@ pub async fn serve(
         });
     }
     drop(listener);
+    // What came since the sockets were closed would be waited for in vain.
+    transports.close_all();
     connections.close();
     connections.wait().await;
 }

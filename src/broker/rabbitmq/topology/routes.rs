@@ -67,20 +67,6 @@ impl Routes {
         }
     }
 
-    /// Replaces all recipients.
-    pub(super) fn replace(&self, all: impl Iterator<Item = (User, Handler)>) {
-        let mut by_id = HashMap::<UserId, Vec<Recipient>>::new();
-        for (user, handler) in all {
-            let id = user.id.clone();
-            let recipient = Recipient { user, handler };
-            by_id.entry(id).or_default().push(recipient);
-        }
-        *self.recipients() = by_id
-            .into_iter()
-            .map(|(id, all)| (id, all.into()))
-            .collect();
-    }
-
     pub(super) fn clear(&self) {
         self.recipients().clear();
     }
@@ -162,6 +148,7 @@ mod tests {
             body: "x".into(),
             routing_key: routing_key.to_owned(),
             published_at: None,
+            position: None,
         });
     }
 

@@ -9,8 +9,10 @@
 //! The stream and the exchange of the markers outlive the gateway. The reader outlives the
 //! connection; what is here lives as long as the link.
 
+mod message;
 mod position;
 mod pulse;
+mod read_back;
 mod reader;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -70,8 +72,6 @@ pub(super) struct Stream {
     /// The tag of the consumer, while there is one.
     consumer: Option<String>,
     is_bound: bool,
-    /// Who is subscribed once the reader's place is certain.
-    awaited: Vec<(User, Subscription)>,
     members: HashMap<User, Member>,
     markers: Option<AbortOnDropHandle<()>>,
     look_at: Instant,
@@ -90,7 +90,6 @@ impl Stream {
             epoch,
             consumer: None,
             is_bound: false,
-            awaited: Vec::new(),
             members: HashMap::new(),
             markers: None,
             look_at: Instant::now(),
@@ -168,20 +167,20 @@ impl Stream {
         QueueBindArguments::new(&config.stream, &config.exchange, EVERYTHING)
     }
 
-    /// Consumes from the reader's place on, and subscribes all users of the desired state.
+    /// Consumes from the reader's place on.
     async fn attach(&mut self, channels: &Channels) -> Result<(), LinkError> {
         self.is_bound = false;
-        let subscriptions = self.shared.desired.subscriptions();
-        let routes = subscriptions.iter();
-        let routes = routes.map(|(user, it)| (user.clone(), it.handler.clone()));
-        self.reader.routes().replace(routes);
         let (attachment, start) = self.reader.attach();
         let tag = format!(
             "chat3-gateway.{}.{}.stream{attachment}",
             self.shared.instance, self.epoch
         );
         debug!(?start, "RabbitMQ stream attached");
-        let consume = consumption(&self.shared.config.stream, &tag, start);
+        let offset = match start {
+            StartAt::Next => FieldValue::S("next".try_into().expect("a short text")),
+            StartAt::Offset(offset) => FieldValue::l(offset.try_into().unwrap_or(i64::MAX)),
+        };
+        let consume = consumption(&self.shared.config.stream, &tag, offset);
         let (shared, reader) = (self.shared.clone(), self.reader.clone());
         let read = move |messages, acks: Arc<Acks>| async move {
             reader.read(&shared, attachment, messages, &acks).await;
@@ -190,11 +189,10 @@ impl Stream {
         channels.consume_with(on, consume, read).await?;
         self.consumer = Some(tag);
         self.members.clear();
-        self.awaited = subscriptions;
         Ok(())
     }
 
-    /// Waits until the reader's place is certain, and subscribes all who were attached for.
+    /// Waits until the reader's place is certain, and activates all subscriptions.
     async fn settle(&mut self, channels: &Channels) -> Result<(), LinkError> {
         let publishing = publish_markers(self.shared.clone(), self.reader.clone());
         self.markers = Some(AbortOnDropHandle::new(tokio::spawn(publishing)));
@@ -205,7 +203,9 @@ impl Stream {
             // Markers come, or RabbitMQ takes none and so no updates either.
             () = sleep(CERTAIN_WITHIN) => debug!("RabbitMQ stream is silent"),
         }
-        for (user, subscription) in std::mem::take(&mut self.awaited) {
+        self.reader.settle(&self.shared);
+        // Those who came since are activated by themselves.
+        for (user, subscription) in self.shared.desired.subscriptions() {
             self.activate(&user, &subscription);
         }
         Ok(())
@@ -245,8 +245,6 @@ impl Topology for Stream {
     ) -> Result<Vec<Refusal>, LinkError> {
         self.prepare(channels).await?;
         for (user, subscription) in users {
-            let handler = subscription.handler.clone();
-            self.reader.routes().insert(&user, handler);
             self.activate(&user, &subscription);
         }
         Ok(Vec::new())
@@ -254,7 +252,6 @@ impl Topology for Stream {
 
     async fn unsubscribe(&mut self, _: &Channels, users: Vec<User>) -> Result<(), LinkError> {
         for user in users {
-            self.reader.routes().remove(&user);
             self.members.remove(&user);
             info!(user_id = %user.id, "User unsubscribed from updates");
         }
@@ -318,9 +315,17 @@ pub(crate) fn markers(config: &RabbitMqConfig) -> String {
 
 /// The declaration of the stream.
 pub(crate) fn declaration(config: &RabbitMqConfig) -> QueueDeclareArguments {
-    let seconds = config.stream_max_age.as_secs().max(1);
+    QueueDeclareArguments::new(&config.stream)
+        .durable(true)
+        .arguments(limits(config))
+        .finish()
+}
+
+/// The arguments of the declaration: what the stream is, and what it keeps.
+pub(crate) fn limits(config: &RabbitMqConfig) -> FieldTable {
+    let seconds = config.stream_max_age().as_secs().max(1);
     let text = |text: &str| FieldValue::S(text.try_into().expect("a short text"));
-    let arguments = [
+    table([
         ("x-queue-type", text("stream")),
         ("x-max-age", text(&format!("{seconds}s"))),
         ("x-max-length-bytes", FieldValue::l(MAX_BYTES)),
@@ -328,18 +333,10 @@ pub(crate) fn declaration(config: &RabbitMqConfig) -> QueueDeclareArguments {
             "x-stream-max-segment-size-bytes",
             FieldValue::l(SEGMENT_BYTES),
         ),
-    ];
-    QueueDeclareArguments::new(&config.stream)
-        .durable(true)
-        .arguments(table(arguments))
-        .finish()
+    ])
 }
 
-fn consumption(stream: &str, tag: &str, start: StartAt) -> BasicConsumeArguments {
-    let offset = match start {
-        StartAt::Next => FieldValue::S("next".try_into().expect("a short text")),
-        StartAt::Offset(offset) => FieldValue::l(offset.try_into().unwrap_or(i64::MAX)),
-    };
+fn consumption(stream: &str, tag: &str, offset: FieldValue) -> BasicConsumeArguments {
     BasicConsumeArguments::new(stream, tag)
         .manual_ack(true)
         .no_wait(true)

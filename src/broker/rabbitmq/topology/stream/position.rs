@@ -140,13 +140,6 @@ impl<M: PartialEq> Position<M> {
         verdict
     }
 
-    /// The last message that came.
-    pub(super) fn last(&self) -> Option<(u64, &M)> {
-        self.last
-            .as_ref()
-            .map(|(offset, message)| (*offset, message))
-    }
-
     /// Whether messages follow those that were handed on before: where the reader attached
     /// is no longer in doubt.
     pub(super) fn is_certain(&self) -> bool {

@@ -6,15 +6,15 @@
 //! `Position` owns the place and its rules, `Routes` the recipients.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use amqprs::{FieldValue, channel::ConsumerMessage};
-use bytes::Bytes;
+use amqprs::channel::ConsumerMessage;
 use tokio::{
     sync::{Notify, mpsc::UnboundedReceiver},
     time::Instant,
@@ -26,20 +26,26 @@ use super::{
         super::{acks::Acks, consumer, link_error::LinkError, shared::Shared},
         routes::Routes,
     },
+    message::{Message, parse},
     position::{End, Position, StartAt, Verdict},
     pulse::Pulse,
+    read_back,
 };
-use crate::{broker::Delivery, observability::metrics::Metrics};
+use crate::{
+    broker::{Handler, history::History},
+    observability::metrics::Metrics,
+    user::User,
+};
 
 /// A connection that follows a loss this soon: nothing that RabbitMQ still had then is gone.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// The header with a message's place.
-const OFFSET: &str = "x-stream-offset";
-
 pub(in super::super::super) struct Reader {
     routes: Routes,
+    history: Arc<History>,
     metrics: Metrics,
+    /// Tells messages of the stream apart.
+    fingerprints: RandomState,
     /// The routing key of this instance's markers.
     instance: String,
     /// The exchange of all instances' markers.
@@ -48,10 +54,12 @@ pub(in super::super::super) struct Reader {
     state: Mutex<State>,
     /// Wakes who waits until the place is certain.
     came: Notify,
+    /// Whether users are subscribed as soon as they are known: the reader has a place.
+    is_settled: AtomicBool,
 }
 
 struct State {
-    position: Position<Delivery>,
+    position: Position<u64>,
     pulse: Pulse,
     marker: u64,
     /// Counts the attachments: messages of former ones are left alone.
@@ -59,18 +67,14 @@ struct State {
     lost_at: Option<Instant>,
 }
 
-/// What came through the stream.
-struct Message {
-    offset: u64,
-    is_marker: bool,
-    delivery: Delivery,
-}
-
 impl Reader {
     pub(in super::super::super) fn new(shared: &Shared) -> Self {
-        let routes = Routes::new(shared.config.binding_keys.clone(), shared.metrics.clone());
+        let config = &shared.config;
+        let (keys, metrics) = (config.binding_keys.clone(), shared.metrics.clone());
         Self {
-            routes,
+            routes: Routes::new(keys.clone(), metrics.clone()),
+            history: Arc::new(History::new(&config.stream, keys, metrics)),
+            fingerprints: RandomState::new(),
             metrics: shared.metrics.clone(),
             instance: shared.instance.clone(),
             markers: super::markers(&shared.config),
@@ -83,11 +87,36 @@ impl Reader {
                 lost_at: None,
             }),
             came: Notify::new(),
+            is_settled: AtomicBool::new(false),
         }
     }
 
-    pub(super) fn routes(&self) -> &Routes {
-        &self.routes
+    /// The latest updates of everybody.
+    pub(in super::super::super) fn history(&self) -> &Arc<History> {
+        &self.history
+    }
+
+    /// Hands `user`'s updates to `handler` from now on. Returns whether nothing is missed from
+    /// now on, however long the connection may be away.
+    pub(in super::super::super) fn subscribe(&self, user: &User, handler: Handler) -> bool {
+        self.routes.insert(user, handler);
+        self.is_settled()
+    }
+
+    pub(in super::super::super) fn unsubscribe(&self, user: &User) {
+        self.routes.remove(user);
+    }
+
+    /// The reader has a place. The first time, what the stream had before is read back.
+    pub(super) fn settle(&self, shared: &Arc<Shared>) {
+        if !self.is_settled.swap(true, Ordering::AcqRel) {
+            let (history, markers) = (self.history.clone(), self.markers.clone());
+            tokio::spawn(read_back::run(shared.clone(), history, markers));
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.is_settled.load(Ordering::Acquire)
     }
 
     /// Begins an attachment: its number, and where it attaches.
@@ -166,7 +195,7 @@ impl Reader {
         while let Some(message) = messages.recv().await {
             let tag = message.deliver.as_ref().map(amqprs::Deliver::delivery_tag);
             let bytes = message.content.as_ref().map_or(0, Vec::len);
-            if let Some(message) = self.parse(message) {
+            if let Some(message) = parse(message, &self.markers) {
                 self.receive(shared, attachment, message);
             } else {
                 debug!("RabbitMQ message without a place in the stream");
@@ -176,27 +205,6 @@ impl Reader {
             }
             turn.took(bytes).await;
         }
-    }
-
-    fn parse(&self, message: ConsumerMessage) -> Option<Message> {
-        let deliver = message.deliver?;
-        let properties = message.basic_properties.unwrap_or_default();
-        let header = OFFSET.try_into().expect("a short name");
-        let offset = match properties.headers()?.get(&header)? {
-            FieldValue::l(offset) => u64::try_from(*offset).ok()?,
-            _ => return None,
-        };
-        let content = message.content.unwrap_or_default();
-        Some(Message {
-            offset,
-            is_marker: *deliver.exchange() == self.markers,
-            delivery: Delivery {
-                // It may be kept for long: without the room that was left while reading.
-                body: Bytes::from(content.into_boxed_slice()),
-                routing_key: deliver.routing_key().clone(),
-                published_at: properties.timestamp().and_then(consumer::published_at),
-            },
-        })
     }
 
     fn receive(&self, shared: &Shared, attachment: u64, message: Message) {
@@ -222,7 +230,13 @@ impl Reader {
             self.metrics.stream_round_trip.observe(took.as_secs_f64());
         }
         let was_certain = state.position.is_certain();
-        match state.position.receive(offset, delivery) {
+        let message = (
+            &*delivery.body,
+            &delivery.routing_key,
+            delivery.published_at,
+        );
+        let fingerprint = self.fingerprints.hash_one(message);
+        match state.position.receive(offset, fingerprint) {
             Verdict::Known => {
                 if !was_certain {
                     debug!(offset, "RabbitMQ stream read on from the last place");
@@ -244,16 +258,16 @@ impl Reader {
                     offset,
                     "RabbitMQ stream no longer has the last place: updates may have been missed"
                 );
+                self.history.cut();
                 shared.desired.renew();
             }
         }
         if !was_certain {
             self.came.notify_waiters();
         }
-        if is_marker {
-            return;
-        }
-        if let Some((_, delivery)) = state.position.last()
+        let past = self.history.push(offset, delivery, !is_marker);
+        if !is_marker
+            && let Some(delivery) = past.newest()
             && self.routes.deliver(delivery)
         {
             self.received.fetch_add(1, Ordering::Relaxed);

@@ -1,0 +1,348 @@
+//! Reading back: at its start, an instance reads what the stream had before, so that clients
+//! of earlier processes and of other instances go on where they were.
+//!
+//! Connections of their own read runs of the stream, the newest run first: who comes back
+//! right after a restart missed little. Each run must end at the entry that is the oldest
+//! here. The reader of new updates is not touched.
+//!
+//! Invariant: what is added to the history is exactly what the stream has before it, but for
+//! messages that nobody can read. Nothing is tried without end.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+
+use amqprs::{
+    FieldValue,
+    channel::{BasicAckArguments, BasicCancelArguments},
+    error::Error,
+};
+use tokio::{
+    select,
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    super::super::{
+        connection::{OnConnection, barrier, open_channel, open_connection},
+        link_error::LinkError,
+        shared::Shared,
+    },
+    message::{Message, parse},
+};
+use crate::broker::{Delivery, history::History};
+
+/// Offsets of the first run. On RabbitMQ 3.10 they take about half a second.
+const FIRST_RUN: u64 = 2_500;
+
+/// Offsets of the longest run.
+const LONGEST_RUN: u64 = 40_000;
+
+/// Messages that RabbitMQ sends before they are acknowledged.
+const PREFETCH: u16 = 1_000;
+
+/// A run has ended if nothing comes for this long.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Connections that may end before a run is complete. Each step over an unreadable message
+/// takes two.
+const MAX_FAILURES: u32 = 20;
+
+/// Between two connections, if one failed.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Time limit of closing a connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The tag of the consumer.
+const TAG: &str = "history";
+
+/// Messages after which others get a turn.
+const TURN: usize = 32;
+
+/// Reads back as much as the history is to keep.
+pub(super) async fn run(shared: Arc<Shared>, history: Arc<History>, markers: String) {
+    shared.metrics.history_reading.set(1);
+    let begun = Instant::now();
+    let reading = ReadBack {
+        shared: &shared,
+        history: &history,
+        markers: &markers,
+        failures: 0,
+    };
+    select! {
+        read = reading.read() => match read {
+            Ok(()) => {
+                let updates = history.look().count();
+                info!(updates, took = ?begun.elapsed(), "RabbitMQ stream read back");
+            }
+            Err(error) => warn!(
+                %error,
+                "RabbitMQ stream not read back: clients that were here before the start do not recover"
+            ),
+        },
+        () = shared.stop_consuming.cancelled() => {}
+    }
+    history.is_read_back();
+}
+
+struct ReadBack<'a> {
+    shared: &'a Shared,
+    history: &'a History,
+    markers: &'a str,
+    failures: u32,
+}
+
+/// Where to begin to read.
+#[derive(Debug, Clone, Copy)]
+enum From {
+    Time(SystemTime),
+    Offset(u64),
+}
+
+/// A part of the stream, oldest message first.
+#[derive(Default)]
+struct Run {
+    messages: VecDeque<(u64, Delivery, bool)>,
+    bytes: usize,
+    /// Whether the message at its end came.
+    is_complete: bool,
+}
+
+impl ReadBack<'_> {
+    async fn read(mut self) -> Result<(), LinkError> {
+        let bounds = self.history.bounds();
+        if bounds.bytes == 0 || bounds.age.is_zero() {
+            return Ok(());
+        }
+        let mut until = loop {
+            match self.history.begins() {
+                Some(begins) => break begins,
+                None if !self.history.is_reading() => return Ok(()),
+                None => sleep(PAUSE).await,
+            }
+        };
+        // RabbitMQ begins at the chunk of that time, and so perhaps a little earlier.
+        let since = SystemTime::now().checked_sub(bounds.age);
+        let since = since.unwrap_or(SystemTime::UNIX_EPOCH);
+        let (oldest, run) = self.probe(since, until).await?;
+        if let Some(run) = run {
+            self.history.prepend(until, run.messages.into());
+            return Ok(());
+        }
+        let mut length = FIRST_RUN;
+        while until > oldest {
+            let from = until.saturating_sub(length).max(oldest);
+            let run = self.read_run(from, until).await?;
+            debug!(
+                from,
+                until,
+                messages = run.messages.len(),
+                "RabbitMQ stream run read back"
+            );
+            if !self.history.prepend(until, run.messages.into()) {
+                break;
+            }
+            // Offsets have gaps: a run may be empty.
+            let Some(begins) = self.history.begins() else {
+                break;
+            };
+            let is_empty = begins == until;
+            until = begins;
+            length = (length * 2).min(LONGEST_RUN);
+            if is_empty {
+                // The next run is longer and includes this one.
+                length = length.max(2 * (until - from));
+                if from == oldest {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first offset since a time, and all from there on if that is little.
+    async fn probe(
+        &mut self,
+        since: SystemTime,
+        until: u64,
+    ) -> Result<(u64, Option<Run>), LinkError> {
+        loop {
+            let mut run = Run::default();
+            let mut oldest = None;
+            let is_short = |offset: u64| until.saturating_sub(offset) <= FIRST_RUN;
+            let ended = self
+                .consume(From::Time(since), |message| {
+                    let offset = message.offset;
+                    let first = *oldest.get_or_insert(offset);
+                    run.add(message, until, usize::MAX);
+                    is_short(first) && offset < until
+                })
+                .await;
+            match (oldest, ended) {
+                (Some(oldest), Ok(())) if run.is_complete => return Ok((oldest, Some(run))),
+                (Some(oldest), _) => return Ok((oldest, None)),
+                (None, Err(error)) => self.failed(error).await?,
+                (None, Ok(())) => return Ok((until, None)),
+            }
+        }
+    }
+
+    /// All messages from an offset up to another, whose message must come as well.
+    async fn read_run(&mut self, from: u64, until: u64) -> Result<Run, LinkError> {
+        let most = self.history.bounds().bytes;
+        let mut run = Run::default();
+        let (mut next, mut ends) = (from, 0);
+        loop {
+            let began_at = next;
+            let ended = self
+                .consume(From::Offset(next), |message| {
+                    let offset = message.offset;
+                    // RabbitMQ begins at the chunk of an offset, and amqprs may repeat.
+                    if offset >= next {
+                        next = offset + 1;
+                        run.add(message, until, most);
+                    }
+                    offset < until
+                })
+                .await;
+            if run.is_complete {
+                return Ok(run);
+            }
+            let error = match ended {
+                Ok(()) => LinkError::Stopped,
+                Err(error) => error,
+            };
+            ends = if next == began_at { ends + 1 } else { 1 };
+            if matches!(error, LinkError::Unreadable(_)) && ends > 1 {
+                self.shared.metrics.messages_unreadable.inc();
+                warn!(
+                    offset = next,
+                    "RabbitMQ message in the stream stepped over while reading back: the AMQP library cannot read it"
+                );
+                next += 1;
+                ends = 0;
+            }
+            self.failed(error).await?;
+        }
+    }
+
+    /// Counts a connection that ended too early.
+    async fn failed(&mut self, error: LinkError) -> Result<(), LinkError> {
+        self.failures += 1;
+        if self.failures > MAX_FAILURES {
+            return Err(error);
+        }
+        debug!(%error, "RabbitMQ stream not read back yet");
+        sleep(PAUSE).await;
+        Ok(())
+    }
+
+    /// Hands messages to `take` over a connection of its own, until it returns `false`.
+    async fn consume(
+        &self,
+        from: From,
+        mut take: impl FnMut(Message) -> bool,
+    ) -> Result<(), LinkError> {
+        let config = &self.shared.config;
+        let name = format!("chat3-gateway history {}", self.shared.instance);
+        let limit = config.connect_timeout;
+        let opening = open_connection(&config.url, &config.tls, &name, config.heartbeat, limit);
+        let (connection, _) = opening.await?;
+        let lost = CancellationToken::new();
+        let unreadable = Arc::new(OnceLock::new());
+        let callback = OnConnection {
+            close_reason: Arc::default(),
+            unreadable: unreadable.clone(),
+            _lost: lost.clone().drop_guard(),
+        };
+        connection.register_callback(callback).await?;
+        let ended = async {
+            let (cancelled, _keep) = mpsc::unbounded_channel();
+            let on = open_channel(&connection, None, &cancelled).await?;
+            let channel = on.channel.clone();
+            let offset = match from {
+                From::Offset(offset) => FieldValue::l(offset.try_into().unwrap_or(i64::MAX)),
+                From::Time(time) => {
+                    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+                    FieldValue::T(since.unwrap_or_default().as_secs())
+                }
+            };
+            let consume = super::consumption(&config.stream, TAG, offset);
+            let consuming = async move {
+                barrier(&channel, PREFETCH).await?;
+                let (_, messages) = channel.basic_consume_rx(consume).await?;
+                Ok(messages)
+            };
+            let mut messages = on.ask(SILENCE, consuming).await?;
+            let mut count = 0;
+            loop {
+                let message = match timeout(SILENCE, messages.recv()).await {
+                    Ok(Some(message)) => message,
+                    Ok(None) => {
+                        // The cause is known when the connection is gone.
+                        let _ = timeout(SILENCE, lost.cancelled()).await;
+                        return Err(match unreadable.get() {
+                            Some(cause) => LinkError::Unreadable(cause),
+                            None => on.refusal_or(Error::InternalChannelError(
+                                "the connection broke".to_owned(),
+                            )),
+                        });
+                    }
+                    Err(_) => return Err(LinkError::Timeout(SILENCE)),
+                };
+                count += 1;
+                let tag = message.deliver.as_ref().map(amqprs::Deliver::delivery_tag);
+                if let Some(message) = parse(message, self.markers)
+                    && !take(message)
+                {
+                    // RabbitMQ 3.10 goes on counting a consumer that was not cancelled.
+                    let (channel, cancel) = (on.channel.clone(), BasicCancelArguments::new(TAG));
+                    let cancel = async move { channel.basic_cancel(cancel).await.map(drop) };
+                    let _ = on.ask(CLOSE_TIMEOUT, cancel).await;
+                    return Ok(());
+                }
+                if count % usize::from(PREFETCH / 4) == 0
+                    && let Some(tag) = tag
+                {
+                    let ack = BasicAckArguments::new(tag, true);
+                    on.channel.basic_ack(ack).await?;
+                }
+                if count % TURN == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        .await;
+        let closing = tokio::spawn(connection.close());
+        let _ = timeout(CLOSE_TIMEOUT, closing).await;
+        ended
+    }
+}
+
+impl Run {
+    /// Adds a message before `until`, and drops the oldest beyond `most` bytes.
+    fn add(&mut self, message: Message, until: u64, most: usize) {
+        let Message {
+            offset,
+            is_marker,
+            delivery,
+        } = message;
+        if offset >= until {
+            self.is_complete = offset == until;
+            return;
+        }
+        self.bytes += delivery.body.len();
+        self.messages.push_back((offset, delivery, !is_marker));
+        while self.bytes > most
+            && let Some((_, oldest, _)) = self.messages.pop_front()
+        {
+            self.bytes -= oldest.body.len();
+        }
+    }
+}
