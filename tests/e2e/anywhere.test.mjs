@@ -348,16 +348,16 @@ test('an instance whose predecessors ended while they read back does not read', 
   const env = { RABBITMQ_INSTANCE_NAME: 'doomed' };
   const first = await start(env);
   await first.logged(/RabbitMQ stream read back/);
-  const left = async () => (await broker.queues()).map(({ name }) => name).filter((name) => name.includes('.reading.'));
+  const left = async () => (await broker.queues()).map(({ name }) => name).filter((name) => name.includes('.reading.doomed'));
   await until('no trace of it', async () => (await left()).length === 0);
   const connection = await amqplib.connect(broker.url);
   const channel = await connection.createChannel();
-  for (const number of [0, 1]) {
+  for (const number of [0, 1, 2]) {
     await channel.assertQueue(`${STREAM}.reading.doomed.${number}`, { durable: true, arguments: { 'x-expires': 600_000 } });
   }
   const second = await start(env);
   await second.logged(/stream not read back: the last instances here ended while they read/, 30_000);
   assert.equal((await second.json('/ready')).history.state, 'read');
-  for (const number of [0, 1]) await channel.deleteQueue(`${STREAM}.reading.doomed.${number}`);
+  for (const number of [0, 1, 2]) await channel.deleteQueue(`${STREAM}.reading.doomed.${number}`);
   await connection.close();
 });

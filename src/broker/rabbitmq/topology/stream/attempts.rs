@@ -21,8 +21,8 @@ use super::super::super::{
     side_connection::SideConnection,
 };
 
-/// Attempts that may have ended with their process. One may have been stopped by chance.
-const MAX_LEFT: usize = 2;
+/// Attempts that may have ended with their process: some may have been stopped by chance.
+const MAX_LEFT: usize = 3;
 
 /// How long RabbitMQ remembers one.
 const REMEMBERED: Duration = Duration::from_secs(10 * 60);
