@@ -345,12 +345,13 @@ test('a message that nobody can read is stepped over while reading back', async 
 });
 
 test('an instance whose predecessors ended while they read back does not read', async () => {
-  const env = { RABBITMQ_INSTANCE_NAME: 'doomed' };
+  const env = { INSTANCE_NAME: 'doomed' };
   const first = await start(env);
   await first.logged(/RabbitMQ stream read back/);
   const left = async () => (await broker.queues()).map(({ name }) => name).filter((name) => name.includes('.reading.doomed'));
   await until('no trace of it', async () => (await left()).length === 0);
   const connection = await amqplib.connect(broker.url);
+  after(() => connection.close().catch(() => {}));
   const channel = await connection.createChannel();
   for (const number of [0, 1, 2]) {
     await channel.assertQueue(`${STREAM}.reading.doomed.${number}`, { durable: true, arguments: { 'x-expires': 600_000 } });
@@ -359,5 +360,4 @@ test('an instance whose predecessors ended while they read back does not read', 
   await second.logged(/stream not read back: the last instances here ended while they read/, 30_000);
   assert.equal((await second.json('/ready')).history.state, 'read');
   for (const number of [0, 1, 2]) await channel.deleteQueue(`${STREAM}.reading.doomed.${number}`);
-  await connection.close();
 });
