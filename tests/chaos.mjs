@@ -154,7 +154,7 @@ async function conclude() {
   const warnings = site.warnings;
   const isGood = print({ verdict, stream, counts, complaints, warnings, waiting, errors, failure, faults: faults?.done ?? [], repeat });
   mkdirSync(folder, { recursive: true });
-  writeFileSync(path.join(folder, 'verdict.json'), `${JSON.stringify({ seed, minutes, ...size, rate, topology, verdict, stream, counts, complaints, warnings, waiting, errors, faults: faults?.done }, null, 1)}\n`);
+  writeFileSync(path.join(folder, 'verdict.json'), `${JSON.stringify({ seed, minutes, ...size, rate, topology, verdict, stream, counts, complaints, warnings, waiting, errors, faults: faults?.done, refusals: ledger.refusals }, null, 1)}\n`);
   site.write(folder);
   console.log(`The verdict and the gateways' logs are in ${path.relative(process.cwd(), folder)}.`);
   process.exitCode = isGood ? 0 : 1;
