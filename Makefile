@@ -165,7 +165,7 @@ deploy: rabbitmq haproxy tests/node_modules ## The files of docker/: alerts and 
 	cargo build --locked
 	cd tests && node --test deploy.test.mjs
 	@# With Podman and Compose, if they are here; else it says what it lacks, and skips.
-	cd tests && alone=containers/alone.sh && { unshare --mount --net true 2>/dev/null || alone=; } && $$alone node --test containers.test.mjs
+	cd tests && alone=containers/alone.sh && { unshare --mount --net --pid --fork true 2>/dev/null || alone=; } && $$alone node --test containers.test.mjs
 
 otlp: rabbitmq openssl tests/node_modules ## Spans over OTLP, as a collector receives them, with the cargo feature otlp
 	cargo build --locked --features otlp --target-dir target/otlp

@@ -44,8 +44,21 @@ pub struct LogPosition {
 /// acknowledged when the handler returns, so a handler must not block: it hands off.
 pub type Handler = Arc<dyn Fn(&Delivery) + Send + Sync>;
 
-/// Receives the messages that other instances broadcast.
-pub type BroadcastHandler = Arc<dyn Fn(&[u8]) + Send + Sync>;
+/// A message that another instance broadcast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Broadcast<'m> {
+    /// As published.
+    pub body: &'m [u8],
+    /// The publisher's AMQP timestamp, in milliseconds or seconds, if there is one.
+    pub published_at: Option<SystemTime>,
+    /// For a message that the broker had kept and that this instance reads only now: the
+    /// moment since when messages are news to it. What was published before either was heard
+    /// then, or is from before this process.
+    pub kept_since: Option<SystemTime>,
+}
+
+/// Receives the messages that other instances broadcast. Must not block.
+pub type BroadcastHandler = Arc<dyn Fn(&Broadcast<'_>) + Send + Sync>;
 
 /// Tells whether a subscription receives updates, and waits until it does.
 #[derive(Debug, Clone)]
@@ -157,11 +170,20 @@ pub trait Broker: Send + Sync {
     }
 
     /// Sends `message` to the other instances, if they can be reached; returns within
-    /// seconds whether it was sent. An instance that is offline never gets it.
+    /// seconds whether it was sent. An instance that is offline gets it later, if the broker
+    /// keeps messages.
     async fn broadcast(&self, message: Bytes) -> bool;
 
-    /// Calls `handler` with every message that another instance broadcasts from now on.
+    /// Calls `handler` with every message that another instance broadcasts from now on, and
+    /// before that with those that the broker has kept, if it keeps them. Reading these
+    /// begins with the first handler; one that is added later may miss them. The same message
+    /// may come twice.
     fn on_broadcast(&self, handler: BroadcastHandler);
+
+    /// Returns once the handlers of [`Broker::on_broadcast`] were called with the messages
+    /// that the broker has kept; at once if it keeps none or cannot be reached. May take
+    /// long: callers limit it.
+    async fn broadcasts_read(&self) {}
 
     /// Stops consuming. Returns when everything consumed so far has been handed to its
     /// handler and acknowledged; no handler is called after that.

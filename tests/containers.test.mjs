@@ -37,7 +37,7 @@ before(async () => {
 after(async () => {
   if (skip) return;
   checks.stop();
-  await composeOf(SCALE, 'down', '--volumes', '--timeout', '1').catch(() => {});
+  for (const file of ['compose.yml', SCALE]) await composeOf(file, 'down', '--volumes', '--timeout', '1').catch(() => {});
   await podman('rm', '--all', '--force', '--time', '0').catch(() => {});
   service.kill('SIGKILL');
 });
@@ -85,6 +85,20 @@ function connect(i) {
 
 const nameOf = async (name) => composeOf(SCALE, 'ps', '--all', '--quiet', name);
 const isHealthy = async (name) => (await podman('inspect', '--format', '{{.State.Health.Status}}', await nameOf(name))) === 'healthy';
+
+test('Compose accepts its files with all profiles', { skip }, async () => {
+  await composeOf('compose.yml', '--profile', 'publish', '--profile', 'metrics', 'config', '--quiet');
+  await composeOf(SCALE, 'config', '--quiet');
+});
+
+test('compose.yml: a token is printed, and updates of the profile `publish` arrive', { skip, timeout: 600_000 }, async () => {
+  await composeOf('compose.yml', '--profile', 'publish', 'up', '--detach', '--no-build', 'rabbitmq', 'gateway', 'publisher');
+  const alice = await composeOf('compose.yml', 'exec', '-T', 'gateway', 'chat3-gateway', 'token', '--user', 'usr_alice', '--tenant', 'tnt_default');
+  const tab = new Tab(null, alice, { url: URL });
+  await tab.when('an update', () => tab.named('message:new').length > 0, 60_000);
+  tab.close();
+  await composeOf('compose.yml', '--profile', 'publish', 'down', '--volumes');
+});
 
 test('compose.scale.yml: the first update arrives; clients of a gateway that goes are soon back, and so is the gateway', { skip, timeout: 900_000 }, async (t) => {
   await composeOf(SCALE, 'up', '--detach', '--no-build');

@@ -10,7 +10,7 @@ use std::{
 
 use chat3_gateway::{
     Metrics, RabbitMqService,
-    broker::{Broker as _, Delivery, Handler},
+    broker::{Broadcast, Broker as _, Delivery, Handler},
     config::{RabbitMqConfig, Topology},
     user::{TenantId, User, UserId},
 };
@@ -418,15 +418,16 @@ async fn broadcasts_arrive_again_when_the_way_between_instances_was_lost() {
     let connect = || {
         let config = RabbitMqConfig {
             control_exchange: "control".to_owned(),
+            control_stream: String::new(),
             ..config(&broker.url())
         };
         RabbitMqService::connect(config, Metrics::new())
     };
     let (one, other) = (connect(), connect());
     let (sender, mut received) = unbounded_channel();
-    other.on_broadcast(Arc::new(move |message: &[u8]| {
+    other.on_broadcast(Arc::new(move |message: &Broadcast<'_>| {
         // The test may have seen enough.
-        let _ = sender.send(message.to_vec());
+        let _ = sender.send(message.body.to_vec());
     }));
     let control_queues = || {
         let mut queues = broker.queues();

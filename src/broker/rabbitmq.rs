@@ -7,9 +7,10 @@
 //! - `link`: one connection, from its opening to its loss
 //! - `reconciler`: brings the broker's actual state in line with the desired one, and
 //!   handles the broker's refusals; `refused` says when a refused user is tried again
+//! - `control`: the orders from other instances, on a connection of their own
 //! - `topology`: the actual state, in queues and bindings
-//! - `exchange_probe`, `control`, `silence`: the checks of the exchange, the orders from other
-//!   instances, and the search for the cause when no updates arrive
+//! - `exchange_probe`, `silence`: the checks of the exchange, and the search for the cause when
+//!   no updates arrive
 //! - `orders`, `outbox`: what is published
 //! - `channels`, `connection`, `consumer`, `acks`, `unreadable`, `link_error`: AMQP
 //! - `side_connection`: connections of others than the link
@@ -21,7 +22,7 @@ mod backoff;
 mod channels;
 mod connection;
 mod consumer;
-mod control;
+pub(crate) mod control;
 mod desired;
 mod exchange_probe;
 mod instance;

@@ -370,6 +370,8 @@ mod tests {
             "MAX_EVENTS_PER_SECOND",
             "JWT_EXPIRY_NOTICE",
             "RABBITMQ_CONTROL_EXCHANGE",
+            "RABBITMQ_CONTROL_STREAM",
+            "REVOCATIONS_KEPT",
             "CHAT3_ENVELOPE",
             "RECOVERY_WINDOW",
             "RECOVERY_MAX_UPDATES",

@@ -9,6 +9,7 @@
 
 mod bind;
 mod clock;
+mod control_stream;
 mod exchange;
 mod grants;
 mod host;

@@ -79,6 +79,23 @@ pub fn parse_optional_short_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// The name of a stream whose markers' exchange has a longer name.
+pub fn parse_optional_stream_name(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=247 => Ok(text.to_owned()),
+        _ => Err("must have at most 247 bytes".to_owned()),
+    }
+}
+
+/// How long orders are kept: no order holds for longer than a year.
+pub fn parse_kept(text: &str) -> Result<Duration, String> {
+    let kept = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match (60..=366 * 24 * 60 * 60).contains(&kept.as_secs()) {
+        true => Ok(kept),
+        false => Err("must be from 1min to 366days".to_owned()),
+    }
+}
+
 pub fn parse_instance_name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     match text.len() <= 64 && text.chars().all(allowed) {

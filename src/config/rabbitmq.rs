@@ -8,8 +8,8 @@ use super::{
     amqp_url,
     headings::RABBITMQ,
     parse::{
-        parse_delay, parse_heartbeat, parse_instance_name, parse_optional_short_name,
-        parse_short_name, parse_window, text,
+        parse_delay, parse_heartbeat, parse_instance_name, parse_kept, parse_optional_short_name,
+        parse_optional_stream_name, parse_short_name, parse_window, text,
     },
 };
 
@@ -90,6 +90,18 @@ pub struct RabbitMqConfig {
         hide_default_value = true, value_parser = parse_optional_short_name,
         help_heading = RABBITMQ))]
     pub control_exchange: String,
+    /// Stream in which RabbitMQ keeps these orders for instances that start later or were cut
+    /// off; declared by the gateway; empty for none
+    #[cfg_attr(feature = "cli", arg(long = "rabbitmq-control-stream",
+        env = "RABBITMQ_CONTROL_STREAM", value_name = "NAME",
+        default_value_t = Self::default().control_stream,
+        value_parser = parse_optional_stream_name, help_heading = RABBITMQ))]
+    pub control_stream: String,
+    /// Shortest time that RabbitMQ keeps orders there: the lifetime of the longest-lived token
+    #[cfg_attr(feature = "cli", arg(long = "revocations-kept", env = "REVOCATIONS_KEPT",
+        value_name = "DURATION", default_value = text(Self::default().revocations_kept),
+        value_parser = parse_kept, help_heading = RABBITMQ))]
+    pub revocations_kept: Duration,
     /// How long users may be online without an update before the gateway checks whether their
     /// updates are published with keys that it does not bind; 0 for never
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-silence-check",
@@ -173,6 +185,8 @@ impl Default for RabbitMqConfig {
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             control_exchange: String::new(),
+            control_stream: "chat3-gateway.orders".to_owned(),
+            revocations_kept: Duration::from_hours(24),
             silence_check: Duration::from_secs(5 * 60),
             instance_name: String::new(),
             tls: RabbitMqTls::default(),
@@ -184,6 +198,17 @@ impl Default for RabbitMqConfig {
 const DEFAULT_STREAM_MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
 impl RabbitMqConfig {
+    /// Whether orders are kept, so that instances that were not there read them later.
+    pub fn keeps_orders(&self) -> bool {
+        !self.control_exchange.is_empty() && !self.control_stream.is_empty()
+    }
+
+    /// Whether orders and updates would go to the same stream.
+    pub(crate) fn shares_a_stream(&self) -> bool {
+        let reads_updates = self.topology == Topology::Stream;
+        self.keeps_orders() && reads_updates && self.control_stream == self.stream
+    }
+
     /// Shortest time that RabbitMQ keeps updates in the stream.
     pub fn stream_max_age(&self) -> Duration {
         self.stream_max_age.unwrap_or(DEFAULT_STREAM_MAX_AGE)

@@ -185,6 +185,12 @@ async fn order(http: &Http, target: OrderText, body: &[u8]) -> Response {
     if details.user_id.is_some() || details.token_id.is_some() {
         return error(StatusCode::BAD_REQUEST, "the target is named in the path");
     }
+    if details.at.is_some() {
+        return error(
+            StatusCode::BAD_REQUEST,
+            "at is for messages: this order is made now",
+        );
+    }
     let text = OrderText {
         user_id: target.user_id,
         token_id: target.token_id,

@@ -47,6 +47,9 @@ pub enum BindError {
         "RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_UPDATES_EXCHANGE: orders need an exchange of their own"
     )]
     ControlExchange,
+    /// Orders and updates would share one stream.
+    #[error("RABBITMQ_CONTROL_STREAM is RABBITMQ_STREAM: orders need a stream of their own")]
+    ControlStream,
     /// A secret can be guessed.
     #[error("RECOVERY_SECRET has a secret of fewer than 16 bytes")]
     RecoverySecret,
@@ -118,6 +121,7 @@ impl ServerBuilder {
             None if rabbitmq.control_exchange == rabbitmq.exchange => {
                 return Err(BindError::ControlExchange);
             }
+            None if rabbitmq.shares_a_stream() => return Err(BindError::ControlStream),
             None => (None, rabbitmq.binding_keys.need_tenant()),
         };
         let window = http.recovery.window;

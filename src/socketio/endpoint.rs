@@ -117,7 +117,7 @@ impl Endpoint {
             connect_limit: ConnectLimit::new(config.max_connects_per_second, proxies),
             refusal_limit: RefusalLimit::new(config.max_refusals_per_second),
             refused_tokens: RefusedTokens::new(),
-            revocations: Revocations::default(),
+            revocations: Revocations::new(config.recovery.window),
             slots: Slots::default(),
             is_full: AtomicBool::new(false),
             verifier,

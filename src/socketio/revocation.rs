@@ -1,24 +1,26 @@
 //! Orders: who is sent away, and whose tokens are refused before they expire.
 //!
 //! `order` reads an [`Order`], which comes as JSON from the admin API or from another
-//! instance; the [`Revocations`] remember it for as long as it says. Nothing here outlives
-//! the process: an instance that starts later must be given the order again.
+//! instance; the [`Revocations`] remember it for as long as it says, and `moments` when users
+//! were sent away. Nothing here outlives the process: the broker keeps orders for those that
+//! start later.
 //!
 //! Invariant: the number of remembered revocations is bounded, and the newest one is
 //! always among them.
 
+mod moments;
 mod order;
 
 use std::{
-    sync::{Mutex, PoisonError},
-    time::SystemTime,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use indexmap::IndexMap;
 
-use self::order::seconds;
 pub use self::order::{MAX_ORDER_BYTES, Order, OrderText, Target, is_user};
-use crate::auth::Identity;
+use self::{moments::Moments, order::seconds};
+use crate::{auth::Identity, user::User};
 
 /// Revocations that are remembered at once. Beyond that the oldest are forgotten, since
 /// an operator wants the newest ones now.
@@ -27,9 +29,15 @@ const MAX_REVOCATIONS: usize = 100_000;
 /// Revocations that are forgotten together: each sweep looks at all of them.
 const FORGOTTEN_AT_ONCE: usize = MAX_REVOCATIONS / 100;
 
-/// The revocations in force, the oldest first.
-#[derive(Default)]
-pub struct Revocations(Mutex<IndexMap<Target, Revoked>>);
+/// The shortest time for which it is remembered when a user was sent away.
+const SHORTEST_MEMORY: Duration = Duration::from_secs(600);
+
+/// The orders that still matter.
+pub struct Revocations {
+    /// The revocations in force, the oldest first.
+    revoked: Mutex<IndexMap<Target, Revoked>>,
+    moments: Mutex<Moments>,
+}
 
 #[derive(Clone, Copy)]
 struct Revoked {
@@ -38,14 +46,28 @@ struct Revoked {
 }
 
 impl Revocations {
-    /// Remembers the order, if it says until when. Returns how many other revocations that
-    /// were in force had to be forgotten for it.
-    pub fn add(&self, order: &Order, now: SystemTime) -> usize {
+    /// `recovery_window`: how long after its loss a session may be recovered.
+    pub fn new(recovery_window: Duration) -> Self {
+        // A session's begin lies before its loss, and clocks differ.
+        let kept_for = recovery_window.saturating_mul(3).max(SHORTEST_MEMORY);
+        Self {
+            revoked: Mutex::default(),
+            moments: Mutex::new(Moments::new(kept_for, MAX_REVOCATIONS)),
+        }
+    }
+
+    /// Remembers that the order was made at `made`, and the order itself, if it says until
+    /// when. Returns how many other revocations that were in force had to be forgotten for it.
+    pub fn add(&self, order: &Order, made: SystemTime, now: SystemTime) -> usize {
+        if let Target::User(id, tenant) = &order.target {
+            let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+            moments.add(id, tenant.as_ref(), made, now);
+        }
         let until = match order.until {
             Some(until) if !order.is_over(now) => until,
             _ => return 0,
         };
-        let mut revoked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut revoked = self.revoked();
         let mut forgotten = 0;
         if revoked.len() >= MAX_REVOCATIONS && !revoked.contains_key(&order.target) {
             let now = seconds(now);
@@ -72,7 +94,7 @@ impl Revocations {
     /// Whether this bearer's token is refused.
     pub fn refuse(&self, identity: &Identity, now: SystemTime) -> bool {
         let now = seconds(now);
-        let revoked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let revoked = self.revoked();
         if revoked.is_empty() {
             return false;
         }
@@ -83,14 +105,24 @@ impl Revocations {
             of_user(None),
             user.tenant.clone().and_then(|tenant| of_user(Some(tenant))),
         ];
-        // A token that does not say when it was issued may be an old one. Tokens count whole
-        // seconds, so a token issued in the order's own second counts as older.
-        let issued = identity.issued_at().map(seconds);
-        let is_old = |revoked: &Revoked| issued.is_none_or(|at| at <= revoked.issued_before);
+        let is_old = |revoked: &Revoked| order::is_old(identity, revoked.issued_before);
         let by_token = identity
             .token_id()
             .is_some_and(|id| in_force(&Target::Token(id.to_owned())).is_some());
         by_token || by_user.into_iter().flatten().any(is_old)
+    }
+
+    /// Whether a session of `user` that began at `begun` may not be recovered: the user was
+    /// sent away at `begun` or later. Since the clocks of instances differ, this also holds
+    /// for less than five seconds before `begun`. It is known for three times the recovery
+    /// window, at least ten minutes.
+    pub fn forbids_recovery(&self, user: &User, begun: SystemTime) -> bool {
+        let moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        moments.forbid(user, begun, SystemTime::now())
+    }
+
+    fn revoked(&self) -> MutexGuard<'_, IndexMap<Target, Revoked>> {
+        self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,6 +142,10 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
+    fn revocations() -> Revocations {
+        Revocations::new(Duration::from_secs(60))
+    }
+
     fn order(json: &str) -> Result<Order, String> {
         let text = OrderText::read(json.as_bytes()).map_err(|error| error.to_string())?;
         Order::parse(text, at(1_000)).map_err(|error| error.to_string())
@@ -117,9 +153,9 @@ mod tests {
 
     #[test]
     fn a_users_old_tokens_are_refused_until_the_order_ends() {
-        let revocations = Revocations::default();
+        let revocations = revocations();
         let order = order(r#"{"userId":"carl","tenantId":"t","until":2000}"#).unwrap();
-        revocations.add(&order, at(1_000));
+        revocations.add(&order, at(1_000), at(1_000));
         for (user, tenant, issued, now, refused) in [
             ("carl", Some("t"), Some(999), 1_500, true),
             // Issued in the same second as the order, perhaps before it.
@@ -139,8 +175,8 @@ mod tests {
 
     #[test]
     fn an_order_without_a_tenant_is_for_all_and_the_stricter_of_two_holds() {
-        let revocations = Revocations::default();
-        let add = |json: &str| revocations.add(&order(json).unwrap(), at(1_000));
+        let revocations = revocations();
+        let add = |json: &str| revocations.add(&order(json).unwrap(), at(1_000), at(1_000));
         add(r#"{"userId":"carl","until":3000,"issuedBefore":900}"#);
         add(r#"{"userId":"carl","until":2000,"issuedBefore":1100}"#);
         for tenant in [None, Some("t")] {
@@ -150,10 +186,26 @@ mod tests {
     }
 
     #[test]
+    fn who_was_sent_away_recovers_no_session_from_before_however_the_order_ends() {
+        let revocations = revocations();
+        let now = SystemTime::now();
+        let ago = |seconds| now - Duration::from_secs(seconds);
+        let carl = User {
+            id: UserId::parse("carl").unwrap(),
+            tenant: None,
+        };
+        revocations.add(&order(r#"{"userId":"carl"}"#).unwrap(), ago(300), now);
+        assert!(revocations.forbids_recovery(&carl, ago(400)));
+        assert!(!revocations.forbids_recovery(&carl, ago(200)));
+        revocations.add(&order(r#"{"tokenId":"j"}"#).unwrap(), now, now);
+        assert!(!revocations.forbids_recovery(&carl, ago(200)));
+    }
+
+    #[test]
     fn one_token_is_refused_by_its_id() {
-        let revocations = Revocations::default();
+        let revocations = revocations();
         let order = order(r#"{"tokenId":"j","until":2000}"#).unwrap();
-        revocations.add(&order, at(1_000));
+        revocations.add(&order, at(1_000), at(1_000));
         let refuse = |id| revocations.refuse(&a_token("carl", None, None, id), at(1_500));
         assert!(refuse(Some("j")));
         assert!(!refuse(Some("k")));
@@ -162,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_newest_finds_room_where_others_end_and_else_where_the_oldest_were() {
-        let revocations = Revocations::default();
+        let revocations = revocations();
         let numbered = |number: usize, until: u64| {
             order(&format!(r#"{{"tokenId":"{number}","until":{until}}}"#)).unwrap()
         };
@@ -172,35 +224,50 @@ mod tests {
         };
         for number in 0..MAX_REVOCATIONS {
             let until = if number < 10 { 2_000 } else { u64::MAX };
-            assert_eq!(revocations.add(&numbered(number, until), at(1_000)), 0);
+            assert_eq!(
+                revocations.add(&numbered(number, until), at(1_000), at(1_000)),
+                0
+            );
         }
         // The same target again does not count as another one.
-        assert_eq!(revocations.add(&numbered(0, 1_500), at(1_000)), 0);
+        assert_eq!(
+            revocations.add(&numbered(0, 1_500), at(1_000), at(1_000)),
+            0
+        );
         let (next, last) = (MAX_REVOCATIONS, MAX_REVOCATIONS + 1);
-        assert_eq!(revocations.add(&numbered(next, 3_000), at(2_000)), 0);
+        assert_eq!(
+            revocations.add(&numbered(next, 3_000), at(2_000), at(2_000)),
+            0
+        );
         for number in next + 1..next + 10 {
-            assert_eq!(revocations.add(&numbered(number, 3_000), at(2_000)), 0);
+            assert_eq!(
+                revocations.add(&numbered(number, 3_000), at(2_000), at(2_000)),
+                0
+            );
         }
         assert!(is_refused(10, 2_000) && is_refused(next, 2_000));
         // An order that is over displaces no other.
         let over = numbered(last + 50, 2_000);
-        assert_eq!(revocations.add(&over, at(2_000)), 0);
+        assert_eq!(revocations.add(&over, at(2_000), at(2_000)), 0);
         assert!(is_refused(10, 2_000));
         let one_more = numbered(last + 100, 3_000);
-        assert_eq!(revocations.add(&one_more, at(2_000)), FORGOTTEN_AT_ONCE);
+        assert_eq!(
+            revocations.add(&one_more, at(2_000), at(2_000)),
+            FORGOTTEN_AT_ONCE
+        );
         assert!(!is_refused(10, 2_000));
         assert!(is_refused(next, 2_000) && is_refused(last + 100, 2_000));
     }
 
     #[test]
     fn an_order_that_is_over_makes_its_successor_no_stricter() {
-        let revocations = Revocations::default();
+        let revocations = revocations();
         let order = |issued_before, until| {
             let target = Target::User(UserId::parse("carl").unwrap(), None);
             Order::of(target, Some(until), issued_before)
         };
-        revocations.add(&order(1_100, 2_000), at(1_000));
-        revocations.add(&order(900, 4_000), at(3_000));
+        revocations.add(&order(1_100, 2_000), at(1_000), at(1_000));
+        revocations.add(&order(900, 4_000), at(3_000), at(3_000));
         let refuses = |issued| {
             let token = a_token("carl", None, Some(at(issued)), None);
             revocations.refuse(&token, at(3_000))
@@ -270,14 +337,14 @@ mod tests {
             token_id in proptest::option::of("[jkl]"),
         ) {
             let token = a_token(user, tenant.as_deref(), issued.map(at), token_id.as_deref());
-            let (revocations, mut model) = (Revocations::default(), Vec::<Remembered>::new());
+            let (revocations, mut model) = (revocations(), Vec::<Remembered>::new());
             let mut now = 1_000;
             for step in steps {
                 match step {
                     Step::Wait(seconds) => now += seconds,
                     Step::Order(target, until, issued) => {
                         let order = Order::of(target.clone(), until.map(|after| 990 + after), 980 + issued);
-                        prop_assert_eq!(revocations.add(&order, at(now)), 0);
+                        prop_assert_eq!(revocations.add(&order, at(now), at(now)), 0);
                         model.retain(|remembered| remembered.until > now);
                         if let Some(until) = order.until.filter(|until| *until > now) {
                             let mut new = Remembered { target, until, issued_before: 980 + issued };

@@ -8,12 +8,14 @@ import path from 'node:path';
 import { run, testsFolder, until } from '../e2e/harness.mjs';
 
 const folder = path.resolve(testsFolder, '..', 'target', 'containers');
+const PATH = `${process.env.PATH}:/usr/sbin:/sbin`;
+
 /** Nothing here takes longer on a machine that is not stuck. */
 const SLOW_MS = 240_000;
 
 const works = (...command) => {
   try {
-    execFileSync(command[0], command.slice(1), { stdio: 'ignore' });
+    execFileSync(command[0], command.slice(1), { stdio: 'ignore', env: { ...process.env, PATH } });
     return true;
   } catch {
     return false;
@@ -64,7 +66,7 @@ network_config_dir = "${folder}/networks"
   writeFileSync(path.join(folder, 'storage.conf'), `[storage]\ndriver = "overlay"\ngraphroot = "${folder}/graph"\nrunroot = "/run/containers/storage"\n`);
   const socket = '/run/podman.sock';
   env = {
-    PATH: `${process.env.PATH}:/usr/sbin:/sbin`,
+    PATH,
     HOME: folder,
     CONTAINERS_CONF: path.join(folder, 'containers.conf'),
     CONTAINERS_STORAGE_CONF: path.join(folder, 'storage.conf'),
@@ -92,7 +94,7 @@ export function runHealthChecks() {
 
 /** Makes images under the names that the files of docker/ have. */
 export async function makeBases(names) {
-  await run('sh', [path.join(testsFolder, 'containers', 'base.sh'), path.join(folder, 'base')], { maxBuffer: 1 << 26 });
+  await run('sh', [path.join(testsFolder, 'containers', 'base.sh'), path.join(folder, 'base')], { env, maxBuffer: 1 << 26 });
   const base = 'localhost/base:latest';
   if (!(await podman('images', '-q', base))) {
     await run('sh', ['-c', `tar -C ${folder}/base/root -c . | podman import - ${base}`], { env, maxBuffer: 1 << 26 });

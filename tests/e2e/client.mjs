@@ -6,7 +6,7 @@ import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { promisify } from 'node:util';
 
-import { generations, temporaryFolder, testsFolder } from './harness.mjs';
+import { generations, temporaryFolder, testsFolder, until } from './harness.mjs';
 
 const run = promisify(execFile);
 
@@ -68,6 +68,14 @@ export function numbered(number, userId) {
 export const numberOf = (update) => Number(update.data.message.content);
 export const TENANT = MESSAGE.tenantId;
 export const keyFor = (userId) => `update.dialog.${TENANT}.user.${userId}.message`;
+
+/** Waits until all users are subscribed: on a busy machine, the gateway may let a client in before that. */
+export async function subscribed(gateway) {
+  await until('all subscriptions', async () => {
+    const [subscriptions, ...online] = await Promise.all(['subscriptions', 'users', 'users_away'].map((name) => gateway.metric(name)));
+    return subscriptions === online[0] + online[1];
+  });
+}
 
 /** A backend for one user: what it has published is what its state has, as with Chat3. */
 export class Backend {

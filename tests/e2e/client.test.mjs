@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { afterEach, before, test } from 'node:test';
 
-import { Backend, importClient, installClient, keyFor, numbered, numberOf, TENANT } from './client.mjs';
+import { Backend, importClient, installClient, keyFor, numbered, numberOf, subscribed, TENANT } from './client.mjs';
 import { Broker, Gateway, generations, Network, Publisher, token, until } from './harness.mjs';
 
 let broker;
@@ -44,6 +44,7 @@ class App {
   /** `fetchState` may hold back the answer, or throw; `getToken` likewise. */
   static start(server, { client = packages[0], fetchState = () => {}, getToken = (app) => app.token(), ...options } = {}) {
     const app = new App();
+    app.gateway = server.metric ? server : gateway;
     const on = (event) => (payload) => app.events.push([event, payload]);
     app.chat = client.createChat3Socket({
       url: server.url,
@@ -81,10 +82,12 @@ class App {
     return this.connections.map(({ status }) => status);
   }
 
+  /** Waits for the status; whoever is live receives what is published from then on. */
   async is(status) {
     await until(`${status} (${JSON.stringify(this.connections)})`, () => this.chat.connection.status === status).catch((error) => {
       throw new Error(`${error.message}; now ${JSON.stringify(this.connections)}`);
     });
+    if (status === 'live') await subscribed(this.gateway);
   }
 
   /** Waits until the newest update has been handed on. */
@@ -163,6 +166,7 @@ for (const version of [0, 1]) {
     await app.is('offline');
     app.backend.publish(4);
     const second = await Gateway.start(broker, { env: { ...ENV, PORT: new URL(first.url).port } });
+    app.gateway = second;
     await app.is('live');
     assert.equal(app.chat.connection.recovered, false);
     app.backend.publish(2);
@@ -262,6 +266,24 @@ test('a fetch under way outlives a recovered cut, and is aborted by a lost sessi
   assert.equal(app.resyncs, 2);
 });
 
+test('no fetch begins while the connection is lost: the next session may need another', async () => {
+  const network = await Network.to(gateway);
+  const app = App.start(network, {
+    fetchState: () => {
+      throw new Error('no backend');
+    },
+  });
+  await until('a failure', () => app.chat.connection.failures === 1);
+  network.cut();
+  await app.is('offline');
+  const begun = app.resyncs;
+  // The pause after the first failure is 2 s at most, after the second 4 s.
+  await new Promise((resolve) => setTimeout(resolve, 4500));
+  assert.equal(app.resyncs, begun);
+  network.restore();
+  await until('the next fetch', () => app.resyncs > begun);
+});
+
 test('the application may ask for a refetch, which holds what arrives', async () => {
   const held = answer();
   const app = App.start(gateway, { fetchState: () => app.resyncs === 2 && held.promise });
@@ -337,8 +359,16 @@ test('whatever happens to network, session and backend, the state is continued w
   const actions = [
     () => app.backend.publish(1 + draw(5)), () => app.backend.publish(1 + draw(5)), () => app.backend.publish(1 + draw(200)),
     () => network.reset(), () => network.cut(), () => network.restore(), () => network.restore(),
-    () => draw(4) === 0 && order(app.userId, {}), () => draw(2) === 0 && app.chat.resync(),
+    () => draw(2) === 0 && app.chat.resync(),
+    () => {
+      // Who forgets the session begins another one.
+      if (draw(4) === 0) app.chat.socket._pid = undefined;
+      network.reset();
+    },
   ];
+  // Keeps the user subscribed between the sessions.
+  const witness = App.start(gateway, { getToken: () => app.token() });
+  await Promise.all([app.is('live'), witness.is('live')]);
   const end = Date.now() + 15_000;
   while (Date.now() < end) {
     await actions[draw(actions.length)]();
@@ -346,6 +376,7 @@ test('whatever happens to network, session and backend, the state is continued w
   }
   network.restore();
   await until('live', () => app.chat.connection.status === 'live', 60_000);
+  await app.is('live');
   app.backend.publish();
   await app.isCaughtUp();
   app.isSeamless();
@@ -432,6 +463,27 @@ test('a token that comes too late for its connection is not sent on the next one
   await app.isCaughtUp();
   assert.equal(app.resyncs, 1);
   assert.deepEqual(app.statuses.filter((status) => status === 'live').length, 1);
+});
+
+test('a token that comes between two connections is sent on neither', async () => {
+  const network = await Network.to(gateway);
+  const late = answer();
+  const app = App.start(network, { getToken: (app) => (app.asked.length === 1 ? late.promise : app.token()) });
+  await until('the first question', () => app.asked.length === 1);
+  const { socket } = app.chat;
+  const closed = new Promise((resolve) => socket.io.once('close', resolve));
+  network.cut();
+  await closed;
+  // socket.io-client would send it as soon as it is connected again.
+  let sent = 0;
+  const { _sendConnectPacket } = socket;
+  socket._sendConnectPacket = (auth) => ((sent += 1), _sendConnectPacket.call(socket, auth));
+  late.resolve(app.token({ jti: 'late' }));
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(sent, 0);
+  network.restore();
+  await app.is('live');
+  assert.deepEqual([sent, app.resyncs], [1, 1]);
 });
 
 test('a refused token is replaced by a fresh one', async () => {

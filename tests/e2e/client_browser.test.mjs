@@ -9,7 +9,7 @@ import { pathToFileURL } from 'node:url';
 
 import { chromium } from 'playwright-core';
 
-import { Backend, installClient, TENANT, tool } from './client.mjs';
+import { Backend, installClient, subscribed, TENANT, tool } from './client.mjs';
 import { Broker, Gateway, Network, Publisher, testsFolder, token, until } from './harness.mjs';
 
 let broker;
@@ -131,7 +131,10 @@ async function open(url) {
   return {
     page, backend, userId, log,
     token: token(userId, { tenantId: TENANT }),
-    is: (status) => until(`${status}`, async () => (await log()).statuses.at(-1) === status),
+    is: async (status, server = gateway) => {
+      await until(`${status}`, async () => (await log()).statuses.at(-1) === status);
+      if (status === 'live') await subscribed(server);
+    },
     sees: (count) => until(`${count} updates`, async () => (await log()).numbers.length >= count),
   };
 }
@@ -143,7 +146,7 @@ test('without a bundler: a cut is recovered without a refetch; a restart leads t
   const network = await Network.to(mine);
   const { page, backend, token, is, sees, log } = await open('/');
   await page.evaluate(([url, token]) => void window.start(url, token), [network.url, token]);
-  await is('live');
+  await is('live', mine);
   backend.publish(2);
   await sees(2);
   network.cut();
@@ -160,8 +163,9 @@ test('without a bundler: a cut is recovered without a refetch; a restart leads t
   await is('offline');
   const next = await Gateway.start(broker, { env: { PORT: new URL(mine.url).port } });
   await is('syncing');
+  await subscribed(next);
   backend.publish(2);
-  await is('live');
+  await is('live', next);
   await sees(6);
   backend.publish();
   await sees(7);
@@ -188,7 +192,15 @@ test('a handler that throws is reported, and keeps nothing from coming, nor brin
   backend.publish();
   await sees(4);
   assert.deepEqual((await log()).numbers, numbers(4));
-  await until('the reports', () => page.problems.length === 4);
+  // Neither from what was held.
+  await page.evaluate(() => {
+    window.failingFetches = 1;
+    window.chat.resync();
+  });
+  backend.publish(3);
+  await sees(7);
+  assert.deepEqual((await log()).numbers, numbers(7));
+  await until('the reports', () => page.problems.length === 7);
   assert.deepEqual(new Set(page.problems), new Set(['a handler failed']));
   await page.context().close();
 });
@@ -221,6 +233,7 @@ for (const react of [18, 19]) {
     const app = await open(`/react${react}`);
     await render(app, app.token, { user: 'one' });
     await shows(app, 'one live');
+    await subscribed(gateway);
     for (const text of ['one live 1', 'one live 1,2']) {
       app.backend.publish();
       await shows(app, text);
@@ -239,6 +252,7 @@ for (const react of [18, 19]) {
     const other = await open('/');
     await render(app, other.token, { user: 'other' });
     await shows(app, 'other live 1,2');
+    await subscribed(gateway);
     other.backend.publish();
     await shows(app, 'other live 1,2,1');
     assert.equal(app.page.handshakes, 2);

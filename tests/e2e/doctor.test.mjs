@@ -154,6 +154,7 @@ test('a healthy broker: everything is well, and nothing is left there', async ()
   says(examined, 'bindings', 'ok', /matches all/);
   says(examined, 'clock', 'ok');
   says(examined, 'control_exchange', 'ok', /serve makes it/);
+  says(examined, 'control_stream', 'ok', /serve makes it; RabbitMQ has streams/);
   assert.equal(await place.queues(), '');
   const exchanges = await broker.ctl('list_exchanges', '-p', place.vhost, 'name');
   assert.ok(!exchanges.includes('control'), exchanges);
@@ -425,6 +426,27 @@ test('the rights on the control exchange are tried without making it or sending 
   assert.doesNotMatch((await wrong(EXCHANGE)).advice, /delete/);
   await place.channel.assertExchange('topical', 'topic');
   assert.match((await wrong('topical')).finding, /is a topic exchange/);
+});
+
+test('the stream of the orders: what there is, and the rights on it', async () => {
+  const place = await Place.make();
+  const own = '^(chat3-gateway\\..*|control)$';
+  const all = `^(chat3-gateway\\..*|${EXCHANGE}|control)$`;
+  const url = await place.user('keeping', own, own, all);
+  const examine = async (stream = 'chat3-gateway.orders', more = {}) => doctor(url, { env: { RABBITMQ_CONTROL_EXCHANGE: 'control', RABBITMQ_CONTROL_STREAM: stream, ...more } });
+  says(await examine(), 'control_stream', 'ok', /does not exist yet/);
+  assert.equal(await place.queues(), '');
+  // Without it, orders still reach the instances that are there.
+  says(await examine('another.orders'), 'control_stream', 'warning', /cannot be used.*ACCESS_REFUSED/, /set_permissions.*another/);
+  const limits = { 'x-queue-type': 'stream', 'x-max-age': '86400s', 'x-max-length-bytes': 100_000_000, 'x-stream-max-segment-size-bytes': 1_000_000 };
+  await place.channel.assertQueue('chat3-gateway.orders', { durable: true, arguments: limits });
+  says(await examine(), 'control_stream', 'ok', /exists and can be read/);
+  says(await examine('chat3-gateway.orders', { REVOCATIONS_KEPT: '48h' }), 'control_stream', 'warning', /other limits/, /REVOCATIONS_KEPT/);
+  await place.channel.assertQueue('chat3-gateway.classic', { durable: true });
+  says(await examine('chat3-gateway.classic'), 'control_stream', 'warning', /cannot be used/, /name another/);
+  assert.equal((await examine('')).worst.control_stream, undefined);
+  const same = await examine('chat3-gateway.updates', { RABBITMQ_TOPOLOGY: 'stream' });
+  says(same, 'control_stream', 'problem', /the stream of the updates/);
 });
 
 test('an exchange that is missing, of another type or otherwise declared', async () => {

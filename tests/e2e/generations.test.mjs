@@ -42,7 +42,7 @@ async function bindings(env, updates) {
 
 const valueOf = ({ advice }) => advice.match(/RABBITMQ_BINDING_KEYS='([^']*)'/)[1];
 
-for (const topology of ['per-user', 'shared', 'firehose']) {
+for (const topology of ['per-user', 'shared', 'firehose', 'stream']) {
   const env = { RABBITMQ_TOPOLOGY: topology };
 
   test(`${topology}: with no setting, every update of every generation arrives`, async () => {

@@ -48,6 +48,7 @@ for (const [what, args, env, pattern] of [
   ['a delay without unit', [], { RABBITMQ_RECONNECT_DELAY: '5' }, /RABBITMQ_RECONNECT_DELAY/],
   ['a binding key for everybody', [], { RABBITMQ_BINDING_KEYS: 'user.*.*' }, /RABBITMQ_BINDING_KEYS.*\{userId\}/],
   ['an unknown placeholder', [], { RABBITMQ_BINDING_KEYS: '{userId}.{tenant}' }, /RABBITMQ_BINDING_KEYS.*unknown placeholder.*\{tenantId\|\*\}/],
+  ['orders in the stream of the updates', ['serve'], { RABBITMQ_CONTROL_EXCHANGE: 'c', RABBITMQ_CONTROL_STREAM: 'chat3-gateway.updates', RABBITMQ_TOPOLOGY: 'stream' }, /RABBITMQ_CONTROL_STREAM is RABBITMQ_STREAM/],
   ['orders over the exchange of the updates', ['serve'], { RABBITMQ_CONTROL_EXCHANGE: 'chat3_updates' }, /RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_UPDATES_EXCHANGE/],
   ['an origin with a path', [], { CORS_ORIGIN: 'https://a.example/x' }, /CORS_ORIGIN \(--cors-origin\): "https:\/\/a.example\/x" is not an origin/],
   ['an unknown command', ['server'], {}, /server/],

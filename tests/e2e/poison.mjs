@@ -55,12 +55,17 @@ export class Poisoner {
   /** Resolves when RabbitMQ has routed the message. */
   async publish(userId, { flags, properties, ending = 'x' }, body = '{}') {
     const key = Buffer.concat([bytes(`user.${userId}.`), bytes(ending)]);
+    await this.publishTo(EXCHANGE, key, { flags, properties }, body);
+  }
+
+  /** Resolves when RabbitMQ has routed the message. */
+  async publishTo(exchange, key, { flags, properties }, body = '{}') {
     const { ch } = this.channel;
-    const publish = Buffer.concat([u16(60), u16(40), u16(0), shortString(EXCHANGE), shortString(key), Buffer.from([0])]);
+    const publish = Buffer.concat([u16(60), u16(40), u16(0), shortString(exchange), shortString(key), Buffer.from([0])]);
     const size = Buffer.concat([u32(0), u32(bytes(body).length)]);
     const header = Buffer.concat([u16(60), u16(0), size, u16(flags), properties]);
     this.connection.connection.stream.write(Buffer.concat([frame(1, ch, publish), frame(2, ch, header), frame(3, ch, bytes(body))]));
-    await this.channel.checkExchange(EXCHANGE);
+    await this.channel.checkExchange(exchange);
   }
 
   close() {

@@ -9,7 +9,7 @@ import { before, test } from 'node:test';
 import amqplib from 'amqplib';
 
 import {
-  Broker, EXCHANGE, Gateway, Publisher, SECRET, Tab, anUpdate, freePort, generations, run, runGateway, temporaryFolder, testOf, testsFolder, until,
+  Broker, EXCHANGE, Gateway, Publisher, SECRET, Tab, anUpdate, freePort, generations, run, runGateway, temporaryFolder, testOf, testsFolder, token, until,
 } from './harness.mjs';
 
 /** A CA and its certificates for `localhost` and for a client, all in one folder. */
@@ -180,6 +180,27 @@ testOfTopicPermissions('the gateway works under the documented permissions, whic
   await broker.queuesAre(0);
   await delivers(gateway, publisher);
   assert.doesNotMatch(gateway.logs, /WARN|ERROR/);
+});
+
+testOfTopicPermissions('orders are kept under the documented permissions with a control exchange, and no more is allowed', async () => {
+  const broker = await Broker.start();
+  const publisher = await Publisher.connect(broker);
+  for (const command of commands) await broker.ctl(...command);
+  const [, control] = /```sh\nrabbitmqctl (set_permissions [^`]*chat3_gateway_control[^`]*)```/.exec(security);
+  await broker.ctl(...[...control.replaceAll('\\\n', ' ').matchAll(/'([^']*)'|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain));
+  const url = broker.url.replace('rmuser:rmpassword', `${USER}:${commands[0].at(-1)}`);
+  const env = { RABBITMQ_URL: url, RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control', ADMIN_TOKEN: 'a-token-of-more-than-sixteen-bytes' };
+  const one = await Gateway.start(broker, { env });
+  await one.metricIs('rabbitmq_control_stream', 1);
+  const headers = { authorization: `Bearer ${env.ADMIN_TOKEN}` };
+  const body = JSON.stringify({ until: Math.floor(Date.now() / 1000) + 3600 });
+  assert.equal((await one.json('/api/tokens/token-1/revoke', { method: 'POST', headers, body })).broadcast, true);
+  const other = await Gateway.start(broker, { env });
+  const tab = new Tab(other, token('usr_a', { jti: 'token-1' }));
+  assert.equal(await tab.refused(), 'token revoked');
+  await delivers(other, publisher);
+  for (const gateway of [one, other]) assert.doesNotMatch(gateway.logs, /WARN|ERROR/);
+  tab.close();
 });
 
 test('in the topology stream, the documented permissions are enough, and keep the gateway from everything else', async () => {

@@ -34,7 +34,7 @@ async function noAlarm(gateway, outcome) {
   assert.doesNotMatch(gateway.logs, DEAD);
 }
 
-for (const topology of ['per-user', 'shared', 'firehose']) {
+for (const topology of ['per-user', 'shared', 'firehose', 'stream']) {
   test(`${topology}: a dead binding is reported once, and following the advice makes updates arrive`, async () => {
     const env = { RABBITMQ_TOPOLOGY: topology };
     const gateway = await start({ ...env, RABBITMQ_BINDING_KEYS: 'update.*.*.{userId}.*' });

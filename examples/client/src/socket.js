@@ -22,7 +22,7 @@ export function createChat3Socket(options) {
   const socket = io(options.url, {
     ...options.socket,
     autoConnect: false,
-    // Sockets to one URL would share a connection.
+    // A connection shared with other sockets would be ended with this one.
     forceNew: true,
     auth: (give) => signIn.authenticate(socket, give),
   });

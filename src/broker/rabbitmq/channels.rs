@@ -122,8 +122,7 @@ pub(super) fn spare_channels(
     connection: &Connection,
     config: &RabbitMqConfig,
 ) -> Result<usize, LinkError> {
-    let control = usize::from(!config.control_exchange.is_empty());
-    let needed = ADMIN_CHANNELS + consumer_channels(config) + control;
+    let needed = ADMIN_CHANNELS + consumer_channels(config);
     let allowed = match connection.channel_max() {
         0 => u16::MAX,
         limit => limit,

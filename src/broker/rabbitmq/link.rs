@@ -2,7 +2,7 @@
 //! the actual state in line with the desired one (`reconciler`), a round at a time.
 //!
 //! Owns which event is handled first: the loss of the connection, deleted queues, a
-//! missing exchange, the consumer of orders from other instances, the next round.
+//! missing exchange, the next round.
 //!
 //! The next round begins when the one before has been answered, which keeps the
 //! operations on one user in order.
@@ -17,7 +17,6 @@ use tracing::info;
 
 use super::{
     channels::Channels,
-    control::Control,
     exchange_probe::{self, ExchangeProbe, Question},
     link_error::{LinkError, NOT_FOUND},
     reconciler::{Reconciler, Round},
@@ -35,8 +34,6 @@ const EXCHANGE_RETRY: Duration = Duration::from_secs(2);
 pub(super) struct Link {
     shared: Arc<Shared>,
     channels: Channels,
-    /// The consumer of orders from other instances, where it is configured.
-    control: Option<Control>,
     reconciler: Reconciler<Channels>,
     probe: ExchangeProbe,
 }
@@ -71,18 +68,12 @@ impl Link {
         refused: &IndexSet<User>,
         reader: Option<&Arc<Reader>>,
     ) -> Result<Self, LinkError> {
-        let open = async {
-            let channels = Channels::open(shared).await?;
-            let control = Control::open(shared, epoch, &channels).await?;
-            Ok((channels, control))
-        };
         let limit = shared.config.connect_timeout;
-        let (channels, control) = timeout(limit, open)
+        let channels = timeout(limit, Channels::open(shared))
             .await
             .unwrap_or(Err(LinkError::Timeout(limit)))?;
         Ok(Self {
             channels,
-            control,
             reconciler: Reconciler::new(
                 shared.clone(),
                 topology::new(shared, epoch, reader),
@@ -137,7 +128,7 @@ impl Link {
                     }
                 }
                 _ = probe.tick() => {
-                    if let Err(error) = self.look_after().await {
+                    if let Err(error) = self.probe_exchange().await {
                         return self.ended(error);
                     }
                 }
@@ -172,15 +163,7 @@ impl Link {
         info!(subscribed, to_do, "RabbitMQ subscriptions in progress");
     }
 
-    /// Checks what does not report its loss.
-    async fn look_after(&mut self) -> Result<(), LinkError> {
-        self.probe_exchange().await?;
-        match &mut self.control {
-            Some(control) => control.mend(&self.channels).await,
-            None => Ok(()),
-        }
-    }
-
+    /// Asks for the exchange, which does not report its loss.
     async fn probe_exchange(&mut self) -> Result<(), LinkError> {
         let Some(bind) = self.reconciler.a_binding() else {
             return Ok(());

@@ -4,7 +4,10 @@
 //! and answers nothing on that connection any more. So the connection that consumes updates
 //! publishes nothing. The publishing connection is opened with the first message, and kept.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use amqprs::{
     BasicProperties, channel::BasicPublishArguments, connection::Connection, error::Error,
@@ -46,6 +49,8 @@ struct Letter {
     routing_key: String,
     content_type: &'static str,
     body: Bytes,
+    /// Milliseconds since 1970, as Chat3 sets them.
+    written_at: u64,
 }
 
 struct Publishing {
@@ -78,6 +83,7 @@ impl Outbox {
             routing_key: routing_key.to_owned(),
             content_type,
             body,
+            written_at: millis(SystemTime::now()),
         };
         // In a separate task: a call to amqprs must not be dropped before it has ended.
         let publish = {
@@ -114,6 +120,11 @@ impl Outbox {
     }
 }
 
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
 async fn publish(
     shared: &Shared,
     purpose: &'static str,
@@ -140,6 +151,7 @@ async fn publish(
     let properties = BasicProperties::default()
         .with_content_type(letter.content_type)
         .with_app_id(&shared.instance)
+        .with_timestamp(letter.written_at)
         .finish();
     let arguments = BasicPublishArguments::new(&letter.exchange, &letter.routing_key);
     let (channel, body) = (way.channel.channel.clone(), letter.body.to_vec());

@@ -191,6 +191,12 @@ impl Broker for RabbitMqService {
         self.shared.on_broadcast(handler);
     }
 
+    async fn broadcasts_read(&self) {
+        let mut reading = self.shared.reading_orders.subscribe();
+        // An error cannot happen: `shared` holds the sender.
+        let _ = reading.wait_for(|reading| !reading).await;
+    }
+
     async fn stop_consuming(&self) {
         self.stop_consuming().await;
     }

@@ -3,9 +3,10 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::SystemTime,
 };
 
 use tokio::sync::watch;
@@ -14,7 +15,7 @@ use tracing::error;
 
 use super::{desired::Desired, instance::instance_id};
 use crate::{
-    broker::BroadcastHandler,
+    broker::{Broadcast, BroadcastHandler},
     config::{RabbitMqConfig, Topology},
     observability::metrics::Metrics,
 };
@@ -36,13 +37,18 @@ pub(super) struct Shared {
     pub(super) close: CancellationToken,
     /// Whether orders from other instances arrive, and so reach them, too.
     control_connected: AtomicBool,
-    broadcast_handlers: Mutex<Vec<BroadcastHandler>>,
+    /// Whether kept orders wait to be read, and so sockets to be let in.
+    pub(super) reading_orders: watch::Sender<bool>,
+    pub(super) started_at: SystemTime,
+    broadcast_handlers: watch::Sender<Vec<BroadcastHandler>>,
 }
 
 impl Shared {
     pub(super) fn new(config: RabbitMqConfig, metrics: Metrics) -> Self {
         Self {
             instance: instance_id(&config),
+            reading_orders: watch::Sender::new(config.keeps_orders()),
+            started_at: SystemTime::now(),
             config,
             metrics,
             desired: Desired::default(),
@@ -52,7 +58,7 @@ impl Shared {
             consuming: watch::Sender::new(true),
             close: CancellationToken::new(),
             control_connected: AtomicBool::new(false),
-            broadcast_handlers: Mutex::default(),
+            broadcast_handlers: watch::Sender::new(Vec::new()),
         }
     }
 
@@ -64,7 +70,6 @@ impl Shared {
 
     pub(super) fn link_down(&self) {
         self.connected.send_replace(false);
-        self.set_control_connected(false);
         self.metrics.broker_connected.set(0);
         match self.config.topology {
             Topology::Stream => self.desired.unlink(),
@@ -82,24 +87,31 @@ impl Shared {
     }
 
     pub(super) fn on_broadcast(&self, handler: BroadcastHandler) {
-        self.broadcast_handlers().push(handler);
+        self.broadcast_handlers
+            .send_modify(|handlers| handlers.push(handler));
+    }
+
+    /// Returns when somebody handles broadcasts.
+    pub(super) async fn broadcasts_handled(&self) {
+        let mut handlers = self.broadcast_handlers.subscribe();
+        // An error cannot happen: `self` holds the sender.
+        let _ = handlers.wait_for(|handlers| !handlers.is_empty()).await;
+    }
+
+    pub(super) fn are_broadcasts_handled(&self) -> bool {
+        !self.broadcast_handlers.borrow().is_empty()
     }
 
     /// Calls all handlers with a message that another instance broadcast. A handler that
     /// panics must neither keep the message from the others nor end the consumer of orders.
-    pub(super) fn broadcast_came(&self, message: &[u8]) {
+    pub(super) fn broadcast_came(&self, message: &Broadcast<'_>) {
         // Without the lock, since a handler may add another one.
-        let handlers = self.broadcast_handlers().clone();
+        let handlers = self.broadcast_handlers.borrow().clone();
         for handler in handlers {
             if catch_unwind(AssertUnwindSafe(|| handler(message))).is_err() {
                 error!("RabbitMQ control message handler panicked");
             }
         }
-    }
-
-    fn broadcast_handlers(&self) -> MutexGuard<'_, Vec<BroadcastHandler>> {
-        let handlers = &self.broadcast_handlers;
-        handlers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,16 +125,24 @@ mod tests {
         Arc::new(Shared::new(RabbitMqConfig::default(), Metrics::new()))
     }
 
+    fn broadcast(body: &[u8]) -> Broadcast<'_> {
+        Broadcast {
+            body,
+            published_at: None,
+            kept_since: None,
+        }
+    }
+
     #[test]
     fn a_broadcast_reaches_all_handlers_though_one_panics() {
         let shared = shared();
         let (sender, received) = mpsc::channel();
         shared.on_broadcast(Arc::new(|_| panic!("a handler of an embedder")));
         shared.on_broadcast(Arc::new(move |message| {
-            sender.send(message.to_vec()).unwrap();
+            sender.send(message.body.to_vec()).unwrap();
         }));
         for message in [b"one", b"two"] {
-            shared.broadcast_came(message);
+            shared.broadcast_came(&broadcast(message));
             assert_eq!(received.try_recv().unwrap(), message);
         }
     }
@@ -136,7 +156,7 @@ mod tests {
         }));
         let (sender, is_done) = mpsc::channel();
         thread::spawn(move || {
-            shared.broadcast_came(b"");
+            shared.broadcast_came(&broadcast(b""));
             sender.send(()).unwrap();
         });
         is_done.recv_timeout(Duration::from_secs(30)).unwrap();

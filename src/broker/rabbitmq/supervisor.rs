@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::{
     backoff::Backoff,
     channels::Channels,
+    control,
     link::{Ended, Link},
     link_error::LinkError,
     shared::Shared,
@@ -28,6 +29,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, reader: Option<Arc<Reader>>) 
     );
     let mut linked_before = false;
     let mut refused = IndexSet::new();
+    let control = AbortOnDropHandle::new(tokio::spawn(control::listen(shared.clone())));
     let silence = AbortOnDropHandle::new(tokio::spawn(silence::watch(shared.clone())));
     for epoch in 0_u64.. {
         let opened = tokio::select! {
@@ -80,6 +82,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, reader: Option<Arc<Reader>>) 
     // An error is its panic, which has been logged.
     let _ = silence.await;
     shared.consuming.send_replace(false);
+    let _ = control.await;
 }
 
 /// Follows the desired state through `link` until it is lost or the service is closed.

@@ -13,6 +13,9 @@ pub(super) fn permissions(config: &RabbitMqConfig) -> String {
     if !config.control_exchange.is_empty() {
         others.push(pattern(&config.control_exchange));
     }
+    if config.keeps_orders() && !config.control_stream.starts_with("chat3-gateway.") {
+        others.push(format!("{}(\\.markers)?", pattern(&config.control_stream)));
+    }
     let any_of = |names: &[String]| format!("^({})$", names.join("|"));
     let own_only = match others.is_empty() {
         true => r"^chat3-gateway\.".to_owned(),
@@ -82,6 +85,20 @@ mod tests {
         assert!(permissions(&config("u", "c.x")).ends_with(
             r"'^(chat3-gateway\..*|c\.x)$' '^(chat3-gateway\..*|c\.x)$' '^(chat3-gateway\..*|u|c\.x)$'"
         ));
+    }
+
+    #[test]
+    fn permissions_name_a_stream_of_orders_that_the_pattern_does_not_cover() {
+        let own = RabbitMqConfig {
+            control_stream: "my.orders".to_owned(),
+            ..config("u", "c")
+        };
+        assert!(permissions(&own).ends_with(r"'^(chat3-gateway\..*|u|c|my\.orders(\.markers)?)$'"));
+        let without_exchange = RabbitMqConfig {
+            control_exchange: String::new(),
+            ..own
+        };
+        assert!(!permissions(&without_exchange).contains("orders"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use amqprs::{
 
 use super::{
     bind::{self, Bound},
+    control_stream,
     exchange::{self, Exchange},
     grants::permissions,
     report::Report,
@@ -123,6 +124,7 @@ async fn rights(
     }
     rights.exchange = updates_exchange(side, config, &bound, report).await?;
     control(side, config, Some(&queue), report).await?;
+    control_stream::examine(side, config, report).await?;
     // Its consumer was only a try; a new queue listens later.
     match side.delete(&queue).await {
         Ok(()) | Err(LinkError::Closed(_)) => {}

@@ -38,6 +38,10 @@ const READY_TIMEOUT: Duration = Duration::from_secs(5);
 /// frontend still has to connect.
 const AWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a CONNECT waits until the orders that the broker has kept are read: they may refuse
+/// its token. Without a broker, a client still has to connect.
+const ORDERS_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What a socket that was let in holds; dropped when it disconnects.
 pub(super) struct Admission {
     // Dropped first: its session is about to leave.
@@ -127,7 +131,9 @@ impl Endpoint {
             false => AWAY_TIMEOUT,
         };
         let _ = tokio::time::timeout(limit, ready).await;
-        if let Some(Admitted { id, pid }) = session.admit(socket.id, |_| false) {
+        // An order for this user may have been given anywhere, also while its client was away.
+        let is_ended = |begun| self.revocations.forbids_recovery(session.user(), begun);
+        if let Some(Admitted { id, pid }) = session.admit(socket.id, is_ended) {
             let transports = &self.transports;
             transports.put_into_connect_reply(&socket, id, &pid.expose());
         }
@@ -239,6 +245,16 @@ impl Endpoint {
         let identity = verified.await?;
         if !self.hub.broker().has_room_for(identity.user()) {
             return Err(Refusal::IdsTooLong);
+        }
+        let read = self.hub.broker().broadcasts_read();
+        if tokio::time::timeout(ORDERS_TIMEOUT, read).await.is_err()
+            && let Some(line) = REFUSED.note("orders not read")
+        {
+            let left_out = line.left_out;
+            warn!(
+                left_out,
+                "Socket let in before the kept orders were read; they are carried out on it then"
+            );
         }
         let lease = self.leases.grant(socket.id, identity.clone());
         // After the lease is granted: a later revocation finds the lease.

@@ -43,6 +43,10 @@ pub struct OrderText {
     /// Tokens issued up to this second are refused; the time of the order if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issued_before: Option<u64>,
+    /// When the order was made, in milliseconds since 1970. The gateway itself does not write
+    /// it, since its older versions refuse unknown fields: it sends a timestamp beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<u64>,
 }
 
 impl OrderText {
@@ -75,6 +79,8 @@ pub struct Order {
     pub until: Option<u64>,
     /// Tokens that were issued later are accepted.
     pub(super) issued_before: u64,
+    /// When it was made, as far as is known.
+    pub made: SystemTime,
 }
 
 /// Whom an order sends away.
@@ -112,7 +118,8 @@ pub enum InvalidOrder {
 }
 
 impl Order {
-    /// Checks an order that was given at the time `now`.
+    /// Checks an order that came at the time `now`, and was made then if it does not say
+    /// when, or says a time to come.
     pub fn parse(text: OrderText, now: SystemTime) -> Result<Self, InvalidOrder> {
         let tenant = text.tenant_id.as_deref().map(TenantId::parse).transpose();
         let tenant = tenant.map_err(|_| InvalidOrder::TenantId)?;
@@ -137,18 +144,28 @@ impl Order {
             return Err(InvalidOrder::Reason);
         }
         let last = seconds(now + LONGEST);
-        let now = seconds(now);
+        let made = text.at.map(Duration::from_millis);
+        let made = made.and_then(|at| SystemTime::UNIX_EPOCH.checked_add(at));
+        let made = made.map_or(now, |made| made.min(now));
         Ok(Self {
             target,
             reason: text.reason,
             until: text.until.map(|until| until.min(last)),
-            issued_before: text.issued_before.unwrap_or(now),
+            issued_before: text.issued_before.unwrap_or(seconds(made)),
+            made,
         })
     }
 
     /// Whether the order no longer refuses any token, and would only send sockets away.
     pub fn is_over(&self, now: SystemTime) -> bool {
         self.until.is_some_and(|until| until <= seconds(now))
+    }
+
+    /// Whether the order refuses this bearer's token.
+    pub fn refuses(&self, identity: &Identity, now: SystemTime) -> bool {
+        let is_meant = self.until.is_some() && !self.is_over(now) && self.concerns(identity);
+        let by_id = matches!(self.target, Target::Token(_));
+        is_meant && (by_id || is_old(identity, self.issued_before))
     }
 
     /// Whether the order sends this bearer away.
@@ -179,6 +196,13 @@ impl Order {
     }
 }
 
+/// Whether the token was issued up to that second. One that does not say when may be an old
+/// one. Tokens count whole seconds, so one that was issued in the same second counts as older.
+pub(super) fn is_old(identity: &Identity, issued_before: u64) -> bool {
+    let issued = identity.issued_at().map(seconds);
+    issued.is_none_or(|at| at <= issued_before)
+}
+
 /// Whether `user` has this id, and this tenant if one is given.
 pub fn is_user(id: &UserId, tenant: Option<&TenantId>, user: &User) -> bool {
     user.id == *id && tenant.is_none_or(|tenant| user.tenant.as_ref() == Some(tenant))
@@ -199,6 +223,7 @@ impl Order {
             reason: None,
             until,
             issued_before,
+            made: SystemTime::UNIX_EPOCH,
         }
     }
 }
@@ -248,10 +273,41 @@ mod tests {
         ] {
             let given = order(json).unwrap();
             let passed_on = serde_json::to_string(&given.text()).unwrap();
-            let text = serde_json::from_str(&passed_on).unwrap();
-            // An instance that parses the order later gets the same result.
+            let text: OrderText = serde_json::from_str(&passed_on).unwrap();
+            // An instance that parses the order later gets the same result, but for the time
+            // when it was made, which goes beside the text.
+            let text = OrderText {
+                at: Some(1_000_000),
+                ..text
+            };
             assert_eq!(Order::parse(text, at(1_500)), Ok(given));
         }
+    }
+
+    #[test]
+    fn an_order_was_made_when_it_says_but_never_later_than_now() {
+        let made = |at: &str| {
+            order(&format!(r#"{{"userId":"carl","at":{at}}}"#))
+                .map(|order| (order.made, order.issued_before))
+        };
+        assert_eq!(
+            made("900500"),
+            Ok((at(900) + Duration::from_millis(500), 900))
+        );
+        for later in ["1000001", "18446744073709551615"] {
+            assert_eq!(made(later), Ok((at(1_000), 1_000)), "{later}");
+        }
+        assert_eq!(order(r#"{"userId":"carl"}"#).unwrap().made, at(1_000));
+        assert!(made("-1").is_err() && made("1.5").is_err());
+    }
+
+    #[test]
+    fn the_written_form_is_what_older_versions_read() {
+        let written = serde_json::to_value(order(r#"{"userId":"carl","at":5}"#).unwrap().text());
+        assert_eq!(
+            written.unwrap(),
+            serde_json::json!({"userId": "carl", "issuedBefore": 0})
+        );
     }
 
     proptest! {
