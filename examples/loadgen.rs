@@ -58,7 +58,7 @@ struct Options {
     /// session: the first wait and the longest, in milliseconds
     #[arg(long, value_name = "MS:MS")]
     reconnect: Option<Backoff>,
-    /// connect, idle:S, rate:R:S, saturate:S, burst:N, settle:S, churn:C:S, resubscribe,
+    /// connect, join, idle:S, rate:R:S, saturate:S, burst:N, settle:S, churn:C:S, resubscribe,
     /// restarts:R, foreign:S
     #[arg(required = true, value_name = "PHASE")]
     phases: Vec<String>,

@@ -93,14 +93,17 @@ async function run() {
     onUncertain: ({ userId, n }) => ledger.fail(userId, n),
   });
   await disturb(plan(seed, minutes * 60_000, size).filter(({ kind }) => !CHAOS_FAULTS || CHAOS_FAULTS.split(',').includes(kind)));
-  say('no more faults; waiting for the nodes, the gateways and the clients');
+  say('no more faults; the last ones end');
   await faults.over();
   for (const gateway of site.gateways) gateway.heal();
+  say('all is healed; waiting for the nodes');
   await site.wholeCluster();
+  say('waiting for the gateways and the clients');
   for (const gateway of site.gateways) await gateway.process.isConnected();
   // Back or not: what is missing is in the verdict.
   await until('all clients', () => interrupted || clients.every(({ account }) => account.isConnected), BACK_MS).catch(() => {});
-  // One more for everybody, also for those who got none for long.
+  say('one more update for everybody');
+  // Also for those who got none for long.
   queued = [...users.all];
   await until('the last round', () => queued.length === 0, BACK_MS);
   await publisher.stop();
@@ -151,7 +154,7 @@ async function conclude() {
   const warnings = site.warnings;
   const isGood = print({ verdict, stream, counts, complaints, warnings, waiting, errors, failure, faults: faults?.done ?? [], repeat });
   mkdirSync(folder, { recursive: true });
-  writeFileSync(path.join(folder, 'verdict.json'), `${JSON.stringify({ seed, minutes, ...size, rate, topology, verdict, stream, counts, complaints, warnings, waiting, errors, faults: faults?.done }, null, 1)}\n`);
+  writeFileSync(path.join(folder, 'verdict.json'), `${JSON.stringify({ seed, minutes, ...size, rate, topology, verdict, stream, counts, complaints, warnings, waiting, errors, faults: faults?.done, refusals: ledger.refusals }, null, 1)}\n`);
   site.write(folder);
   console.log(`The verdict and the gateways' logs are in ${path.relative(process.cwd(), folder)}.`);
   process.exitCode = isGood ? 0 : 1;

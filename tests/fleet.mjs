@@ -67,7 +67,7 @@ async function take(name, topology) {
   const sockets = Number(FLEET_SOCKETS || usual);
   const instances = await Promise.all(Array.from({ length: count }, () => Instance.start(topology)));
   const proxy = count > 1 ? await haproxy(instances.map(({ url }) => url)) : null;
-  const load = new Load({ url: proxy?.url ?? instances[0].url, pid: instances[0].child.pid, broker, users: sockets, backoff: BACKOFF, phases: ['connect', `restarts:${FLEET_RATE}`] });
+  const load = new Load({ url: proxy?.url ?? instances[0].url, pid: instances[0].child.pid, broker, users: sockets, backoff: BACKOFF, phases: ['join', `restarts:${FLEET_RATE}`] });
   try {
     const connected = await load.next();
     await load.next();

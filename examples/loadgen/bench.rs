@@ -70,6 +70,7 @@ impl Bench {
     pub fn run(&mut self, phase: &Phase) -> anyhow::Result<Map<String, Value>> {
         let mut figures = match *phase {
             Phase::Connect => self.connect()?,
+            Phase::Join => self.join()?,
             Phase::Idle(time) => self.idle(time)?,
             Phase::Settle(time) => self.settle(time)?,
             Phase::Rate { per_second, time } => self.rate(per_second, time)?,
@@ -91,6 +92,26 @@ impl Bench {
         self.rss_before = self.server.rss_kb();
         self.fleet.ledger.probe();
         let mut probes = Probes::new();
+        let users = self.users;
+        let start = Instant::now();
+        // The last one of a user's sockets decides.
+        let mut figures = self.open_all(|fleet| probes.publish(fleet, users, Ledger::has_all))?;
+        let incomplete = self.probe(probes)?;
+        figures["subscribed_ms"] = millis(start.elapsed()).into();
+        figures["server_rss_kb_before"] = self.rss_before.into();
+        self.finish_probing(incomplete, &mut figures)?;
+        Ok(figures)
+    }
+
+    /// Connects as well, and believes the server that whoever is connected is subscribed.
+    fn join(&mut self) -> anyhow::Result<Value> {
+        self.rss_before = self.server.rss_kb();
+        self.fleet.ledger.begin();
+        self.open_all(|_| {})
+    }
+
+    /// Opens all sockets; `meanwhile` is called at every step.
+    fn open_all(&mut self, mut meanwhile: impl FnMut(&mut Fleet)) -> anyhow::Result<Value> {
         let start = Instant::now();
         let mut opened = 0;
         let connected = loop {
@@ -102,21 +123,15 @@ impl Bench {
                 self.fleet.open_member(opened);
                 opened += 1;
             }
-            // The last one of a user's sockets decides.
-            probes.publish(&mut self.fleet, self.users, Ledger::has_all);
+            meanwhile(&mut self.fleet);
             self.fleet.turn(STEP)?;
         };
         anyhow::ensure!(self.fleet.joined > 0, "no socket could be connected");
-        let incomplete = self.probe(probes)?;
-        let mut figures = json!({
+        Ok(json!({
             "connected_ms": millis(connected),
             "connects_per_second": per_second(count(self.fleet.joined), connected),
-            "subscribed_ms": millis(start.elapsed()),
             "refused": self.sockets - self.fleet.joined,
-            "server_rss_kb_before": self.rss_before,
-        });
-        self.finish_probing(incomplete, &mut figures)?;
-        Ok(figures)
+        }))
     }
 
     /// Publishes to users not yet reached until all are. Returns how many are not.

@@ -6,6 +6,8 @@ use std::time::Duration;
 #[derive(Clone)]
 pub enum Phase {
     Connect,
+    /// Without finding out who is subscribed.
+    Join,
     Idle(Duration),
     Rate {
         per_second: u32,
@@ -37,6 +39,7 @@ impl FromStr for Phase {
         let seconds = |text| number(text).map(|seconds| Duration::from_secs(seconds.into()));
         Ok(match parts[..] {
             ["connect"] => Self::Connect,
+            ["join"] => Self::Join,
             ["idle", time] => Self::Idle(seconds(time)?),
             ["rate", per_second, time] => Self::Rate {
                 per_second: number(per_second)?,
@@ -53,9 +56,11 @@ impl FromStr for Phase {
             ["restarts", per_second] => Self::Restarts(number(per_second)?),
             ["foreign", time] => Self::Foreign(seconds(time)?),
             _ => {
-                return Err("connect, idle:S, rate:R:S, saturate:S, burst:N, settle:S, \
+                return Err(
+                    "connect, join, idle:S, rate:R:S, saturate:S, burst:N, settle:S, \
                             churn:C:S, resubscribe, restarts:R or foreign:S"
-                    .into());
+                        .into(),
+                );
             }
         })
     }

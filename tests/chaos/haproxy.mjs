@@ -6,7 +6,7 @@ import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { after } from 'node:test';
 
-import { freePort, run, temporaryFolder, until } from '../e2e/harness.mjs';
+import { freePort, mortal, run, temporaryFolder, until } from '../e2e/harness.mjs';
 
 const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` };
 
@@ -46,7 +46,7 @@ backend polling
 ${servers}
 `);
   await run('haproxy', ['-c', '-f', file], { env });
-  const child = spawn('haproxy', ['-db', '-f', file], { env, stdio: 'ignore' });
+  const child = mortal(spawn('haproxy', ['-db', '-f', file], { env, stdio: 'ignore' }));
   const exited = new Promise((resolve) => child.once('close', resolve));
   const stop = async () => {
     child.kill('SIGKILL');

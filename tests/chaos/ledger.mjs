@@ -66,6 +66,11 @@ export class Ledger {
     return account;
   }
 
+  /** When which client was refused its session, for whoever looks into it. */
+  get refusals() {
+    return this.accounts.flatMap(({ refusals }) => refusals).sort((a, b) => a.at - b.at);
+  }
+
   /** The clients that are away or still wait for something. */
   get waiting() {
     return this.accounts.filter((account) => !account.hasAll);
@@ -100,6 +105,7 @@ class Account {
     Object.assign(this, { ledger, name, user, chain: null, isConnected: false });
     this.counts = { delivered: 0, doubled: 0, replayed: 0, foreign: 0, unfounded: 0, early: 0, recovered: 0, refused: 0, fresh: 0 };
     this.ended = [];
+    this.refusals = [];
     this.refusedAfter = {};
     this.recoveredAfter = {};
     this.findings = [];
@@ -120,6 +126,8 @@ class Account {
     } else if (asked) {
       this.counts.refused += 1;
       this.refusedAfter[cause] = (this.refusedAfter[cause] ?? 0) + 1;
+      const { at: begun, update: { last } } = this.chain ?? { update: {} };
+      this.refusals.push({ at: this.ledger.now(), client: this.name, cause, awayMs: this.ledger.now() - this.lostAt, sessionMs: this.lostAt - begun, last, published: this.user.entries.length - 1 });
     } else {
       this.counts.fresh += 1;
     }
@@ -130,6 +138,7 @@ class Account {
 
   disconnect() {
     this.isConnected = false;
+    this.lostAt = this.ledger.now();
   }
 
   /** An event: `kind` is `update` or `message`, `n` the number that its update has. */

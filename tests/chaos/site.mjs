@@ -54,10 +54,15 @@ export class Site {
   async wholeCluster() {
     const size = this.cluster.nodes.length;
     await until('a whole cluster', async () => (await this.cluster.running().catch(() => [])).length === size, NODE_BACK_MS);
+    let queues = [];
+    const hasAll = ({ type, members, online }) => type !== 'stream' || (members.length === size && online.length === size);
     await until('all replicas of the stream', async () => {
-      const listing = await this.cluster.nodes[0].ctl('list_queues', '--no-table-headers', '--formatter', 'json', 'name', 'type', 'members', 'online').catch(() => '[]');
-      return JSON.parse(listing).every(({ type, members, online }) => type !== 'stream' || (members.length === size && online.length === size));
-    }, NODE_BACK_MS);
+      const listing = await this.cluster.nodes[0].ctl('list_queues', '--no-table-headers', '--formatter', 'json', 'name', 'type', 'leader', 'members', 'online').catch(() => '[]');
+      queues = JSON.parse(listing);
+      return queues.every(hasAll);
+    }, NODE_BACK_MS).catch((error) => {
+      throw new Error(`${error.message}: ${JSON.stringify(queues)}`);
+    });
   }
 
   /** The gateways' counters, over all of their processes. */

@@ -8,9 +8,15 @@ import { STREAM } from './site.mjs';
 /** The stream is read to its end when nothing has come for this long. */
 const SILENCE_MS = 3_000;
 
+/** A stream that nobody stops writing to has no end. */
+const PATIENCE_MS = 120_000;
+
 /** Counts what is wrong in the stream at `node`, as the ledger knows it. */
 export async function lookInto(node, ledger) {
   const connection = await amqplib.connect(node.url);
+  let isLost = false;
+  connection.on('error', () => {});
+  connection.on('close', () => (isLost = true));
   const channel = await connection.createChannel();
   await channel.prefetch(500);
   const seen = new Map();
@@ -32,7 +38,11 @@ export async function lookInto(node, ledger) {
     user.numbers.add(update.n);
     user.last = Math.max(user.last, update.n);
   }, { arguments: { 'x-stream-offset': 'first' } });
-  while (Date.now() - latest < SILENCE_MS) await new Promise((resolve) => setTimeout(resolve, 100));
+  const begun = Date.now();
+  while (Date.now() - latest < SILENCE_MS) {
+    if (isLost || Date.now() - begun > PATIENCE_MS) throw new Error('the stream could not be read to its end');
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
   await connection.close();
   for (const { userId, entries } of ledger.users.values()) {
     entries.forEach((entry, n) => {

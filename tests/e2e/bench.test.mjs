@@ -98,7 +98,7 @@ describe('sockets that come back', () => {
 
   /** What 20 users see of `happens`, while 200 updates a second are published. */
   const seen = async (server, happens) => {
-    const load = new Load({ ...server, broker, users: 20, backoff: '100:500', phases: ['connect', 'restarts:200'] });
+    const load = new Load({ ...server, broker, users: 20, backoff: '100:500', phases: ['join', 'restarts:200'] });
     try {
       await load.next();
       assert.ok((await load.next()).waiting);

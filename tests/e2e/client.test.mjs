@@ -266,6 +266,24 @@ test('a fetch under way outlives a recovered cut, and is aborted by a lost sessi
   assert.equal(app.resyncs, 2);
 });
 
+test('no fetch begins while the connection is lost: the next session may need another', async () => {
+  const network = await Network.to(gateway);
+  const app = App.start(network, {
+    fetchState: () => {
+      throw new Error('no backend');
+    },
+  });
+  await until('a failure', () => app.chat.connection.failures === 1);
+  network.cut();
+  await app.is('offline');
+  const begun = app.resyncs;
+  // The pause after the first failure is 2 s at most, after the second 4 s.
+  await new Promise((resolve) => setTimeout(resolve, 4500));
+  assert.equal(app.resyncs, begun);
+  network.restore();
+  await until('the next fetch', () => app.resyncs > begun);
+});
+
 test('the application may ask for a refetch, which holds what arrives', async () => {
   const held = answer();
   const app = App.start(gateway, { fetchState: () => app.resyncs === 2 && held.promise });

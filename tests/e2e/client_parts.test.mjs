@@ -146,6 +146,17 @@ test('a new stretch drops what was held of the old one', () => {
   assert.deepEqual(passed, [2]);
 });
 
+test('a new stretch begins its counters anew', () => {
+  const { feed, passed } = feedOf();
+  feed.release();
+  feed.take('chat3:update', counters(8));
+  feed.restart();
+  feed.take('chat3:update', counters(3));
+  feed.startFrom({ stats: { statsVersion: 2 } });
+  feed.release();
+  assert.deepEqual(passed.map(({ data }) => data.user.stats.statsVersion), [8, 3]);
+});
+
 test('a handler may close the feed: the rest stays held, and what arrives meanwhile is behind it', () => {
   const { feed, passed } = feedOf((payload, feed) => payload === 2 && feed.hold());
   for (const payload of [1, 2, 3]) feed.take('chat3:update', payload);

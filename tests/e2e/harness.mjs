@@ -48,6 +48,16 @@ const STREAMS_KEPT_MS = 6000;
 /** A gateway that takes longer to let a client in may have given up waiting for its subscription, after 2 s. */
 const SLOW_CONNECT_MS = 1500;
 
+/** What must not outlive this process, however it ends. */
+const children = new Set();
+process.once('exit', () => children.forEach((child) => child.kill('SIGKILL')));
+
+function mortal(child) {
+  children.add(child);
+  child.once('exit', () => children.delete(child));
+  return child;
+}
+
 /** The processes to stop when the test file ends, last started first. */
 const cleanups = [];
 after(async () => {
@@ -144,10 +154,10 @@ export class Broker {
 
   async start() {
     let output = '';
-    this.child = spawn(rabbitmqScript, ['run', this.folder, String(this.port)], {
+    this.child = mortal(spawn(rabbitmqScript, ['run', this.folder, String(this.port)], {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: this.env,
-    });
+    }));
     this.child.stdout.on('data', (data) => (output += data));
     this.child.stderr.on('data', (data) => (output += data));
     const connected = async () => {
@@ -330,7 +340,7 @@ export class Gateway {
     gateway.logs = '';
     gateway.folder = options.cwd ?? temporaryFolder();
     const limit = options.descriptors ? `ulimit -n ${options.descriptors}; ` : '';
-    gateway.child = spawn('sh', ['-c', `${limit}exec "$0" "$@"`, gatewayBinary, ...(options.args ?? ['serve'])], { env, cwd: gateway.folder });
+    gateway.child = mortal(spawn('sh', ['-c', `${limit}exec "$0" "$@"`, gatewayBinary, ...(options.args ?? ['serve'])], { env, cwd: gateway.folder }));
     gateway.child.stdout.on('data', (data) => (gateway.logs += data));
     gateway.child.stderr.on('data', (data) => (gateway.logs += data));
     gateway.closed = closed(gateway.child).then(() => (gateway.isClosed = true));
@@ -668,4 +678,4 @@ export function generations() {
     .map((name) => JSON.parse(readFileSync(path.join(folder, name), 'utf8')));
 }
 
-export { run, tests as testsFolder, temporaryFolder };
+export { mortal, run, tests as testsFolder, temporaryFolder };

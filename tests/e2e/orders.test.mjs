@@ -1,6 +1,7 @@
 // Orders that RabbitMQ keeps: they hold on instances that start later, or were cut off.
 
 import assert from 'node:assert/strict';
+import net from 'node:net';
 import { before, test } from 'node:test';
 
 import amqplib from 'amqplib';
@@ -143,6 +144,52 @@ for (const topology of ['per-user', 'stream']) {
     for (const gateway of [one, cut]) await gateway.kill();
   });
 }
+
+test('a session that an order ended is recovered at no instance, not even at one that starts later', async () => {
+  const env = fleet({ RABBITMQ_TOPOLOGY: 'stream' });
+  const [one, two] = [await start(env), await start(env)];
+  await Promise.all([listens(one), listens(two)]);
+  let target = one;
+  const links = new Set();
+  const front = net.createServer((near) => {
+    if (!target) return near.destroy();
+    const far = net.connect(Number(new URL(target.url).port), '127.0.0.1');
+    for (const [socket, other] of [[near, far], [far, near]]) socket.on('error', () => {}).on('close', () => other.destroy()).pipe(other);
+    return links.add(near);
+  });
+  await new Promise((resolve) => front.listen(0, '127.0.0.1', resolve));
+  const url = `http://127.0.0.1:${front.address().port}`;
+  const users = ['usr_ended', 'usr_ended_early', 'usr_goes_on'];
+  const tabs = await Promise.all(users.map((userId) => Tab.open(one, userId, { url, ...WEBSOCKET })));
+  const [ended, early, bystander] = tabs;
+  await one.metricIs('subscriptions', users.length);
+  for (const [i, tab] of tabs.entries()) await tab.saw(publisher.update(users[i]));
+  const moveTo = async (gateway, meanwhile) => {
+    target = null;
+    for (const link of links) link.destroy();
+    await until('all are away', async () => (await one.metric('sockets')) + (await two.metric('sockets')) === 0);
+    target = await meanwhile();
+    assert.equal(gateway ?? target, target);
+  };
+  // The instance that it was on need not be the one that is asked.
+  await moveTo(two, async () => {
+    await order(two, 'users/usr_ended/disconnect');
+    return two;
+  });
+  for (const tab of tabs) await tab.when('back', () => tab.connects === 2);
+  assert.deepEqual([ended, early, bystander].map((tab) => tab.recovered.at(-1)), [false, true, true]);
+  let later;
+  await moveTo(undefined, async () => {
+    await order(one, 'users/usr_ended_early/disconnect');
+    later = await start(env);
+    return later;
+  });
+  for (const tab of tabs) await tab.when('back', () => tab.connects === 3);
+  assert.deepEqual([early, bystander].map((tab) => tab.recovered.at(-1)), [false, true]);
+  for (const tab of tabs) tab.close();
+  front.close();
+  for (const gateway of [one, two, later]) await gateway.kill();
+});
 
 test('with an empty stream, sockets are let in at once', async () => {
   const gateway = await start(fleet());

@@ -182,7 +182,7 @@ testOfTopicPermissions('the gateway works under the documented permissions, whic
   assert.doesNotMatch(gateway.logs, /WARN|ERROR/);
 });
 
-testOfTopicPermissions('orders are kept under the documented permissions with a control exchange, and no more is allowed', async () => {
+testOfTopicPermissions('orders are kept under the documented permissions with a control exchange', async () => {
   const broker = await Broker.start();
   const publisher = await Publisher.connect(broker);
   for (const command of commands) await broker.ctl(...command);
