@@ -13,7 +13,7 @@ use socketioxide::{
     extract::{Event, SocketRef, TryData},
     socket::{DisconnectReason, Sid},
 };
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::{sync::Mutex as AsyncMutex, time::timeout};
 use tracing::{info, warn};
 
 use super::{
@@ -122,15 +122,13 @@ impl Endpoint {
         // Before the reply, so that a socket that disconnects at once finds its handler.
         self.handle_events(&socket);
         let session = &admission.session;
-        let ready = async {
-            session.subscribed().await;
-            session.reached().await;
-        };
-        let limit = match self.hub.broker().is_connected() {
-            true => READY_TIMEOUT,
-            false => AWAY_TIMEOUT,
-        };
-        let _ = tokio::time::timeout(limit, ready).await;
+        self.make_ready(session).await;
+        if self.transports.is_draining() {
+            // What would be answered now, such as that nothing can be recovered, holds for this
+            // instance alone.
+            self.transports.close(&socket);
+            return std::future::pending().await;
+        }
         // An order for this user may have been given anywhere, also while its client was away.
         let is_ended = |begun| self.revocations.forbids_recovery(session.user(), begun);
         if let Some(Admitted { id, pid }) = session.admit(socket.id, is_ended) {
@@ -139,6 +137,20 @@ impl Endpoint {
         }
         self.metrics.connects.inc();
         Ok(())
+    }
+
+    /// Waits for the session's subscription, and for what its client missed, as long as a
+    /// client can be kept waiting.
+    async fn make_ready(&self, session: &Session<SocketPeer>) {
+        let ready = async {
+            session.subscribed().await;
+            session.reached().await;
+        };
+        tokio::pin!(ready);
+        let is_ready = timeout(AWAY_TIMEOUT, &mut ready).await.is_ok();
+        if !is_ready && self.hub.broker().is_connected() {
+            let _ = timeout(READY_TIMEOUT.saturating_sub(AWAY_TIMEOUT), ready).await;
+        }
     }
 
     fn handle_events(self: &Arc<Self>, socket: &SocketRef) {
@@ -247,7 +259,7 @@ impl Endpoint {
             return Err(Refusal::IdsTooLong);
         }
         let read = self.hub.broker().broadcasts_read();
-        if tokio::time::timeout(ORDERS_TIMEOUT, read).await.is_err()
+        if timeout(ORDERS_TIMEOUT, read).await.is_err()
             && let Some(line) = REFUSED.note("orders not read")
         {
             let left_out = line.left_out;
