@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 
-import { Broker, Gateway, HANDSHAKE, Network, Publisher, Tab, frame, freePort, rawConnection, token, until } from './harness.mjs';
+import { Broker, Gateway, HANDSHAKE, Network, Publisher, Tab, frame, freePort, rawConnection, testOf, token, until } from './harness.mjs';
 
 const WEBSOCKET = { transports: ['websocket'] };
 const ADMIN = { headers: { authorization: 'Bearer operator' } };
@@ -154,7 +154,7 @@ test('a user who is only sent away comes back at once, and recovers nothing', as
   tab.close();
 });
 
-test('a revoked user who is away can no longer recover', async () => {
+testOf('sessions that are kept for who is away')('a revoked user who is away can no longer recover', async () => {
   const tab = await Tab.open(gateway, 'usr_away', { reconnection: false, ...WEBSOCKET });
   tab.socket.io.engine.transport.ws.terminate();
   const state = () => gateway.json('/api/users/usr_away', ADMIN);
