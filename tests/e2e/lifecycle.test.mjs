@@ -5,6 +5,8 @@ import { before, test } from 'node:test';
 
 import { Broker, Gateway, HANDSHAKE, Network, Publisher, Tab, frame, freePort, rawConnection, testOf, token, until } from './harness.mjs';
 
+const testOfSessions = testOf('sessions that are kept for who is away');
+
 const WEBSOCKET = { transports: ['websocket'] };
 const ADMIN = { headers: { authorization: 'Bearer operator' } };
 
@@ -154,7 +156,7 @@ test('a user who is only sent away comes back at once, and recovers nothing', as
   tab.close();
 });
 
-testOf('sessions that are kept for who is away')('a revoked user who is away can no longer recover', async () => {
+testOfSessions('a revoked user who is away can no longer recover', async () => {
   const tab = await Tab.open(gateway, 'usr_away', { reconnection: false, ...WEBSOCKET });
   tab.socket.io.engine.transport.ws.terminate();
   const state = () => gateway.json('/api/users/usr_away', ADMIN);
