@@ -224,15 +224,14 @@ impl Claim {
         let Self::Resume { offset, ticket, .. } = self else {
             return None;
         };
-        let start = ticket.as_ref()?.start;
-        match (offset, start) {
+        // A session that began without a place has missed nobody knows what.
+        let start = ticket.as_ref()?.start?;
+        match offset {
             // A client may send the offset of an earlier session.
-            (Some(Offset::Shared { place, is_last }), start)
-                if start.is_none_or(|start| place.offset >= start.offset) =>
-            {
+            Some(Offset::Shared { place, is_last }) if place.offset >= start.offset => {
                 Some((*place, *is_last))
             }
-            (_, start) => Some((start?, true)),
+            _ => Some((start, true)),
         }
     }
 }

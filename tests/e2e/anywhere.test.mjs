@@ -361,3 +361,25 @@ test('an instance whose predecessors ended while they read back does not read', 
   assert.equal((await second.json('/ready')).history.state, 'read');
   for (const number of [0, 1, 2]) await channel.deleteQueue(`${STREAM}.reading.doomed.${number}`);
 });
+
+test('who came before an instance had a place in the stream is told to fetch, whatever came since', async () => {
+  const network = await Network.to({ url: `http://127.0.0.1:${broker.port}` });
+  const port = new URL(network.url).port;
+  network.cut();
+  const gateway = await start({ RABBITMQ_URL: broker.url.replace(`:${broker.port}`, `:${port}`) }, { connected: false });
+  const tab = new Tab(gateway, token('usr_first'), { transports: ['websocket'] });
+  await tab.when('the connect', () => tab.connects === 1);
+  const publisher = await ConfirmingPublisher.start([broker], ['usr_first'], { pauseMs: 2 });
+  await confirmedGrowBy(publisher, 20);
+  network.restore();
+  await tab.when('the reconnect', () => tab.connects === 2);
+  assert.deepEqual(tab.recovered, [false, false]);
+  const count = tab.ids.length;
+  await confirmedGrowBy(publisher, 20);
+  const confirmed = await publisher.stop();
+  await tab.saw(confirmed.at(-1));
+  // From the second connect on, nothing is missing.
+  const later = tab.ids.slice(count);
+  const all = confirmed.map(({ _id }) => _id);
+  assert.deepEqual(later, all.slice(all.indexOf(later[0])));
+});
