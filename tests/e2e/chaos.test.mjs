@@ -214,6 +214,13 @@ test('a hole counts as told when the client is refused soon afterwards, and as l
   late.after(TOLD_WITHIN_MS);
   late.refused();
   assert.deepEqual(late.faults(), { lost: 2 });
+
+  const vouched = scene();
+  const [a, , c] = confirmed(vouched, 3);
+  vouched.got(a, c);
+  vouched.recovered();
+  vouched.refused();
+  assert.deepEqual(vouched.faults(), { lost: 2 }, 'a recovered connect says that nothing is missing');
 });
 
 test('an update whose confirmation got lost may be missing, come, or come at any place, and once', () => {
