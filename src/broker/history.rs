@@ -11,7 +11,10 @@ mod ring;
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -39,6 +42,9 @@ pub struct History {
     hashes: RandomState,
     metrics: Metrics,
     ring: Mutex<Ring>,
+    /// How long the last message of this instance's own took through the log, in milliseconds
+    /// and one; 0 before the first.
+    round_trip: AtomicU64,
     /// Wakes who waits for a place when more of the past is there, or no more will come.
     grown: Notify,
 }
@@ -59,6 +65,7 @@ impl History {
             hashes: RandomState::new(),
             metrics,
             ring: Mutex::default(),
+            round_trip: AtomicU64::new(0),
             grown: Notify::new(),
         }
     }
@@ -157,6 +164,18 @@ impl History {
         !self.ring().is_read_back
     }
 
+    /// How long a message of this instance's own last took through the log.
+    pub fn round_trip(&self) -> Option<Duration> {
+        let millis = self.round_trip.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(Duration::from_millis(millis))
+    }
+
+    pub(crate) fn note_round_trip(&self, took: Duration) {
+        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.round_trip
+            .store(millis.saturating_add(1), Ordering::Relaxed);
+    }
+
     fn entry(&self, delivery: Delivery, is_update: bool, at: Instant) -> Entry {
         let mut recipients = 0;
         if is_update {
@@ -188,6 +207,16 @@ impl Past<'_> {
         self.ring.newest()
     }
 
+    /// Whether the newest entry is this one.
+    pub(crate) fn newest_is(&self, other: &Delivery) -> bool {
+        let is_it = |newest: &Delivery| {
+            newest.body == other.body
+                && newest.routing_key == other.routing_key
+                && newest.published_at == other.published_at
+        };
+        self.newest().is_some_and(is_it)
+    }
+
     /// The number of the newest entry there ever was; 0 if there was none.
     pub fn last(&self) -> u64 {
         self.ring.last()
@@ -215,6 +244,11 @@ impl Past<'_> {
         found.map(|entry| &entry.delivery)
     }
 
+    /// The time between the oldest and the newest entry.
+    pub fn age(&self) -> Duration {
+        self.ring.age()
+    }
+
     /// How many entries are kept.
     pub fn count(&self) -> usize {
         self.ring.count()
@@ -225,7 +259,7 @@ impl Past<'_> {
         let metrics = &self.history.metrics;
         metrics.kept_updates.set(gauge(self.count()));
         metrics.kept_bytes.set(gauge(self.ring.bytes()));
-        let seconds = self.ring.age().as_secs();
+        let seconds = self.age().as_secs();
         metrics
             .history_age
             .set(seconds.try_into().unwrap_or(i64::MAX));

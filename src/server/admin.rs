@@ -108,15 +108,26 @@ async fn health(State(http): State<Http>) -> Json<Value> {
     Json(json!({"status": "ok", "rabbitmq": rabbitmq, "isConnected": connected}))
 }
 
-/// Whether a load balancer may send new clients here.
+/// Whether a load balancer may send new clients here. Where sessions can be resumed anywhere,
+/// also what of the past is here for them.
 async fn ready(State(http): State<Http>) -> (StatusCode, Json<Value>) {
-    match http.transports.is_ready() {
-        true => (StatusCode::OK, Json(json!({"status": "ready"}))),
-        false => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            Json(json!({"status": "draining"})),
-        ),
+    let (code, status) = match http.transports.is_ready() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    };
+    let mut answer = json!({"status": status});
+    if let Some(history) = http.hub.broker().history() {
+        let state = match history.is_reading() {
+            true => "reading",
+            false => "read",
+        };
+        answer["history"] = json!({
+            "state": state,
+            "seconds": history.look().age().as_secs(),
+            "roundTripMs": history.round_trip().map(|took| took.as_millis()),
+        });
     }
+    (code, Json(answer))
 }
 
 async fn exposition(State(http): State<Http>) -> impl IntoResponse {

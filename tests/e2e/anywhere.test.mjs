@@ -6,10 +6,12 @@ import assert from 'node:assert/strict';
 import net from 'node:net';
 import { after, before, test } from 'node:test';
 
+import amqplib from 'amqplib';
 import { io as io46 } from 'socket.io-client-4.6';
 
 import { ConfirmingPublisher } from './cluster.mjs';
 import { Broker, Gateway, Network, Publisher, Tab, token, until } from './harness.mjs';
+import { Poisoner, UNREADABLE } from './poison.mjs';
 
 const STREAM = 'chat3-gateway.updates';
 
@@ -86,7 +88,8 @@ async function exactlyOnce(tabs, publisher) {
     await tab.saw({ _id: expected.at(-1) });
     assert.deepEqual(tab.ids.filter((id) => !publisher.uncertain.has(id)), expected, tab.kind);
     assert.equal(new Set(tab.ids).size, tab.ids.length);
-      // Each update has two events, whose offsets differ.
+      // Each update has two events.
+    await tab.when('the last event', () => tab.events.at(-1).event !== 'chat3:update');
     const pairs = tab.events.filter(({ event }) => event !== 'recovery:offset').map(({ event, args: [{ _id, entityId }] }) => `${event} ${entityId ?? _id}`);
     const messages = tab.named('chat3:update').map(({ entityId }) => [`chat3:update ${entityId}`, `message:new ${entityId}`]);
     assert.deepEqual(pairs, messages.flat(), tab.kind);
@@ -134,4 +137,227 @@ test('an instance is killed', async () => {
   await cameBack(tabs, true);
   await confirmedGrowBy(publisher, 60);
   await exactlyOnce(tabs, publisher);
+});
+
+test('an instance is shut down', async () => {
+  const [one, two] = await Promise.all([start(), start()]);
+  const front = await Front.of(one);
+  const tabs = await tabsAt(front, 'usr_stopped');
+  const publisher = await ConfirmingPublisher.start([broker], tabs.map(({ userId }) => userId));
+  await confirmedGrowBy(publisher, 60);
+  front.gateway = two;
+  assert.equal((await one.terminate()).code, 0);
+  await cameBack(tabs, true);
+  await confirmedGrowBy(publisher, 60);
+  await exactlyOnce(tabs, publisher);
+});
+
+for (const signal of ['SIGTERM', 'SIGKILL']) {
+  test(`the only instance is restarted after ${signal}`, async () => {
+    const one = await start();
+    const front = await Front.of(one);
+    const tabs = await tabsAt(front, `usr_restart_${signal}`);
+    const publisher = await ConfirmingPublisher.start([broker], tabs.map(({ userId }) => userId));
+    await confirmedGrowBy(publisher, 60);
+    await one.terminate(signal);
+    await confirmedGrowBy(publisher, 200);
+    front.gateway = await start();
+    await cameBack(tabs, true);
+    await confirmedGrowBy(publisher, 60);
+    await exactlyOnce(tabs, publisher);
+    await front.gateway.logged(/RabbitMQ stream read back/);
+    assert.equal(await front.gateway.metric('history_reading'), 0);
+  });
+}
+
+test('websockets go from instance to instance without sticky sessions', async () => {
+  const gateways = await Promise.all([start(), start(), start()]);
+  const front = await Front.of(gateways[0]);
+  // Each connection to the next one.
+  let turn = 0;
+  Object.defineProperty(front, 'gateway', { get: () => gateways[(turn += 1) % gateways.length] });
+  const websockets = Object.fromEntries(Object.entries(CLIENTS).filter(([kind]) => kind.startsWith('websocket')));
+  const tabs = await tabsAt(front, 'usr_round', websockets);
+  const publisher = await ConfirmingPublisher.start([broker], tabs.map(({ userId }) => userId));
+  for (let round = 0; round < 6; round += 1) {
+    await confirmedGrowBy(publisher, 30);
+    front.reset();
+    await cameBack(tabs, true, round + 2);
+  }
+  await confirmedGrowBy(publisher, 30);
+  await exactlyOnce(tabs, publisher);
+});
+
+test('while an instance has no link to RabbitMQ, its clients go on elsewhere, and others come to it', async () => {
+  const network = await Network.to({ url: `http://127.0.0.1:${broker.port}` });
+  const port = new URL(network.url).port;
+  const [one, two] = [await start({ RABBITMQ_URL: broker.url.replace(`:${broker.port}`, `:${port}`) }), await start()];
+  const front = await Front.of(one);
+  const tabs = await tabsAt(front, 'usr_cut');
+  const stays = await Tab.open(one, 'usr_cut.0', { transports: ['websocket'] });
+  const publisher = await ConfirmingPublisher.start([broker], tabs.map(({ userId }) => userId));
+  await confirmedGrowBy(publisher, 60);
+  network.cut();
+  await one.isConnected(false);
+  await confirmedGrowBy(publisher, 200);
+  // What is newer than all that an instance has is waited for, and refused after 5 s.
+  front.moveTo(two);
+  await cameBack(tabs, true);
+  await confirmedGrowBy(publisher, 60);
+  network.restore();
+  await one.isConnected();
+  front.moveTo(one);
+  await cameBack(tabs, true, 3);
+  await confirmedGrowBy(publisher, 60);
+  await exactlyOnce([...tabs, Object.assign(stays, { userId: 'usr_cut.0', kind: 'stays' })], publisher);
+  assert.deepEqual(stays.disconnects, []);
+});
+
+test('what an instance no longer has is refused, and nothing of it is sent', async () => {
+  const settings = { RECOVERY_TOTAL_BYTES: '20000' };
+  const [one, two] = await Promise.all([start(settings), start(settings)]);
+  const front = await Front.of(one);
+  const tabs = await tabsAt(front, 'usr_beyond', { 'websocket, 4.8': CLIENTS['websocket, 4.8'] });
+  const [tab] = tabs;
+  const publisher = await Publisher.connect(broker);
+  await tab.saw(publisher.update(tab.userId));
+  tab.socket.io.reconnection(false);
+  front.reset();
+  await tab.when('the loss', () => tab.disconnects.length === 1);
+  for (let i = 0; i < 100; i += 1) publisher.update(tab.userId);
+  await until('the last of them', async () => (await two.metric('updates_unclaimed_total')) > 90);
+  front.gateway = two;
+  tab.socket.connect();
+  await cameBack(tabs, false);
+  await tab.saw(publisher.update(tab.userId));
+  assert.equal(tab.ids.length, 2);
+  assert.equal(await two.metric('recoveries_total{outcome="gap"}'), 1);
+});
+
+test('the stream is deleted: nobody goes on, at any instance', async () => {
+  const own = { RABBITMQ_STREAM: 'chat3-gateway.anew' };
+  const [one, two] = await Promise.all([start(own), start(own)]);
+  const front = await Front.of(one);
+  const tabs = await tabsAt(front, 'usr_anew', { 'websocket, 4.8': CLIENTS['websocket, 4.8'] });
+  const [tab] = tabs;
+  const publisher = await Publisher.connect(broker);
+  await tab.saw(publisher.update(tab.userId));
+  tab.socket.io.reconnection(false);
+  front.reset();
+  await tab.when('the loss', () => tab.disconnects.length === 1);
+  await broker.ctl('delete_queue', 'chat3-gateway.anew');
+  for (const gateway of [one, two]) await gateway.metricIs('stream_holes_total', 1);
+  const three = await start(own);
+  front.gateway = three;
+  tab.socket.connect();
+  await cameBack(tabs, false);
+  await tab.saw(publisher.update(tab.userId));
+  assert.equal(tab.ids.length, 2);
+});
+
+test('secrets take each other\'s place', async () => {
+  const [former, next] = ['a-former-secret-of-the-fleet', 'the-next-secret-of-the-fleet'];
+  const starts = [former, `${next},${former}`, next].map((RECOVERY_SECRET) => start({ RECOVERY_SECRET }));
+  const [one, both, two] = await Promise.all(starts);
+  const front = await Front.of(one);
+  const tabs = await tabsAt(front, 'usr_rotated', { 'websocket, 4.8': CLIENTS['websocket, 4.8'] });
+  const publisher = await Publisher.connect(broker);
+  await tabs[0].saw(publisher.update(tabs[0].userId));
+  front.moveTo(both);
+  await cameBack(tabs, true, 2);
+  front.moveTo(two);
+  await cameBack(tabs, false, 3);
+  assert.equal(await two.metric('recoveries_total{outcome="unreadable"}'), 1);
+  // What was signed with the new one is known to those that have it.
+  await tabs[0].saw(publisher.update(tabs[0].userId));
+  front.moveTo(both);
+  await cameBack(tabs, true, 4);
+  for (const gateway of [one, both, two]) assert.doesNotMatch(gateway.logs, /secret-of-the-fleet/);
+});
+
+test('the pid of one user is nothing in the hands of another', async () => {
+  const [one, two] = await Promise.all([start(), start()]);
+  const tab = await Tab.open(one, 'usr_robbed', { transports: ['websocket'] });
+  const publisher = await Publisher.connect(broker);
+  await tab.saw(publisher.update('usr_robbed'));
+  const pid = tab.socket._pid;
+  assert.ok(pid.length > 60 && pid.length < 90, pid);
+  const offset = tab.offsets.at(-1);
+  publisher.update('usr_robbed');
+  const thief = await Tab.open(two, 'usr_thief', { auth: { token: token('usr_thief'), pid, offset }, transports: ['websocket'] });
+  await thief.saw(publisher.update('usr_thief'));
+  assert.equal(thief.ids.length, 1);
+  assert.notEqual(thief.socket._pid, pid);
+  assert.equal(await two.metric('recoveries_total{outcome="unreadable"}'), 1);
+  for (const gateway of [one, two]) assert.ok(!gateway.logs.includes(pid));
+});
+
+test('a client that is sent nothing for long still goes on where it was', async () => {
+  const settings = { RECOVERY_WINDOW: '4s' };
+  const [one, two] = await Promise.all([start(settings), start(settings)]);
+  const front = await Front.of(one);
+  const tabs = await tabsAt(front, 'usr_quiet');
+  const others = await ConfirmingPublisher.start([broker], ['usr_somebody_else']);
+  const publisher = await Publisher.connect(broker);
+  for (const tab of tabs) await tab.saw(publisher.update(tab.userId));
+  await new Promise((resolve) => setTimeout(resolve, 12_000));
+  for (const tab of tabs) assert.ok(tab.named('recovery:offset').length + tab.offsets.length > 2, tab.kind);
+  front.moveTo(two);
+  await cameBack(tabs, true);
+  for (const tab of tabs) await tab.saw(publisher.update(tab.userId));
+  for (const tab of tabs) assert.equal(tab.ids.length, 2);
+  await others.stop();
+});
+
+test('a client comes back after its own disconnect, and goes on exactly where it was', async () => {
+  const [one, two] = await Promise.all([start(), start()]);
+  const front = await Front.of(one);
+  const tabs = await tabsAt(front, 'usr_own_accord', { 'websocket, 4.8': CLIENTS['websocket, 4.8'] });
+  const [tab] = tabs;
+  const publisher = await Publisher.connect(broker);
+  await tab.saw(publisher.update(tab.userId));
+  tab.socket.disconnect();
+  await until('the disconnect', async () => (await one.metric('sockets')) === 0);
+  const missed = publisher.update(tab.userId);
+  front.gateway = two;
+  tab.socket.connect();
+  await cameBack(tabs, true);
+  await tab.saw(missed);
+  assert.equal(tab.ids.length, 2);
+});
+
+test('a message that nobody can read is stepped over while reading back', async () => {
+  const one = await start();
+  const front = await Front.of(one);
+  const tabs = await tabsAt(front, 'usr_poisoned', { 'websocket, 4.8': CLIENTS['websocket, 4.8'] });
+  const publisher = await ConfirmingPublisher.start([broker], tabs.map(({ userId }) => userId));
+  await confirmedGrowBy(publisher, 30);
+  await one.kill();
+  const poisoner = await Poisoner.connect(broker);
+  const [[, message]] = Object.entries(UNREADABLE);
+  await poisoner.publish(tabs[0].userId, message);
+  await confirmedGrowBy(publisher, 30);
+  front.gateway = await start();
+  await front.gateway.logged(/stepped over while reading back/);
+  await cameBack(tabs, true);
+  await confirmedGrowBy(publisher, 30);
+  await exactlyOnce(tabs, publisher);
+});
+
+test('an instance whose predecessors ended while they read back does not read', async () => {
+  const env = { INSTANCE_NAME: 'doomed' };
+  const first = await start(env);
+  await first.logged(/RabbitMQ stream read back/);
+  const left = async () => (await broker.queues()).map(({ name }) => name).filter((name) => name.includes('.reading.doomed'));
+  await until('no trace of it', async () => (await left()).length === 0);
+  const connection = await amqplib.connect(broker.url);
+  after(() => connection.close().catch(() => {}));
+  const channel = await connection.createChannel();
+  for (const number of [0, 1, 2]) {
+    await channel.assertQueue(`${STREAM}.reading.doomed.${number}`, { durable: true, arguments: { 'x-expires': 600_000 } });
+  }
+  const second = await start(env);
+  await second.logged(/stream not read back: the last instances here ended while they read/, 30_000);
+  assert.equal((await second.json('/ready')).history.state, 'read');
+  for (const number of [0, 1, 2]) await channel.deleteQueue(`${STREAM}.reading.doomed.${number}`);
 });

@@ -6,11 +6,16 @@ use crate::config::RabbitMqConfig;
 /// The configured name, or else the host's, and random digits: two processes never
 /// share an identity, even one process and its successor on the same host.
 pub(crate) fn instance_id(config: &RabbitMqConfig) -> String {
-    let name = match config.instance_name.as_str() {
+    let name = instance_name(config);
+    format!("{name}-{:08x}", rand::random::<u32>())
+}
+
+/// The configured name, or else the host's: the same for a process and its successor.
+pub(super) fn instance_name(config: &RabbitMqConfig) -> String {
+    match config.instance_name.as_str() {
         "" => host_name(),
         name => name.to_owned(),
-    };
-    format!("{name}-{:08x}", rand::random::<u32>())
+    }
 }
 
 fn host_name() -> String {

@@ -9,6 +9,7 @@
 //! The stream and the exchange of the markers outlive the gateway. The reader outlives the
 //! connection; what is here lives as long as the link.
 
+mod attempts;
 mod message;
 mod position;
 mod pulse;

@@ -50,10 +50,11 @@ pub(super) enum End {
     Other,
 }
 
-/// The reader's place. `M` is what messages are compared by.
+/// The reader's place.
 #[derive(Debug)]
-pub(super) struct Position<M> {
-    last: Option<(u64, M)>,
+pub(super) struct Position {
+    /// The offset of the last message.
+    last: Option<u64>,
     expected: Expected,
     /// The place was given up, and nothing has come since.
     is_given_up: bool,
@@ -78,7 +79,7 @@ enum Expected {
     Next,
 }
 
-impl<M> Default for Position<M> {
+impl Default for Position {
     fn default() -> Self {
         Self {
             last: None,
@@ -91,7 +92,7 @@ impl<M> Default for Position<M> {
     }
 }
 
-impl<M: PartialEq> Position<M> {
+impl Position {
     /// Where to attach. `at_once` tells that the loss before has only just happened: only
     /// then offsets are stepped over without another look at the last message.
     pub(super) fn attach(&mut self, at_once: bool) -> StartAt {
@@ -102,28 +103,28 @@ impl<M: PartialEq> Position<M> {
         let (start, expected) = match (&self.last, self.past) {
             (None, _) => (StartAt::Next, Expected::Any),
             (Some(_), Some(past)) => (StartAt::Offset(past), Expected::Past(past)),
-            (Some((last, _)), None) => (StartAt::Offset(*last), Expected::TheLast),
+            (Some(last), None) => (StartAt::Offset(*last), Expected::TheLast),
         };
         self.expected = expected;
         start
     }
 
-    /// A message has come.
-    pub(super) fn receive(&mut self, offset: u64, message: M) -> Verdict {
-        let last = self.last.as_ref();
-        let is_behind = last.is_some_and(|(last, _)| offset > *last);
+    /// A message has come; `is_the_last` compares it with the last one.
+    pub(super) fn receive(&mut self, offset: u64, is_the_last: impl FnOnce() -> bool) -> Verdict {
+        let last = self.last;
+        let is_behind = last.is_some_and(|last| offset > last);
         let verdict = match self.expected {
             Expected::Any if self.is_given_up => Verdict::Hole,
             Expected::Any => Verdict::HandOn,
             Expected::TheLast => {
-                if last.is_some_and(|(last, was)| *last == offset && *was == message) {
+                if last == Some(offset) && is_the_last() {
                     self.expected = Expected::Next;
                     return Verdict::Known;
                 }
                 Verdict::Hole
             }
             Expected::Past(past) if is_behind && offset >= past => {
-                let unreadable = last.map_or(past, |(last, _)| last + 1);
+                let unreadable = last.map_or(past, |last| last + 1);
                 Verdict::HandOnBehind { unreadable }
             }
             // Before that offset, it is new: when the reader attached, nothing was that far.
@@ -131,7 +132,7 @@ impl<M: PartialEq> Position<M> {
             Expected::Past(_) => Verdict::Hole,
             Expected::Next => return Verdict::Known,
         };
-        self.last = Some((offset, message));
+        self.last = Some(offset);
         self.expected = Expected::Next;
         self.is_given_up = false;
         self.has_advanced = true;
@@ -154,6 +155,11 @@ impl<M: PartialEq> Position<M> {
         self.ends = 0;
     }
 
+    /// Without a place, messages may have been missed.
+    pub(super) fn doubt(&mut self) {
+        self.is_given_up |= self.last.is_none();
+    }
+
     /// The attachment has ended.
     pub(super) fn lose(&mut self, end: End) {
         let is_uncertain = !matches!(self.expected, Expected::Next);
@@ -167,7 +173,7 @@ impl<M: PartialEq> Position<M> {
             return;
         }
         self.ends += 1;
-        let Some((last, _)) = &self.last else {
+        let Some(last) = self.last else {
             return;
         };
         match self.expected {
@@ -190,6 +196,46 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// A position, with the last message as its owner keeps it.
+    struct Kept<M> {
+        position: Position,
+        last: Option<M>,
+    }
+
+    impl<M> Default for Kept<M> {
+        fn default() -> Self {
+            Self {
+                position: Position::default(),
+                last: None,
+            }
+        }
+    }
+
+    impl<M: PartialEq> Kept<M> {
+        fn receive(&mut self, offset: u64, message: M) -> Verdict {
+            let is_the_last = || self.last.as_ref() == Some(&message);
+            let verdict = self.position.receive(offset, is_the_last);
+            if verdict != Verdict::Known {
+                self.last = Some(message);
+            }
+            verdict
+        }
+    }
+
+    impl<M> std::ops::Deref for Kept<M> {
+        type Target = Position;
+
+        fn deref(&self) -> &Position {
+            &self.position
+        }
+    }
+
+    impl<M> std::ops::DerefMut for Kept<M> {
+        fn deref_mut(&mut self) -> &mut Position {
+            &mut self.position
+        }
+    }
 
     /// A stream as RabbitMQ keeps it: offsets with gaps, and messages of which some cannot
     /// be read.
@@ -254,7 +300,7 @@ mod tests {
 
     /// Reads until the end, or until `limit` messages have come; attaches anew after each
     /// unreadable one. Returns what was handed on, and whether there was a hole before it.
-    fn read(stream: &Stream, position: &mut Position<u64>, limit: usize) -> (Vec<u64>, bool) {
+    fn read(stream: &Stream, position: &mut Kept<u64>, limit: usize) -> (Vec<u64>, bool) {
         let (mut handed_on, mut hole, mut attached) = (Vec::new(), false, 0);
         'attach: loop {
             attached += 1;
@@ -288,7 +334,7 @@ mod tests {
             events in proptest::collection::vec(event(), 0..80),
         ) {
             let mut stream = Stream::default();
-            let mut position = Position::default();
+            let mut position = Kept::default();
             stream.publish(true);
             position.attach(false);
             prop_assert_eq!(position.receive(0, 1), Verdict::HandOn);
@@ -314,7 +360,7 @@ mod tests {
                     }
                     Event::Cut(limit) => {
                         position.lose(End::Other);
-                        let last = position.last;
+                        let last = position.position.last.zip(position.last);
                         let is_intact = last.is_some_and(|last| stream.entries.contains(&last));
                         let (handed_on, hole) = read(&stream, &mut position, limit);
                         prop_assert_eq!(hole, !is_intact && !handed_on.is_empty());
@@ -339,8 +385,8 @@ mod tests {
         }
     }
 
-    fn at(offset: u64) -> Position<&'static str> {
-        let mut position = Position::default();
+    fn at(offset: u64) -> Kept<&'static str> {
+        let mut position = Kept::default();
         position.attach(false);
         position.receive(offset, "the last");
         position

@@ -5,6 +5,9 @@
 //! right after a restart missed little. Each run must end at the entry that is the oldest
 //! here. The reader of new updates is not touched.
 //!
+//! [`attempts`](super::attempts) keeps a message that ends the process from doing so at every
+//! start.
+//!
 //! Invariant: what is added to the history is exactly what the stream has before it, but for
 //! messages that nobody can read. Nothing is tried without end.
 
@@ -33,6 +36,7 @@ use super::{
         link_error::LinkError,
         shared::Shared,
     },
+    attempts::Attempt,
     message::{Message, parse},
 };
 use crate::broker::{Delivery, history::History};
@@ -44,17 +48,17 @@ const FIRST_RUN: u64 = 2_500;
 const LONGEST_RUN: u64 = 40_000;
 
 /// Messages that RabbitMQ sends before they are acknowledged.
-const PREFETCH: u16 = 1_000;
+const PREFETCH: u16 = 200;
 
 /// A run has ended if nothing comes for this long.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Connections that may end before a run is complete. Each step over an unreadable message
-/// takes two.
+/// Connections that may end before a run is complete, as each step over an unreadable message
+/// does.
 const MAX_FAILURES: u32 = 20;
 
 /// Between two connections, if one failed.
-const PAUSE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Time limit of closing a connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -76,14 +80,18 @@ pub(super) async fn run(shared: Arc<Shared>, history: Arc<History>, markers: Str
         failures: 0,
     };
     select! {
-        read = reading.read() => match read {
-            Ok(()) => {
+        read = reading.attempt() => match read {
+            Ok(true) => {
                 let updates = history.look().count();
                 info!(updates, took = ?begun.elapsed(), "RabbitMQ stream read back");
             }
+            Ok(false) => warn!(
+                "RabbitMQ stream not read back: the last instances here ended while they read; \
+                 clients from before the start do not recover"
+            ),
             Err(error) => warn!(
                 %error,
-                "RabbitMQ stream not read back: clients that were here before the start do not recover"
+                "RabbitMQ stream not read back: clients from before the start do not recover"
             ),
         },
         () = shared.stop_consuming.cancelled() => {}
@@ -115,7 +123,17 @@ struct Run {
 }
 
 impl ReadBack<'_> {
-    async fn read(mut self) -> Result<(), LinkError> {
+    /// Reads back, unless the last attempts have ended with their process.
+    async fn attempt(mut self) -> Result<bool, LinkError> {
+        let Some(attempt) = Attempt::begin(self.shared).await? else {
+            return Ok(false);
+        };
+        let read = self.read().await;
+        attempt.end().await;
+        read.map(|()| true)
+    }
+
+    async fn read(&mut self) -> Result<(), LinkError> {
         let bounds = self.history.bounds();
         if bounds.bytes == 0 || bounds.age.is_zero() {
             return Ok(());
@@ -197,9 +215,8 @@ impl ReadBack<'_> {
     async fn read_run(&mut self, from: u64, until: u64) -> Result<Run, LinkError> {
         let most = self.history.bounds().bytes;
         let mut run = Run::default();
-        let (mut next, mut ends) = (from, 0);
+        let mut next = from;
         loop {
-            let began_at = next;
             let ended = self
                 .consume(From::Offset(next), |message| {
                     let offset = message.offset;
@@ -218,15 +235,14 @@ impl ReadBack<'_> {
                 Ok(()) => LinkError::Stopped,
                 Err(error) => error,
             };
-            ends = if next == began_at { ends + 1 } else { 1 };
-            if matches!(error, LinkError::Unreadable(_)) && ends > 1 {
+            if matches!(error, LinkError::Unreadable(_)) {
+                // Nothing else comes over this connection: it is the next message.
                 self.shared.metrics.messages_unreadable.inc();
                 warn!(
                     offset = next,
                     "RabbitMQ message in the stream stepped over while reading back: the AMQP library cannot read it"
                 );
                 next += 1;
-                ends = 0;
             }
             self.failed(error).await?;
         }
@@ -319,8 +335,8 @@ impl ReadBack<'_> {
             }
         }
         .await;
-        let closing = tokio::spawn(connection.close());
-        let _ = timeout(CLOSE_TIMEOUT, closing).await;
+        // A connection that is lost takes its time.
+        tokio::spawn(timeout(CLOSE_TIMEOUT, connection.close()));
         ended
     }
 }

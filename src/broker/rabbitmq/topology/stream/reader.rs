@@ -6,7 +6,6 @@
 //! `Position` owns the place and its rules, `Routes` the recipients.
 
 use std::{
-    hash::{BuildHasher, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -44,8 +43,6 @@ pub(in super::super::super) struct Reader {
     routes: Routes,
     history: Arc<History>,
     metrics: Metrics,
-    /// Tells messages of the stream apart.
-    fingerprints: RandomState,
     /// The routing key of this instance's markers.
     instance: String,
     /// The exchange of all instances' markers.
@@ -59,7 +56,7 @@ pub(in super::super::super) struct Reader {
 }
 
 struct State {
-    position: Position<u64>,
+    position: Position,
     pulse: Pulse,
     marker: u64,
     /// Counts the attachments: messages of former ones are left alone.
@@ -74,7 +71,6 @@ impl Reader {
         Self {
             routes: Routes::new(keys.clone(), metrics.clone()),
             history: Arc::new(History::new(&config.stream, keys, metrics)),
-            fingerprints: RandomState::new(),
             metrics: shared.metrics.clone(),
             instance: shared.instance.clone(),
             markers: super::markers(&shared.config),
@@ -156,6 +152,10 @@ impl Reader {
             // The exchange is gone, and the stream no longer bound.
             state.position.give_up();
         }
+        if self.is_settled() {
+            // Users were subscribed without a place: what came since is not known.
+            state.position.doubt();
+        }
         state.lost_at = Some(Instant::now());
     }
 
@@ -228,15 +228,12 @@ impl Reader {
             && let Some(took) = state.pulse.back(number, now)
         {
             self.metrics.stream_round_trip.observe(took.as_secs_f64());
+            self.history.note_round_trip(took);
         }
         let was_certain = state.position.is_certain();
-        let message = (
-            &*delivery.body,
-            &delivery.routing_key,
-            delivery.published_at,
-        );
-        let fingerprint = self.fingerprints.hash_one(message);
-        match state.position.receive(offset, fingerprint) {
+        // The newest in the history is the last one that came.
+        let is_the_last = || self.history.look().newest_is(&delivery);
+        match state.position.receive(offset, is_the_last) {
             Verdict::Known => {
                 if !was_certain {
                     debug!(offset, "RabbitMQ stream read on from the last place");
