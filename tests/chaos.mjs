@@ -152,7 +152,7 @@ async function conclude() {
   await site.stop();
   const complaints = site.complaints;
   const warnings = site.warnings;
-  const isGood = print({ verdict, stream, counts, complaints, warnings, waiting, errors, failure, faults: faults?.done ?? [], repeat });
+  const isGood = print({ topology, verdict, stream, counts, complaints, warnings, waiting, errors, failure, faults: faults?.done ?? [], repeat });
   mkdirSync(folder, { recursive: true });
   writeFileSync(path.join(folder, 'verdict.json'), `${JSON.stringify({ seed, minutes, ...size, rate, topology, verdict, stream, counts, complaints, warnings, waiting, errors, faults: faults?.done, refusals: ledger.refusals }, null, 1)}\n`);
   site.write(folder);

@@ -10,13 +10,13 @@
 //   instance may have been behind. But from the first that comes on, all come. One that was
 //   confirmed long before the begin must not come: it was replayed in spite of the refusal.
 // - An update whose confirmation failed may come or not, at any place, once.
-// - A hole counts as told if the next connect, soon afterwards, is not recovered.
+// - A hole counts as told if the next connect comes soon and is not recovered.
 
 /** The longest that an instance may be behind: it was stopped, or its connection to RabbitMQ was down. */
 export const BEHIND_MS = 20_000;
 
 /** How soon after a hole the client must be told to refetch. */
-export const TOLD_WITHIN_MS = 60_000;
+export const TOLD_WITHIN_MS = 30_000;
 
 /** How many findings are kept for the report. */
 const SHOWN = 40;
@@ -120,7 +120,11 @@ class Account {
     if (recovered) {
       this.counts.recovered += 1;
       this.recoveredAfter[cause] = (this.recoveredAfter[cause] ?? 0) + 1;
-      if (this.chain) return;
+      if (this.chain) {
+        // It says that nothing is missing: from now on, no hole can be told.
+        this.chain.vouchedAt = this.ledger.now();
+        return;
+      }
       this.counts.unfounded += 1;
       this.found('unfounded', null, 'recovered, and had never been connected');
     } else if (asked) {
@@ -183,7 +187,7 @@ class Account {
     const kept = { late: [], holes: [], astray: chain.astray ?? [] };
     for (const kind of KINDS) {
       for (const late of chain[kind].late) kept.late.push({ kind, ...late });
-      for (const [n, at] of chain[kind].holes) kept.holes.push({ kind, n, at, isTold: endedAt - at < TOLD_WITHIN_MS });
+      for (const [n, at] of chain[kind].holes) kept.holes.push({ kind, n, at, isTold: endedAt - at < TOLD_WITHIN_MS && !(chain.vouchedAt >= at) });
     }
     return kept;
   }

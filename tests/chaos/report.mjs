@@ -18,7 +18,7 @@ const NEEDED = [
 ];
 
 /** Prints what came out; true if it is as it must be. */
-export function print({ verdict, stream, counts, complaints, warnings, waiting, errors, failure, faults, repeat }) {
+export function print({ topology, verdict, stream, counts, complaints, warnings, waiting, errors, failure, faults, repeat }) {
   const { findings, refusedAfter, recoveredAfter, ...sums } = verdict;
   const kinds = {};
   for (const { kind } of faults) kinds[kind] = (kinds[kind] ?? 0) + 1;
@@ -28,6 +28,8 @@ export function print({ verdict, stream, counts, complaints, warnings, waiting, 
     ...FAULTS.filter(([field]) => sums[field] > 0).map(([field, words]) => `${words}: ${sums[field]}`),
     ...NEEDED.filter(([field]) => !sums[field]).map(([, words]) => words),
     ...(resumes === 0 && faults.length > 0 ? ['no client ever came back'] : []),
+    // An instance that is started without RabbitMQ refuses some; that most are refused has another reason.
+    ...(topology === 'stream' && sums.refused > sums.recovered ? ['more sessions were refused than resumed'] : []),
     ...(waiting.length > 0 ? [`still waiting: ${waiting.slice(0, 5).join('; ')}${waiting.length > 5 ? ` and ${waiting.length - 5} more` : ''}`] : []),
     ...complaints,
     ...(failure ? [`the run failed: ${failure.message}`] : []),

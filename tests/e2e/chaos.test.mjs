@@ -214,6 +214,13 @@ test('a hole counts as told when the client is refused soon afterwards, and as l
   late.after(TOLD_WITHIN_MS);
   late.refused();
   assert.deepEqual(late.faults(), { lost: 2 });
+
+  const vouched = scene();
+  const [a, , c] = confirmed(vouched, 3);
+  vouched.got(a, c);
+  vouched.recovered();
+  vouched.refused();
+  assert.deepEqual(vouched.faults(), { lost: 2 }, 'a recovered connect says that nothing is missing');
 });
 
 test('an update whose confirmation got lost may be missing, come, or come at any place, and once', () => {
@@ -261,7 +268,7 @@ test('the verdict is good without faults only', () => {
     const verdict = { ...it.ledger.verdict(), ...change.verdict };
     console.log = () => {};
     try {
-      return print({ verdict, counts: {}, complaints: [], warnings: {}, waiting: [], errors: {}, failure: null, faults: [], repeat: '', ...change });
+      return print({ topology: 'stream', verdict, counts: {}, complaints: [], warnings: {}, waiting: [], errors: {}, failure: null, faults: [], repeat: '', ...change });
     } finally {
       console.log = quiet;
     }
@@ -271,6 +278,7 @@ test('the verdict is good without faults only', () => {
     const change = { verdict: { [name]: 1 } };
     assert.equal(judge({ ...change, verdict: { ...scene().ledger.verdict(), confirmed: 1, delivered: 1, ...change.verdict } }), false, name);
   }
+  assert.equal(judge({ verdict: { ...scene().ledger.verdict(), confirmed: 1, delivered: 1, recovered: 1, refused: 2 } }), false);
   assert.equal(judge({ complaints: ['panicked'] }), false);
   assert.equal(judge({ waiting: ['client 1'] }), false);
   assert.equal(judge({ failure: new Error('x') }), false);
