@@ -249,6 +249,12 @@ impl Past<'_> {
         self.ring.age()
     }
 
+    /// How long entries are kept, if less long than they should be for want of room.
+    pub fn reach(&self) -> Option<Duration> {
+        let is_full = self.ring.bytes() >= self.ring.bounds.bytes / 10 * 9;
+        is_full.then(|| self.age())
+    }
+
     /// How many entries are kept.
     pub fn count(&self) -> usize {
         self.ring.count()

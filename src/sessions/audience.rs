@@ -84,6 +84,8 @@ struct Member<P: Peer> {
     in_crowd: bool,
     /// The run of updates in which it was let in, see [`Roster::stretch`].
     stretch: u64,
+    /// Whether its socket is to be closed because it may have missed updates.
+    is_told: bool,
     /// When its socket was last handed an offset.
     told_at: Instant,
 }
@@ -171,6 +173,7 @@ impl<P: Peer> Audience<P> {
             lag: Lag::default(),
             in_crowd: false,
             stretch: 0,
+            is_told: false,
             told_at: self.shared.clock.now(),
         });
         self.settle(&mut roster);

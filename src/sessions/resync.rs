@@ -10,9 +10,6 @@ use std::{
 /// Parts of a second in which as many sockets are closed.
 const STEPS: u32 = 20;
 
-/// Between two of these parts.
-pub(super) const PAUSE: Duration = Duration::from_millis(1_000 / STEPS as u64);
-
 /// The share of the handshakes allowed in a second that may come from sockets closed here.
 const SHARE: u32 = 4;
 
@@ -25,6 +22,8 @@ type Close = Box<dyn FnOnce() + Send>;
 pub(super) struct Resync {
     waiting: Mutex<VecDeque<Close>>,
     per_step: usize,
+    /// Between two steps.
+    pub(super) pause: Duration,
 }
 
 impl Resync {
@@ -33,11 +32,13 @@ impl Resync {
     pub(super) fn new(max_connects: u32) -> Self {
         let per_second = match max_connects {
             0 => UNLIMITED,
-            limit => limit / SHARE,
+            limit => (limit / SHARE).max(1),
         };
+        let steps = STEPS.min(per_second);
         Self {
             waiting: Mutex::default(),
-            per_step: (per_second / STEPS).max(1) as usize,
+            per_step: (per_second / steps) as usize,
+            pause: Duration::from_secs(1) / steps,
         }
     }
 

@@ -234,3 +234,89 @@ pub(super) fn bytes(secrets: &[Secret]) -> impl Iterator<Item = &[u8]> {
     let exposed = secrets.iter().filter_map(Secret::expose);
     exposed.map(str::as_bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        broker::LogPosition,
+        user::{TenantId, UserId},
+    };
+
+    fn seal(secrets: &[&str]) -> Seal {
+        Seal::new(secrets.iter().map(|secret| secret.as_bytes()), "log")
+    }
+
+    fn user(id: &str, tenant: Option<&str>) -> User {
+        User {
+            id: UserId::parse(id).unwrap(),
+            tenant: tenant.map(|tenant| TenantId::parse(tenant).unwrap()),
+        }
+    }
+
+    fn delivery(offset: u64, body: &str) -> Delivery {
+        Delivery {
+            body: body.to_owned().into(),
+            routing_key: "user.a.update".to_owned(),
+            published_at: None,
+            position: Some(LogPosition { offset, number: 7 }),
+        }
+    }
+
+    #[test]
+    fn former_secrets_are_known_and_others_are_not() {
+        let ticket = Ticket::new("0123456789abcdef", None);
+        let alice = user("alice", None);
+        let former = seal(&["former"]).seal(&alice, &ticket);
+        let both = seal(&["new", "former"]);
+        assert!(both.open(&alice, former).is_some());
+        assert!(seal(&["new"]).open(&alice, former).is_none());
+        assert!(
+            seal(&["new"])
+                .open(&alice, both.seal(&alice, &ticket))
+                .is_some()
+        );
+        let place = seal(&["former"]).place(&delivery(3, "x")).unwrap();
+        assert!(both.is_place(place, &delivery(3, "x")));
+        assert!(!seal(&["new"]).is_place(place, &delivery(3, "x")));
+        let elsewhere = Seal::new([&b"former"[..]].into_iter(), "another log");
+        assert!(!elsewhere.is_place(place, &delivery(3, "x")));
+    }
+
+    #[test]
+    fn a_place_is_that_of_one_update() {
+        let seal = seal(&["secret"]);
+        let place = seal.place(&delivery(3, "x")).unwrap();
+        assert!(seal.is_place(place, &delivery(3, "x")));
+        assert!(!seal.is_place(place, &delivery(3, "y")));
+        assert!(!seal.is_place(place, &delivery(4, "x")));
+    }
+
+    proptest! {
+        #[test]
+        fn a_pid_says_what_was_sealed_to_its_user_alone(
+            id in "[a-zA-Z0-9_-]{16}",
+            offset in proptest::option::of(0..NOWHERE),
+            check: [u8; CHECK_BYTES],
+            names in ("[ab]{1,2}", proptest::option::of("[ab]{1,2}")),
+            others in ("[ab]{1,2}", proptest::option::of("[ab]{1,2}")),
+            flipped in 0..SEALED_BYTES * 8,
+        ) {
+            let seal = seal(&["secret"]);
+            let start = offset.map(|offset| Place { offset, check });
+            let ticket = Ticket::new(&id, start);
+            let (owner, other) = (user(&names.0, names.1.as_deref()), user(&others.0, others.1.as_deref()));
+            let sealed = seal.seal(&owner, &ticket);
+            let opened = seal.open(&owner, sealed).unwrap();
+            prop_assert_eq!((opened.id(), opened.start, opened.key()), (Some(&*id), start, ticket.key()));
+            let late = ticket.begun.duration_since(opened.begun).unwrap();
+            prop_assert!(late < Duration::from_millis(1));
+            prop_assert_eq!(seal.open(&other, sealed).is_some(), owner == other);
+            let mut forged = sealed;
+            forged.0[flipped / 8] ^= 1 << (flipped % 8);
+            prop_assert!(seal.open(&owner, forged).is_none());
+        }
+    }
+}

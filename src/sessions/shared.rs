@@ -40,7 +40,7 @@ impl Common {
             age,
         });
         let secrets = &recovery.secrets.0;
-        let seal = if secrets.is_empty() {
+        let seal = if seal::bytes(secrets).next().is_none() {
             warn!(
                 "RECOVERY_SECRET is not set, and there is no JWT_SECRET to derive it from: other \
                  instances, and this one after a restart, recover no connection"

@@ -90,11 +90,13 @@ impl Ring {
             return false;
         }
         for (offset, mut entry) in entries.into_iter().rev() {
-            let next_at = self.entries.front().map_or(now, |next| next.at);
-            entry.at = entry.at.min(next_at);
-            if !self.has_room_for(&entry, now) {
+            if self.bytes + entry.bytes() > self.bounds.bytes {
                 return false;
             }
+            // Publishers' clocks differ, and some repeat old updates.
+            let next_at = self.entries.front().map_or(now, |next| next.at);
+            let oldest_at = now.checked_sub(self.bounds.age).unwrap_or(entry.at);
+            entry.at = entry.at.max(oldest_at).min(next_at);
             let number = offset.wrapping_add(self.distance);
             entry.delivery.position = Some(LogPosition { offset, number });
             self.bytes += entry.bytes();
@@ -172,16 +174,11 @@ impl Ring {
         })
     }
 
-    fn has_room_for(&self, entry: &Entry, now: Instant) -> bool {
-        let is_young = now.saturating_duration_since(entry.at) <= self.bounds.age;
-        self.bytes + entry.bytes() <= self.bounds.bytes && is_young
-    }
-
     fn trim(&mut self, now: Instant) {
-        while self.entries.len() > 1
-            && let Some(oldest) = self.entries.front()
+        // An entry is somebody's place until the next one is too old as well.
+        while let (Some(oldest), Some(next)) = (self.entries.front(), self.entries.get(1))
             && (self.bytes > self.bounds.bytes
-                || now.saturating_duration_since(oldest.at) > self.bounds.age)
+                || now.saturating_duration_since(next.at) > self.bounds.age)
         {
             self.floor = oldest.number();
             self.bytes -= oldest.bytes();
@@ -191,5 +188,98 @@ impl Ring {
         if self.entries.capacity() > 4 * self.entries.len().max(256) {
             self.entries.shrink_to(2 * self.entries.len());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGE: Duration = Duration::from_secs(100);
+
+    fn ring(bytes: usize) -> Ring {
+        Ring {
+            bounds: Bounds { bytes, age: AGE },
+            ..Ring::default()
+        }
+    }
+
+    fn entry(at: Instant) -> Entry {
+        Entry {
+            at,
+            recipients: 0,
+            delivery: Delivery {
+                body: "a body".into(),
+                routing_key: "key".to_owned(),
+                published_at: None,
+                position: None,
+            },
+        }
+    }
+
+    fn offsets(ring: &Ring) -> Vec<u64> {
+        ring.entries.iter().map(Entry::offset).collect()
+    }
+
+    #[test]
+    fn the_oldest_make_way_and_the_floor_follows() {
+        let now = Instant::now();
+        let mut ring = ring(3 * entry(now).bytes());
+        for offset in [5, 6, 8, 9] {
+            ring.push(offset, entry(now));
+        }
+        assert_eq!(offsets(&ring), [6, 8, 9]);
+        let number = |offset| ring.at(offset).unwrap().position.unwrap().number;
+        assert_eq!(ring.floor() + 1, number(6));
+        assert_eq!(ring.after(ring.floor()).count(), 3);
+        assert_eq!(ring.after(number(8)).count(), 1);
+        assert!(ring.at(5).is_none() && ring.at(7).is_none());
+    }
+
+    #[test]
+    fn after_a_long_silence_the_place_of_all_clients_is_still_here() {
+        let begun = Instant::now();
+        let mut ring = ring(1 << 20);
+        ring.push(1, entry(begun));
+        ring.push(2, entry(begun));
+        ring.push(3, entry(begun + 2 * AGE));
+        assert_eq!(offsets(&ring), [2, 3]);
+        ring.push(4, entry(begun + 4 * AGE));
+        assert_eq!(offsets(&ring), [3, 4]);
+    }
+
+    #[test]
+    fn what_is_read_back_goes_before_and_old_timestamps_end_nothing() {
+        let now = Instant::now() + 100 * AGE;
+        let mut ring = ring(4 * entry(now).bytes());
+        ring.push(10, entry(now));
+        let old = now.checked_sub(9 * AGE).unwrap();
+        assert!(ring.prepend(10, vec![(7, entry(now)), (9, entry(old))], now));
+        assert_eq!(offsets(&ring), [7, 9, 10]);
+        assert!(
+            !ring.prepend(9, vec![(3, entry(now))], now),
+            "it begins at 7"
+        );
+        assert!(!ring.prepend(7, vec![(4, entry(now)), (5, entry(now))], now));
+        assert_eq!(offsets(&ring), [5, 7, 9, 10]);
+        assert_eq!(
+            ring.floor() + 1,
+            ring.at(5).unwrap().position.unwrap().number
+        );
+    }
+
+    #[test]
+    fn behind_a_cut_numbers_go_on_and_nothing_goes_before() {
+        let now = Instant::now();
+        let mut ring = ring(1 << 20);
+        ring.push(1_000, entry(now));
+        let last = ring.last();
+        ring.cut();
+        assert!(ring.floor() > last && ring.at(1_000).is_none());
+        ring.push(0, entry(now));
+        assert!(ring.last() > last + 1);
+        assert_eq!(ring.begins(), None);
+        assert!(!ring.prepend(0, Vec::new(), now));
+        assert!(ring.has_decided(0) && !ring.has_decided(1));
     }
 }

@@ -127,17 +127,20 @@ impl<P: Peer> Audience<P> {
                 }
                 emitted
             };
-            let (emitted, last) = match waiting {
-                Waiting::Kept(entry) => (self.with_kept(log, entry, &mut emit), entry.last),
+            let (emitted, last, skipped) = match waiting {
+                Waiting::Kept(entry) => (self.with_kept(log, entry, &mut emit), entry.last, 0),
                 Waiting::Past(number, delivery) => {
-                    let last = 2 * number + 1;
-                    (self.with_past(number, delivery, &mut emit), last)
+                    let (last, bytes) = (2 * number + 1, delivery.body.len() as u64);
+                    (self.with_past(number, delivery, &mut emit), last, bytes)
                 }
                 Waiting::Nothing | Waiting::Lost => continue,
             };
             match emitted {
                 // One that the user is not sent.
-                None => seen = last,
+                None => {
+                    seen = last;
+                    in_turn += skipped;
+                }
                 Some(Ok(())) => {}
                 Some(Err(EmitError::Full)) => break Fed::Full,
                 Some(Err(EmitError::Closed | EmitError::Unencodable)) => break Fed::Over,
@@ -152,7 +155,8 @@ impl<P: Peer> Audience<P> {
                 peer.more_waits(false);
                 member.told_at = now;
                 // Let in before a gap, and live after it.
-                if member.stretch < *stretch && self.shared.resyncs {
+                let is_in_a_gap = member.stretch < *stretch && self.shared.resyncs;
+                if is_in_a_gap && !std::mem::replace(&mut member.is_told, true) {
                     self.resync(peer.clone());
                 }
                 Status::Live(peer.clone())

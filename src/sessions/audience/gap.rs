@@ -33,6 +33,9 @@ impl<P: Peer> Audience<P> {
             else {
                 continue;
             };
+            if std::mem::replace(&mut member.is_told, true) {
+                continue;
+            }
             let peer = peer.clone();
             if self.shared.common.is_some() {
                 // What it were handed from now on, it could take to another instance, which

@@ -70,7 +70,11 @@ impl<P: Peer> Hub<P> {
             }
         }
         // A place is kept for more than a window and a half; a look comes every eighth.
+        // Where the memory for it ends sooner, places grow old sooner.
         let quiet = window.unwrap_or_default() * 3 / 8;
+        let common = self.shared.common.as_ref();
+        let reach = common.and_then(|common| common.history.look().reach());
+        let quiet = reach.map_or(quiet, |reach| quiet.min(reach / 4));
         for audience in self.audiences() {
             audience.tidy();
             audience.tell_quiet(quiet);

@@ -2,31 +2,31 @@
 
 use std::{sync::Weak, time::Duration};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::Hub;
-use crate::sessions::{peer::Peer, resync::PAUSE};
+use crate::sessions::peer::Peer;
 
 /// Between two looks for sockets that may have missed updates.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Looks for such sockets and closes them, for as long as the hub lives.
 pub(super) async fn run<P: Peer>(hub: Weak<Hub<P>>) {
+    let mut looked_at = Instant::now();
     loop {
-        sleep(LOOK).await;
+        let Some(pause) = hub.upgrade().map(|hub| hub.shared.resync.pause) else {
+            return;
+        };
+        sleep(pause).await;
         let Some(hub) = hub.upgrade() else { return };
-        for audience in hub.audiences() {
-            audience.look_for_gaps();
+        if looked_at.elapsed() >= LOOK {
+            looked_at = Instant::now();
+            for audience in hub.audiences() {
+                audience.look_for_gaps();
+            }
         }
-        loop {
-            let sockets = hub.shared.resync.take();
-            if sockets.is_empty() {
-                break;
-            }
-            for close in sockets {
-                close();
-            }
-            sleep(PAUSE).await;
+        for close in hub.shared.resync.take() {
+            close();
         }
     }
 }

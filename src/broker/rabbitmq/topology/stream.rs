@@ -73,6 +73,8 @@ pub(super) struct Stream {
     /// The tag of the consumer, while there is one.
     consumer: Option<String>,
     is_bound: bool,
+    /// Whether the exchange was missing at the last try.
+    was_missing: bool,
     members: HashMap<User, Member>,
     markers: Option<AbortOnDropHandle<()>>,
     look_at: Instant,
@@ -91,6 +93,7 @@ impl Stream {
             epoch,
             consumer: None,
             is_bound: false,
+            was_missing: false,
             members: HashMap::new(),
             markers: None,
             look_at: Instant::now(),
@@ -121,7 +124,7 @@ impl Stream {
     }
 
     /// Binds the stream to the updates and to the markers.
-    async fn bind(&self, channels: &Channels) -> Result<(), LinkError> {
+    async fn bind(&mut self, channels: &Channels) -> Result<(), LinkError> {
         let config = &self.shared.config;
         let markers = markers(config);
         let declare = ExchangeDeclareArguments::new(&markers, "fanout")
@@ -144,8 +147,10 @@ impl Stream {
                 |channel| async move { channel.queue_bind(bind).await },
             )
             .await;
-        if matches!(&bound, Err(LinkError::Closed(close)) if close.code == NOT_FOUND) {
-            // Between the exchange's creation and the binding, updates pass the stream by.
+        // Between the exchange's creation and the binding, updates pass the stream by; what
+        // comes until then, such as markers, proves nothing.
+        let is_missing = matches!(&bound, Err(LinkError::Closed(close)) if close.code == NOT_FOUND);
+        if std::mem::replace(&mut self.was_missing, is_missing) || is_missing {
             self.reader.give_up();
         }
         bound

@@ -49,9 +49,14 @@ impl Attempt {
         loop {
             for number in 0..MAX_LEFT {
                 let queue = format!("{name}.{number}");
-                if !exists(&mut side, &queue).await? {
-                    declare(&mut side, &queue).await?;
-                    return Ok(Some(Self { side, queue }));
+                if exists(&mut side, &queue).await? {
+                    continue;
+                }
+                match declare(&mut side, &queue).await {
+                    Ok(()) => return Ok(Some(Self { side, queue })),
+                    // It is on a node that is down.
+                    Err(LinkError::Closed(_)) => {}
+                    Err(error) => return Err(error),
                 }
             }
             if Instant::now() > until {

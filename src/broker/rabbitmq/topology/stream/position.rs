@@ -130,7 +130,9 @@ impl Position {
             // Before that offset, it is new: when the reader attached, nothing was that far.
             Expected::Past(_) | Expected::Next if is_behind => Verdict::HandOn,
             Expected::Past(_) => Verdict::Hole,
-            Expected::Next => return Verdict::Known,
+            // RabbitMQ repeats none. An offset that does not ascend is no place.
+            Expected::Next if last == Some(offset) && is_the_last() => return Verdict::Known,
+            Expected::Next => Verdict::Hole,
         };
         self.last = Some(offset);
         self.expected = Expected::Next;
@@ -471,5 +473,23 @@ mod tests {
         assert!(!position.is_certain());
         assert_eq!(position.receive(7, "the last"), Verdict::Known);
         assert!(position.is_certain());
+    }
+
+    #[test]
+    fn an_offset_that_does_not_ascend_is_a_hole() {
+        let mut position = at(7);
+        assert_eq!(position.receive(1 << 40, "forged"), Verdict::HandOn);
+        assert_eq!(position.receive(8, "next"), Verdict::Hole);
+        assert_eq!(position.receive(9, "the one behind"), Verdict::HandOn);
+    }
+
+    #[test]
+    fn who_was_subscribed_without_a_place_may_have_missed_messages() {
+        let mut position = Kept::default();
+        position.attach(false);
+        position.lose(End::Other);
+        position.doubt();
+        position.attach(false);
+        assert_eq!(position.receive(3, "what comes"), Verdict::Hole);
     }
 }

@@ -79,22 +79,19 @@ pub(super) async fn run(shared: Arc<Shared>, history: Arc<History>, markers: Str
         markers: &markers,
         failures: 0,
     };
-    select! {
-        read = reading.attempt() => match read {
-            Ok(true) => {
-                let updates = history.look().count();
-                info!(updates, took = ?begun.elapsed(), "RabbitMQ stream read back");
-            }
-            Ok(false) => warn!(
-                "RabbitMQ stream not read back: the last instances here ended while they read; \
+    match reading.attempt().await {
+        Ok(true) => {
+            let updates = history.look().count();
+            info!(updates, took = ?begun.elapsed(), "RabbitMQ stream read back");
+        }
+        Ok(false) => warn!(
+            "RabbitMQ stream not read back: the last instances here ended while they read; \
                  clients from before the start do not recover"
-            ),
-            Err(error) => warn!(
-                %error,
-                "RabbitMQ stream not read back: clients from before the start do not recover"
-            ),
-        },
-        () = shared.stop_consuming.cancelled() => {}
+        ),
+        Err(error) => warn!(
+            %error,
+            "RabbitMQ stream not read back: clients from before the start do not recover"
+        ),
     }
     history.is_read_back();
 }
@@ -125,10 +122,19 @@ struct Run {
 impl ReadBack<'_> {
     /// Reads back, unless the last attempts have ended with their process.
     async fn attempt(mut self) -> Result<bool, LinkError> {
-        let Some(attempt) = Attempt::begin(self.shared).await? else {
-            return Ok(false);
+        let attempt = loop {
+            match Attempt::begin(self.shared).await {
+                Ok(Some(attempt)) => break attempt,
+                Ok(None) => return Ok(false),
+                Err(error) => self.failed(error).await?,
+            }
         };
-        let read = self.read().await;
+        let stopping = self.shared.stop_consuming.clone();
+        let read = select! {
+            read = self.read() => read,
+            () = stopping.cancelled() => Ok(()),
+        };
+        // A process that is stopped has survived it.
         attempt.end().await;
         read.map(|()| true)
     }
@@ -190,6 +196,7 @@ impl ReadBack<'_> {
         since: SystemTime,
         until: u64,
     ) -> Result<(u64, Option<Run>), LinkError> {
+        let most = self.history.bounds().bytes;
         loop {
             let mut run = Run::default();
             let mut oldest = None;
@@ -198,7 +205,7 @@ impl ReadBack<'_> {
                 .consume(From::Time(since), |message| {
                     let offset = message.offset;
                     let first = *oldest.get_or_insert(offset);
-                    run.add(message, until, usize::MAX);
+                    run.add(message, until, most);
                     is_short(first) && offset < until
                 })
                 .await;

@@ -161,7 +161,11 @@ impl Reader {
 
     /// The consumer has ended, and nobody knows why.
     pub(super) fn lose_consumer(&self) {
-        self.state().position.lose(End::Other);
+        let mut state = self.state();
+        state.position.lose(End::Other);
+        if self.is_settled() {
+            state.position.doubt();
+        }
     }
 
     /// The number of the marker to publish now.
