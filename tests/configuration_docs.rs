@@ -72,7 +72,7 @@ fn every_variable_is_in_the_russian_page_and_in_the_example() {
 
 /// Where operators read the names of variables: pages, help texts, errors, log lines,
 /// deployments, examples.
-const TEXTS: [&str; 7] = [
+const TEXTS: [&str; 5] = [
     ".env.example",
     "CHANGELOG.md",
     "README.md",
@@ -95,8 +95,6 @@ const FOREIGN: [&str; 28] = [
     "JITTER_SECONDS",
     "OTEL_*",
     "OUT_DIR",
-    "RABBITMQ_DEFAULT_PASS",
-    "RABBITMQ_DEFAULT_USER",
     "RUST_LOG",
     "SOAK_*",
     "VITE_GATEWAY_URL",
