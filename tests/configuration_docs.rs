@@ -72,7 +72,7 @@ fn every_variable_is_in_the_russian_page_and_in_the_example() {
 
 /// Where operators read the names of variables: pages, help texts, errors, log lines,
 /// deployments, examples.
-const TEXTS: [&str; 5] = [
+const TEXTS: [&str; 7] = [
     ".env.example",
     "CHANGELOG.md",
     "README.md",
@@ -84,7 +84,7 @@ const TEXTS: [&str; 5] = [
 
 /// Names in capitals that these texts use and that are no settings; a final `*` stands
 /// for any rest.
-const FOREIGN: [&str; 28] = [
+const FOREIGN: [&str; 26] = [
     // Variables that others read: Cargo, OpenTelemetry, the images of the Compose files,
     // Vite, this project's tests.
     "ABSENT_USERS",

@@ -129,10 +129,9 @@ impl Position {
             }
             // Before that offset, it is new: when the reader attached, nothing was that far.
             Expected::Past(_) | Expected::Next if is_behind => Verdict::HandOn,
-            Expected::Past(_) => Verdict::Hole,
             // RabbitMQ repeats none. An offset that does not ascend is no place.
             Expected::Next if last == Some(offset) && is_the_last() => return Verdict::Known,
-            Expected::Next => Verdict::Hole,
+            Expected::Past(_) | Expected::Next => Verdict::Hole,
         };
         self.last = Some(offset);
         self.expected = Expected::Next;
