@@ -84,7 +84,7 @@ const TEXTS: [&str; 7] = [
 
 /// Names in capitals that these texts use and that are no settings; a final `*` stands
 /// for any rest.
-const FOREIGN: [&str; 26] = [
+const FOREIGN: [&str; 27] = [
     // Variables that others read: Cargo, OpenTelemetry, the images of the Compose files,
     // Vite, this project's tests.
     "ABSENT_USERS",
@@ -107,6 +107,7 @@ const FOREIGN: [&str; 26] = [
     // Items of crates that are imported by name, a variant, a placeholder.
     "BASE64_*",
     "ECDSA_*",
+    "AARCH64_*",
     "EVENT_TYPE",
     "HKDF_SHA256",
     "HMAC_SHA256",
