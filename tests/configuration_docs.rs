@@ -84,11 +84,12 @@ const TEXTS: [&str; 7] = [
 
 /// Names in capitals that these texts use and that are no settings; a final `*` stands
 /// for any rest.
-const FOREIGN: [&str; 27] = [
+const FOREIGN: [&str; 28] = [
     // Variables that others read: Cargo, OpenTelemetry, the images of the Compose files,
     // Vite, this project's tests.
     "ABSENT_USERS",
     "CARGO_*",
+    "CHAOS_*",
     "FLOOD_REFUSALS",
     "GATEWAY_BIN",
     "GF_*",
