@@ -84,21 +84,25 @@ const TEXTS: [&str; 7] = [
 
 /// Names in capitals that these texts use and that are no settings; a final `*` stands
 /// for any rest.
-const FOREIGN: [&str; 28] = [
+const FOREIGN: [&str; 32] = [
     // Variables that others read: Cargo, OpenTelemetry, the images of the Compose files,
     // Vite, this project's tests.
     "ABSENT_USERS",
     "CARGO_*",
     "CHAOS_*",
+    "DOCKER_HOST",
+    "FLEET_*",
     "FLOOD_REFUSALS",
     "GATEWAY_BIN",
     "GF_*",
     "JITTER_SECONDS",
     "OTEL_*",
     "OUT_DIR",
+    "RABBITMQ_TAG",
     "RUST_LOG",
     "SOAK_*",
     "VITE_GATEWAY_URL",
+    "XDG_RUNTIME_DIR",
     // Names of AMQP and Linux.
     "AF_*",
     "CAP_NET_BIND_SERVICE",
