@@ -23,6 +23,7 @@ use std::sync::Arc;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
+#[cfg(feature = "cli")] // For the doctor.
 pub(crate) use self::sources::{declaration, markers};
 use self::{listener::Listener, wire::Wire};
 use super::{backoff::Backoff, shared::Shared};
