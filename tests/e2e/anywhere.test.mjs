@@ -198,12 +198,13 @@ test('while an instance has no link to RabbitMQ, its clients go on elsewhere, an
   const publisher = await ConfirmingPublisher.start([broker], tabs.map(({ userId }) => userId));
   await confirmedGrowBy(publisher, 60);
   network.cut();
+  const restoreAt = Date.now() + 20_000;
   await one.isConnected(false);
   await confirmedGrowBy(publisher, 200);
   // What is newer than all that an instance has is waited for, and refused after 5 s.
   front.moveTo(two);
   await cameBack(tabs, true);
-  await confirmedGrowBy(publisher, 60);
+  await until('the end of the cut', () => Date.now() > restoreAt, 30_000);
   network.restore();
   await one.isConnected();
   front.moveTo(one);
@@ -382,4 +383,34 @@ test('who came before an instance had a place in the stream is told to fetch, wh
   const later = tab.ids.slice(count);
   const all = confirmed.map(({ _id }) => _id);
   assert.deepEqual(later, all.slice(all.indexOf(later[0])));
+});
+
+test('what RabbitMQ no longer keeps is a gap, and who stayed is told', async () => {
+  const stream = 'chat3-gateway.short';
+  const connection = await amqplib.connect(broker.url);
+  after(() => connection.close().catch(() => {}));
+  const channel = await connection.createChannel();
+  const limits = { 'x-queue-type': 'stream', 'x-max-length-bytes': 200_000, 'x-stream-max-segment-size-bytes': 100_000 };
+  await channel.assertQueue(stream, { durable: true, arguments: limits });
+  const network = await Network.to({ url: `http://127.0.0.1:${broker.port}` });
+  const port = new URL(network.url).port;
+  const env = { RABBITMQ_STREAM: stream, RABBITMQ_URL: broker.url.replace(`:${broker.port}`, `:${port}`) };
+  const gateway = await start(env);
+  const tab = await Tab.open(gateway, 'usr_retained', { transports: ['websocket'] });
+  const publisher = await Publisher.connect(broker);
+  await tab.saw(publisher.update('usr_retained'));
+  network.cut();
+  await gateway.isConnected(false);
+  for (let i = 0; i < 2_000; i += 1) publisher.update('usr_retained', { padding: 'x'.repeat(1_000) });
+  await until('the end of the first segment', async () => {
+    const { messageCount } = await channel.checkQueue(stream);
+    return messageCount > 0 && messageCount < 1_500;
+  });
+  network.restore();
+  await gateway.metricIs('stream_holes_total', 1);
+  await tab.when('the reconnect', () => tab.connects === 2);
+  assert.deepEqual(tab.recovered, [false, false]);
+  const count = tab.ids.length;
+  await tab.saw(publisher.update('usr_retained'));
+  assert.ok(tab.ids.length - count < 2_000 && new Set(tab.ids).size === tab.ids.length);
 });
