@@ -137,7 +137,10 @@ class Account {
     }
     const at = this.ledger.now();
     if (this.chain) this.ended.push(this.close(this.chain, at));
-    this.chain = { at, before: this.user.entries.length - 1, latest: null, update: new Track(), message: new Track() };
+    // Of the last update before a refusal, the client may have seen the first event alone. An instance that has not read as
+    // far refuses it; the next one hands it the second event.
+    const half = this.chain?.latest ?? this.chain?.half ?? null;
+    this.chain = { at, before: this.user.entries.length - 1, latest: null, half, update: new Track(), message: new Track() };
   }
 
   disconnect() {
@@ -172,7 +175,7 @@ class Account {
     }
     // Its two events come one behind the other.
     if (kind === 'update') chain.latest = n;
-    else if (chain.latest !== n && outcome !== 'doubled') chain.astray = [...(chain.astray ?? []), { n, behind: chain.latest, at: this.ledger.now() }];
+    else if (chain.latest !== n && outcome !== 'doubled' && !(chain.latest === null && chain.half === n)) chain.astray = [...(chain.astray ?? []), { n, behind: chain.latest, at: this.ledger.now() }];
   }
 
   /** Whether it is connected and has all that must have come by now. */

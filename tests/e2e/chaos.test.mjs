@@ -144,6 +144,20 @@ test('two updates, or the two events of one, are swapped', () => {
   assert.deepEqual(apart.faults(), { outOfOrder: 1 });
 });
 
+test('the second half of the last update before a refusal may come behind it, and no other', () => {
+  for (const [half, expected] of [[1, 0], [0, 1]]) {
+    const it = scene();
+    const [a, b] = confirmed(it, 2);
+    it.got(a);
+    it.client.receive('update', USER, b);
+    it.refused();
+    it.recovered();
+    it.client.receive('message', USER, [a, b][half]);
+    it.after(BEHIND_MS);
+    assert.equal(it.faults().outOfOrder ?? 0, expected);
+  }
+});
+
 test('an update that is late twice is out of order and doubled', () => {
   const it = scene();
   const [first, second, third] = confirmed(it, 3);
