@@ -24,8 +24,9 @@ use super::super::super::{
 /// Attempts that may have ended with their process: some may have been stopped by chance.
 const MAX_LEFT: usize = 3;
 
-/// How long RabbitMQ remembers one.
-const REMEMBERED: Duration = Duration::from_secs(10 * 60);
+/// How long RabbitMQ remembers one: longer than three starts take, however much a supervisor
+/// waits between them, and short enough that instances which are killed often go on reading.
+const REMEMBERED: Duration = Duration::from_secs(3 * 60);
 
 /// How long those of other instances are waited for: they end well before.
 const OTHERS_WITHIN: Duration = Duration::from_secs(15);
