@@ -338,8 +338,11 @@ test('a message that nobody can read is stepped over while reading back', async 
   const [[, message]] = Object.entries(UNREADABLE);
   await poisoner.publish(tabs[0].userId, message);
   await confirmedGrowBy(publisher, 30);
-  front.gateway = await start();
-  await front.gateway.logged(/stepped over while reading back/);
+  const next = await start();
+  await next.logged(/stepped over while reading back/);
+  // On a busy machine, three connections may take longer than a client waits.
+  await next.logged(/RabbitMQ stream read back/);
+  front.gateway = next;
   await cameBack(tabs, true);
   await confirmedGrowBy(publisher, 30);
   await exactlyOnce(tabs, publisher);
