@@ -232,8 +232,8 @@ impl Past<'_> {
         self.ring.at(offset)
     }
 
-    /// The first update with a number greater than `after` whose routing key is one of
-    /// `user`'s.
+    /// The first update with a number greater than `after` that is routed
+    /// to `user`.
     pub fn next_for(&self, user: &User, after: u64) -> Option<&Delivery> {
         let mark = self.history.mark(user.id.as_str());
         let mut entries = self.ring.after(after);

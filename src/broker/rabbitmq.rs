@@ -18,6 +18,7 @@
 //! Imports run down this list. Nothing here ever sees a socket.
 
 mod acks;
+mod arguments;
 mod backoff;
 mod channels;
 mod connection;

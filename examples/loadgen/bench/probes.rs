@@ -14,7 +14,7 @@ const PROBE_ROUND: Duration = Duration::from_millis(20);
 pub struct Probes {
     start: Instant,
     sent: u32,
-    /// Whose turn it is.
+    /// The next client to be sent an update.
     next: usize,
     round: Instant,
 }

@@ -30,7 +30,7 @@ pub struct Bounds {
 pub(super) struct Entry {
     /// When it came, or was published if it was read back.
     pub(super) at: Instant,
-    /// The users whom the routing key may mean.
+    /// Marks of the users that the routing key may address.
     pub(super) recipients: u64,
     pub(super) delivery: Delivery,
 }

@@ -50,7 +50,7 @@ enum Found {
     Impossible(LinkError),
 }
 
-/// What is to be examined.
+/// What to examine.
 pub(super) struct Stream<'a> {
     /// With the node alone that is examined.
     pub(super) config: &'a RabbitMqConfig,

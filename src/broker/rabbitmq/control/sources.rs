@@ -3,7 +3,7 @@
 use std::{hash::BuildHasher, time::SystemTime};
 
 use amqprs::{
-    BasicProperties, FieldTable, FieldValue,
+    BasicProperties, FieldValue,
     channel::{
         BasicConsumeArguments, ConsumerMessage, ExchangeDeclareArguments, ExchangeType,
         QueueBindArguments, QueueDeclareArguments,
@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::{
     super::{
+        arguments::table,
         consumer::published_at,
         link_error::{LinkError, ServerClose},
         topology::stream::has_other_limits,
@@ -110,14 +111,6 @@ pub(crate) fn declaration(config: &RabbitMqConfig) -> QueueDeclareArguments {
         .durable(true)
         .arguments(table(arguments))
         .finish()
-}
-
-fn table<const N: usize>(entries: [(&str, FieldValue); N]) -> FieldTable {
-    let mut table = FieldTable::new();
-    for (name, value) in entries {
-        table.insert(name.try_into().expect("a short name"), value);
-    }
-    table
 }
 
 /// A refusal is `Ok(Err(_))`; an error means that the connection is lost.

@@ -36,6 +36,7 @@ pub(in super::super) use self::reader::Reader;
 use super::{
     super::{
         acks::Acks,
+        arguments::table,
         channels::Channels,
         desired::Subscription,
         link_error::{LinkError, NOT_FOUND, PRECONDITION_FAILED, ServerClose},
@@ -348,14 +349,6 @@ fn consumption(stream: &str, tag: &str, offset: FieldValue) -> BasicConsumeArgum
         .no_wait(true)
         .arguments(table([("x-stream-offset", offset)]))
         .finish()
-}
-
-fn table<const N: usize>(entries: [(&str, FieldValue); N]) -> FieldTable {
-    let mut table = FieldTable::new();
-    for (name, value) in entries {
-        table.insert(name.try_into().expect("a short name"), value);
-    }
-    table
 }
 
 /// Whether RabbitMQ refused the declaration because the stream exists, with other arguments

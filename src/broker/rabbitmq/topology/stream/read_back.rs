@@ -218,7 +218,7 @@ impl ReadBack<'_> {
         }
     }
 
-    /// All messages from an offset up to another, whose message must come as well.
+    /// Reads all messages from `from` to `until`. The message at `until` must come last.
     async fn read_run(&mut self, from: u64, until: u64) -> Result<Run, LinkError> {
         let most = self.history.bounds().bytes;
         let mut run = Run::default();
