@@ -35,6 +35,12 @@ pub struct HttpConfig {
         default_value = text(Self::default().socket_write_timeout), value_parser = parse_delay,
         help_heading = LISTENER))]
     pub socket_write_timeout: Duration,
+    /// Write a websocket's events from the task that has the update; with false, hand them to
+    /// Socket.IO's tasks, which costs more and is for comparisons
+    #[cfg_attr(feature = "cli", arg(long, env, value_name = "BOOL",
+        default_value_t = Self::default().direct_writes, action = clap::ArgAction::Set,
+        value_parser = clap::builder::BoolishValueParser::new(), help_heading = LISTENER))]
+    pub direct_writes: bool,
     /// Time for which a shutdown only fails /ready and still serves clients, new ones too, so
     /// that load balancers notice first; in addition to the time of the shutdown. 0 for none
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "DURATION",
@@ -119,6 +125,7 @@ impl Default for HttpConfig {
             cors_origin: CorsOrigins::default(),
             admin_token: None,
             socket_write_timeout: Duration::from_secs(30),
+            direct_writes: true,
             shutdown_delay: Duration::ZERO,
             shutdown_spread: Duration::from_secs(2),
             shutdown_timeout: Duration::from_secs(10),

@@ -25,12 +25,11 @@ use tokio::time::Instant;
 
 #[cfg(test)]
 pub(super) use self::catch_up::Fed;
-use self::lag::Lag;
 use super::{
     counts::Counted,
     departures::Departure,
     log::{Log, Wanted},
-    peer::{Crowd, Peer},
+    peer::Peer,
     repeated::Recent,
     resume::Recovery,
     shared::Shared,
@@ -51,7 +50,6 @@ pub(super) struct Audience<P: Peer> {
     /// handler first. The alternative, to pass the switch of a [`Subscribed`] to
     /// `Broker::subscribe_user`, would burden every other caller of that public method.
     subscribed: OnceLock<Subscribed>,
-    crowd: P::Crowd,
     /// `None`: repeated updates are delivered as well.
     recent: Option<Mutex<Recent>>,
     roster: Mutex<Roster<P>>,
@@ -79,9 +77,6 @@ struct Member<P: Peer> {
     status: Status<P>,
     /// `None` if the session opted out, or recovery is off.
     recovery: Option<Recovery<P::Id>>,
-    lag: Lag,
-    /// Whether its socket is in the [`Crowd`].
-    in_crowd: bool,
     /// The run of updates in which it was let in, see [`Roster::stretch`].
     stretch: u64,
     /// Whether its socket is to be closed because it may have missed updates.
@@ -91,10 +86,6 @@ struct Member<P: Peer> {
 }
 
 impl<P: Peer> Member<P> {
-    fn is_live(&self) -> bool {
-        matches!(self.status, Status::Live(_))
-    }
-
     fn has_socket(&self) -> bool {
         !matches!(self.status, Status::Away(_))
     }
@@ -110,7 +101,7 @@ enum Status<P> {
     /// Admitted, and handed everything up to the event `seen`; the log has the rest.
     /// Lasts until [`Audience::catch_up`] is done. `peer` is set once that has begun.
     Behind { seen: u64, peer: Option<P> },
-    /// Handed every event at once, until it lags.
+    /// Handed every event at once, until it takes no more.
     Live(P),
     /// Did not keep up: its transport is closed, and nothing is sent any more.
     Cut,
@@ -132,7 +123,6 @@ impl<P: Peer> Audience<P> {
         Self {
             user,
             subscribed: OnceLock::new(),
-            crowd: P::Crowd::default(),
             recent: shared.drops_repeated.then(Mutex::default),
             roster: Mutex::new(Roster {
                 // Most users have one session.
@@ -170,8 +160,6 @@ impl<P: Peer> Audience<P> {
             session,
             status: Status::Joining,
             recovery: None,
-            lag: Lag::default(),
-            in_crowd: false,
             stretch: 0,
             is_told: false,
             told_at: self.shared.clock.now(),
@@ -187,7 +175,6 @@ impl<P: Peer> Audience<P> {
         if may_return && !roster.members[index].has_socket() {
             return None;
         }
-        self.leave_crowd(&mut roster.members[index]);
         // A session that can be resumed anywhere needs nobody who waits for it here.
         let may_return = may_return && self.shared.common.is_none();
         let left = if may_return && roster.members[index].recovery.is_some() {
@@ -284,33 +271,6 @@ impl<P: Peer> Audience<P> {
         members
             .filter(|member| member.has_socket() && !is_resumed(member))
             .count()
-    }
-
-    /// Puts live sockets into the crowd, as soon as there are two.
-    fn gather_crowd(&self, roster: &mut Roster<P>) {
-        let live = roster.members.iter().filter(|member| member.is_live());
-        if live.count() < 2 {
-            return;
-        }
-        for member in &mut roster.members {
-            if let Status::Live(peer) = &member.status
-                && !member.in_crowd
-                // A socket that is gone would stay in the crowd.
-                && peer.is_connected()
-            {
-                self.crowd.enter(peer, member.recovery.is_some());
-                member.in_crowd = true;
-            }
-        }
-    }
-
-    /// Must be called before a member's socket is given up.
-    fn leave_crowd(&self, member: &mut Member<P>) {
-        if let Status::Live(peer) = &member.status
-            && std::mem::take(&mut member.in_crowd)
-        {
-            self.crowd.leave(peer, member.recovery.is_some());
-        }
     }
 
     fn is_expired(&self, since: Instant) -> bool {

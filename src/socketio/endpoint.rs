@@ -175,7 +175,7 @@ impl Endpoint {
         if let Some(expires_at) = admission.lease.noticed() {
             token_expiry::announce(&socket, expires_at);
         }
-        let peer = SocketPeer::new(socket, self.transports.clone());
+        let peer = SocketPeer::new(socket, self.transports.clone(), session.number());
         session.go_live(peer).await;
     }
 

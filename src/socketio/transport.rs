@@ -14,7 +14,7 @@
 //! # Rooms
 //!
 //! - a connection: [`mod@serve`] accepts it, `capacity` decides whether it may stay,
-//!   `connection` is the handle to it and `stream` the bytes; `heads`, `frames` and
+//!   `connection` is the handle to it, `stream` the bytes and `outlet` the way out; `heads`, `frames` and
 //!   `budget` read along with what the client sends
 //! - a request: [`mod@guard`] stands before Socket.IO, `query` reads the URI, `body` and
 //!   `polling` belong to long polling, `handshake`, `websocket` and `takeover` to
@@ -42,6 +42,7 @@ mod guard;
 mod handshake;
 mod heads;
 mod open_packet;
+mod outlet;
 mod polling;
 mod query;
 mod registry;
@@ -66,7 +67,7 @@ use tracing::warn;
 
 pub use self::{
     body::whole_body, budget::MAX_MESSAGE_BYTES, connection::Connection, engine::Engine,
-    guard::guard, open_packet::MAX_PAYLOAD_BYTES, query::session_id, serve::serve,
+    guard::guard, open_packet::MAX_PAYLOAD_BYTES, outlet::{MARKER, Packed}, query::session_id, serve::serve,
 };
 use self::{
     budget::{Budget, Excess},
@@ -102,6 +103,7 @@ pub struct Transports(Arc<Shared>);
 struct Shared {
     metrics: Metrics,
     write_timeout: Duration,
+    writes_directly: bool,
     /// Events that a socket may send.
     events_per_second: u32,
     engine: Engine,
@@ -131,6 +133,7 @@ impl Transports {
         Self(Arc::new(Shared {
             metrics,
             write_timeout: config.socket_write_timeout,
+            writes_directly: config.direct_writes,
             events_per_second: config.max_events_per_second,
             engine,
             registry: Registry::new(capacity),
@@ -145,6 +148,11 @@ impl Transports {
     /// How long a write may make no progress.
     pub fn write_timeout(&self) -> Duration {
         self.0.write_timeout
+    }
+
+    /// Whether a websocket's events are written past Socket.IO.
+    pub fn writes_directly(&self) -> bool {
+        self.0.writes_directly
     }
 
     /// Begins to watch a socket, as the given session, until [`Transports::forget`].
@@ -189,7 +197,7 @@ impl Transports {
     }
 
     /// The websocket under a socket that does not poll.
-    fn websocket(&self, socket: &SocketRef) -> Option<Connection> {
+    pub fn websocket(&self, socket: &SocketRef) -> Option<Connection> {
         let begun = websocket_handshake(socket).cloned();
         begun.or_else(|| self.0.registry.upgraded(socket.id))
     }

@@ -88,8 +88,7 @@ impl<P: Peer> Audience<P> {
     fn take_over(&self, roster: &mut Roster<P>, key: u128) -> Option<Recovery<P::Id>> {
         let mut members = roster.members.iter();
         let index = members.position(|member| member.is_session(key))?;
-        let mut member = roster.members.swap_remove(index);
-        self.leave_crowd(&mut member);
+        let member = roster.members.swap_remove(index);
         match &member.status {
             Status::Live(peer)
             | Status::Behind {

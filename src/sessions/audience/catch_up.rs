@@ -4,30 +4,20 @@
 //! Invariant: a member that is behind is fed by one [`Audience::catch_up`], which ends
 //! when the member is live or its session is over.
 
-use std::time::Duration;
-
-use tokio::{task::yield_now, time::sleep};
+use tokio::{task::yield_now, time::timeout};
 
 use super::{Audience, Roster, Status, events::Events};
 use crate::{
     broker::{Delivery, history::Past},
     sessions::{
         log::{Entry, Log},
-        peer::{EmitError, Peer},
+        peer::{Closed, Peer},
     },
     update::Update,
 };
 
-/// Bytes that a socket which catches up is handed before its writer gets a turn: the
-/// buffer that gathers them for one write does not shrink again. As much as a queue's
-/// consumer adds in one turn, so that a burst does not outrun the socket.
-const TURN_BYTES: u64 = 16 * 1024;
-
-/// Pause for a socket whose client has not taken what it was handed.
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// The same while the client goes on taking nothing.
-const MAX_PAUSE: Duration = Duration::from_millis(250);
+/// Bytes of updates that a socket which catches up is handed in one hold of the user's lock.
+const TURN_BYTES: usize = 64 * 1024;
 
 /// What waits for a socket.
 enum Waiting<'a> {
@@ -45,7 +35,7 @@ enum Waiting<'a> {
 pub(in crate::sessions) enum Fed {
     /// The socket has caught up and is live.
     Live,
-    /// There is more, after the socket's writer has had its turn.
+    /// There is more, after others had a turn.
     Turn,
     /// There is more, once the client has taken some.
     Full,
@@ -60,27 +50,17 @@ impl<P: Peer> Audience<P> {
     /// which its client takes it, until the socket is live. Returns `false` if the
     /// session is over, or another connection of the client has taken it over.
     pub(in crate::sessions) async fn catch_up(&self, session: u64, peer: &P) -> bool {
-        let (mut pause, mut progress) = (PAUSE, self.shared.clock.now());
-        let mut taken = peer.taken();
         loop {
             match self.feed(session, peer) {
                 Fed::Live => return true,
                 Fed::Over | Fed::Lost => return false,
                 Fed::Turn => yield_now().await,
-                Fed::Full if self.shared.clock.now() - progress > self.shared.write_timeout => {
-                    self.give_up(session, peer, "nothing of what waits is taken");
-                }
                 Fed::Full => {
-                    sleep(pause).await;
-                    pause = MAX_PAUSE.min(pause * 2);
+                    let takes_more = timeout(self.shared.write_timeout, peer.takes_more());
+                    if takes_more.await.is_err() {
+                        self.give_up(session, peer, "nothing of what waits is taken");
+                    }
                 }
-            }
-            let by_now = peer.taken();
-            // Less, if one of several connections has ended.
-            if by_now != taken {
-                (taken, pause, progress) = (by_now, PAUSE, self.shared.clock.now());
-            } else if pause == MAX_PAUSE && peer.has_taken_all() {
-                self.forgive(session);
             }
         }
     }
@@ -102,48 +82,47 @@ impl<P: Peer> Audience<P> {
         }) else {
             return Fed::Over;
         };
+        // What the socket took earlier may still have to be sent.
+        let mut takes_more = peer.emit(&[], &mut P::Encoded::default()).map(|it| it.takes_more);
         let mut in_turn = 0;
         let fed = loop {
+            match takes_more {
+                Ok(true) => {}
+                Ok(false) => break Fed::Full,
+                Err(Closed) => break Fed::Over,
+            }
             let waiting = self.waiting(past.as_ref(), log, &mut seen);
-            if matches!(waiting, Waiting::Nothing) {
-                break Fed::Live;
-            }
-            if matches!(waiting, Waiting::Lost) {
-                break Fed::Lost;
-            }
-            if member.lag.is_full(peer) {
-                break Fed::Full;
-            }
+            let bytes = match &waiting {
+                Waiting::Nothing => break Fed::Live,
+                Waiting::Lost => break Fed::Lost,
+                Waiting::Kept(entry) => entry.body.len(),
+                Waiting::Past(_, delivery) => delivery.body.len(),
+            };
             if in_turn > TURN_BYTES {
                 break Fed::Turn;
             }
+            in_turn += bytes;
             let mut emit = |events: &Events<'_>| {
                 let with_offsets = member.recovery.is_some();
-                in_turn += events.wire_bytes(peer, with_offsets);
                 let seen_before = seen;
-                let emitted = events.emit(peer, &mut seen, with_offsets, &mut member.lag);
+                let mut encoded = P::Encoded::default();
+                let emitted = events.emit(peer, &mut seen, with_offsets, &mut encoded);
                 for name in events.names(seen_before, seen) {
                     self.shared.metrics.emitted(name, 1);
                 }
                 emitted
             };
-            let (emitted, last, skipped) = match waiting {
-                Waiting::Kept(entry) => (self.with_kept(log, entry, &mut emit), entry.last, 0),
+            let (emitted, last) = match waiting {
+                Waiting::Kept(entry) => (self.with_kept(log, entry, &mut emit), entry.last),
                 Waiting::Past(number, delivery) => {
-                    let (last, bytes) = (2 * number + 1, delivery.body.len() as u64);
-                    (self.with_past(number, delivery, &mut emit), last, bytes)
+                    (self.with_past(number, delivery, &mut emit), 2 * number + 1)
                 }
                 Waiting::Nothing | Waiting::Lost => continue,
             };
             match emitted {
                 // One that the user is not sent.
-                None => {
-                    seen = last;
-                    in_turn += skipped;
-                }
-                Some(Ok(())) => {}
-                Some(Err(EmitError::Full)) => break Fed::Full,
-                Some(Err(EmitError::Closed | EmitError::Unencodable)) => break Fed::Over,
+                None => seen = last,
+                Some(emitted) => takes_more = emitted,
             }
         };
         let now = self.shared.clock.now();
@@ -180,7 +159,6 @@ impl<P: Peer> Audience<P> {
             }
             peer.more_waits(true);
         }
-        self.gather_crowd(&mut roster);
         self.trim(&mut roster, now);
         fed
     }
@@ -252,13 +230,5 @@ impl<P: Peer> Audience<P> {
             &update,
             specialised,
         )))
-    }
-
-    /// Takes it that nothing waits for a session's socket. It should have been counted
-    /// so, but a mistake there would keep updates from the socket for ever.
-    fn forgive(&self, session: u64) {
-        if let Some(member) = self.roster().member(session) {
-            member.lag.clear();
-        }
     }
 }

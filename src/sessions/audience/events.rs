@@ -1,11 +1,10 @@
 //! The events of one update, numbered, on their way to sockets.
 
-use super::lag::Lag;
 use crate::{
     sessions::{
         log::Log,
         offset::{Offset, Place},
-        peer::{Crowd, EmitError, Event, Peer},
+        peer::{Closed, Event, Peer},
     },
     update::{CHAT3_UPDATE, SpecialisedEvent, Update},
 };
@@ -58,11 +57,6 @@ impl<'a> Events<'a> {
         }
     }
 
-    /// The number of the first event.
-    pub(super) fn first(&self) -> u64 {
-        self.first
-    }
-
     /// Each event with its number.
     fn numbered(&self, with_offsets: bool) -> impl Iterator<Item = (u64, Event<'_>)> {
         let whole = (CHAT3_UPDATE, self.update.body);
@@ -81,42 +75,28 @@ impl<'a> Events<'a> {
         })
     }
 
-    /// Emits the events after number `seen`, and moves `seen` to the last one emitted.
+    /// Hands the events after number `seen` to a peer, and moves `seen` to the last one that the
+    /// peer took. `encoded` belongs to these events, and to `with_offsets`. Returns whether the
+    /// peer takes more.
     pub(super) fn emit<P: Peer>(
         &self,
         peer: &P,
         seen: &mut u64,
         with_offsets: bool,
-        lag: &mut Lag,
-    ) -> Result<(), EmitError> {
-        for (number, event) in self.numbered(with_offsets) {
-            if number <= *seen {
-                continue;
-            }
-            peer.emit(&event)?;
-            *seen = number;
-            lag.add(peer.wire_bytes(&event));
+        encoded: &mut P::Encoded,
+    ) -> Result<bool, Closed> {
+        let mut events = [None; 2];
+        let after = self.numbered(with_offsets).filter(|(number, _)| number > seen);
+        for (slot, (_, event)) in events.iter_mut().zip(after) {
+            *slot = Some(event);
         }
-        Ok(())
-    }
-
-    /// Emits the events to the live sockets of a crowd, of which `one` is one. Returns
-    /// `false` if a socket missed something.
-    pub(super) fn emit_to_crowd<P: Peer>(
-        &self,
-        crowd: &P::Crowd,
-        one: &P,
-        with_offsets: bool,
-    ) -> bool {
-        self.numbered(with_offsets)
-            .all(|(_, event)| crowd.emit(one, &event))
-    }
-
-    /// Bytes that the events add to a socket's [`Lag`].
-    pub(super) fn wire_bytes<P: Peer>(&self, peer: &P, with_offsets: bool) -> u64 {
-        self.numbered(with_offsets)
-            .map(|(_, event)| peer.wire_bytes(&event))
-            .sum()
+        let handed = match events {
+            [Some(one), Some(two)] => peer.emit(&[one, two], encoded)?,
+            [Some(one), None] => peer.emit(&[one], encoded)?,
+            _ => return Ok(true),
+        };
+        *seen = (*seen).max(self.first - 1) + handed.events as u64;
+        Ok(handed.takes_more)
     }
 
     /// The names of the events after number `after`, up to and including `until`.

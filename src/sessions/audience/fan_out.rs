@@ -8,12 +8,12 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{Audience, Member, Roster, Status, events::Events};
+use super::{Audience, Roster, Status, events::Events};
 use crate::{
     broker::Delivery,
     observability::sampled::Sampled,
     sessions::{
-        peer::{EmitError, Peer},
+        peer::{Closed, Peer},
         repeated::Recent,
     },
     update::{CHAT3_UPDATE, Rejection, Update},
@@ -62,7 +62,6 @@ impl<P: Peer> Audience<P> {
         let Roster { members, log, .. } = &mut *roster;
         let specialised = update.specialised_event_in(envelope);
         let specialised_name = specialised.as_ref().map(|event| event.name);
-        let (mut handed_off, mut kept) = (0, false);
         let shared = self.shared.common.as_ref().zip(delivery.position);
         let events = if let Some((common, position)) = shared {
             let mut members = members.iter();
@@ -74,27 +73,32 @@ impl<P: Peer> Audience<P> {
             let first = log.append(body.clone(), events, now);
             Events::of_log(log, first, &update, specialised)
         };
-        let seen_before = events.first() - 1;
-        let (mut live, mut late) = (0_u64, Vec::new());
-        for member in &mut *members {
-            if let Some(peer) = self.falls_behind(member, seen_before) {
-                late.push((member.session, peer));
-            }
+        let (mut handed_off, mut kept, mut late) = (0, false, Vec::new());
+        // For the sockets without offsets, and for those with.
+        let mut encoded = <[P::Encoded; 2]>::default();
+        for member in members {
             match &member.status {
                 Status::Joining => {}
                 // The session may come back for it, or is handed it from the log.
                 Status::Away(_) | Status::Behind { .. } => kept = true,
                 Status::Cut => kept |= member.recovery.is_some(),
-                Status::Live(_) => live += 1,
+                Status::Live(peer) => {
+                    let with_offsets = member.recovery.is_some();
+                    let encoded = &mut encoded[usize::from(with_offsets)];
+                    let mut seen = 0;
+                    match events.emit(peer, &mut seen, with_offsets, encoded) {
+                        Ok(true) => handed_off += 1,
+                        Ok(false) => {
+                            kept = true;
+                            late.push((member.session, peer.clone()));
+                            self.falls_behind(member, seen);
+                        }
+                        // It will report its disconnect.
+                        Err(Closed) => kept |= with_offsets,
+                    }
+                    member.told_at = now;
+                }
             }
-        }
-        if live > 1 {
-            handed_off = self.hand_off_to_crowd(members, &events);
-        } else if let Some(member) = members.iter_mut().find(|member| member.is_live()) {
-            handed_off = u64::from(self.hand_off(member, &events));
-        }
-        for member in members.iter_mut().filter(|member| member.is_live()) {
-            member.told_at = now;
         }
         self.trim(&mut roster, now);
         drop(roster);
@@ -149,52 +153,5 @@ impl<P: Peer> Audience<P> {
             update.key().is_some_and(|key| !recent.is_new(&key, number))
         };
         self.recent.as_ref().is_some_and(repeats)
-    }
-
-    /// Hands the update to the only live socket; returns whether the socket took it.
-    fn hand_off(&self, member: &mut Member<P>, events: &Events<'_>) -> bool {
-        let Status::Live(peer) = &member.status else {
-            return false;
-        };
-        let with_offsets = member.recovery.is_some();
-        let problem = match events.emit(peer, &mut 0, with_offsets, &mut member.lag) {
-            Ok(()) => return true,
-            Err(EmitError::Full) => "too many packets wait",
-            Err(EmitError::Closed) => return false,
-            Err(EmitError::Unencodable) => "an event cannot be encoded",
-        };
-        self.cut_off(member, problem);
-        false
-    }
-
-    /// Hands the update to all live sockets, with each event encoded once; returns how
-    /// many sockets took it.
-    fn hand_off_to_crowd(&self, members: &mut [Member<P>], events: &Events<'_>) -> u64 {
-        let mut missed = [false; 2];
-        for (with_offsets, missed) in [false, true].into_iter().zip(&mut missed) {
-            let one = members.iter().find_map(|member| match &member.status {
-                Status::Live(peer) if member.recovery.is_some() == with_offsets => Some(peer),
-                _ => None,
-            });
-            if let Some(one) = one {
-                *missed = !events.emit_to_crowd(&self.crowd, one, with_offsets);
-            }
-        }
-        let mut handed_off = 0;
-        for member in members {
-            let Status::Live(peer) = &member.status else {
-                continue;
-            };
-            let with_offsets = member.recovery.is_some();
-            member.lag.add(events.wire_bytes(peer, with_offsets));
-            match missed[usize::from(with_offsets)] {
-                true => self.cut_off(
-                    member,
-                    "too many packets wait for one of the user's sockets",
-                ),
-                false => handed_off += 1,
-            }
-        }
-        handed_off
     }
 }

@@ -40,7 +40,6 @@ impl<P: Peer> Audience<P> {
             if self.shared.common.is_some() {
                 // What it were handed from now on, it could take to another instance, which
                 // does not know of the gap.
-                self.leave_crowd(member);
                 member.status = Status::Cut;
             }
             self.resync(peer);

@@ -1,10 +1,9 @@
 //! How far a socket may lag: the limits on what waits for it, and what happens to a
 //! socket beyond them.
 //!
-//! A socket whose client takes too little is first put behind: updates wait for it in
-//! the log, once for all of the user's sockets. When too much waits there, or a buffer
-//! overflows all the same, the socket is cut: its transport is closed. A reconnect is
-//! better than a hole in the stream of updates.
+//! A socket that does not take an update at once is put behind: updates wait for it in
+//! the log, once for all of the user's sockets. When too much waits there, the socket is cut:
+//! its transport is closed. A reconnect is better than a hole in the stream of updates.
 
 use std::iter::successors;
 
@@ -16,69 +15,20 @@ use crate::{
     sessions::{log::Log, peer::Peer},
 };
 
-/// Bytes that a socket is handed ahead of what its client has taken: a burst of
-/// ordinary updates. Filled with the smallest updates, these bytes are still fewer
-/// packets than a socket's buffer takes.
-const MAX_AHEAD_BYTES: usize = 64 * 1024;
-
-/// The same for a socket that polls, which takes this much in one round trip.
-const MAX_AHEAD_POLLING_BYTES: usize = 512 * 1024;
-
 /// Bytes of updates that may wait for a socket which is behind, besides those that
 /// are kept for recovery anyway. Enough for many bursts, and a limit on what one
 /// stuck phone costs.
 const MAX_BEHIND_BYTES: usize = 8 * 1024 * 1024;
 
-/// How far a socket lags behind what it was handed.
-#[derive(Debug, Default)]
-pub(super) struct Lag {
-    /// Bytes of events handed to the socket.
-    handed: u64,
-    /// Bytes that its client had taken when that was last looked up.
-    taken: u64,
-}
-
-impl Lag {
-    /// Notes that nothing waits for the socket any more.
-    pub(super) fn clear(&mut self) {
-        self.handed = self.taken;
-    }
-
-    /// Notes that `bytes` were handed to the socket.
-    pub(super) fn add(&mut self, bytes: u64) {
-        self.handed += bytes;
-    }
-
-    /// Whether as much waits for the socket as it may be handed ahead. Looks up what
-    /// the client has taken only where that may be so.
-    pub(super) fn is_full<P: Peer>(&mut self, peer: &P) -> bool {
-        let limit = match peer.polls() {
-            true => MAX_AHEAD_POLLING_BYTES,
-            false => MAX_AHEAD_BYTES,
-        } as u64;
-        if self.handed - self.taken > limit {
-            self.taken = peer.taken();
-            // Pings and the like count as taken, but not as handed. Over time, what is
-            // taken would outrun what was handed.
-            self.handed = self.handed.max(self.taken);
-        }
-        self.handed - self.taken > limit
-    }
-}
-
 impl<P: Peer> Audience<P> {
-    /// Puts a live member behind if its client takes too little. [`Audience::catch_up`]
-    /// must then hand it the events after `seen`. Returns the member's socket.
-    pub(super) fn falls_behind(&self, member: &mut Member<P>, seen: u64) -> Option<P> {
+    /// Puts a live member behind, whose socket took the events up to `seen` and takes no more.
+    /// [`Audience::catch_up`] must then hand it the others.
+    pub(super) fn falls_behind(&self, member: &mut Member<P>, seen: u64) {
         let Status::Live(peer) = &member.status else {
-            return None;
+            return;
         };
-        if !member.lag.is_full(peer) {
-            return None;
-        }
         debug!(user_id = %self.user.id, sid = %peer.id(), "a socket lags behind");
-        let peer = peer.clone();
-        self.leave_crowd(member);
+        peer.more_waits(true);
         if let Some(recovery) = &mut member.recovery {
             recovery.fall_behind();
         }
@@ -86,8 +36,6 @@ impl<P: Peer> Audience<P> {
             seen,
             peer: Some(peer.clone()),
         };
-        peer.more_waits(true);
-        Some(peer)
     }
 
     /// Whether more waits for a socket that has seen all up to `seen` than may wait.
@@ -96,14 +44,6 @@ impl<P: Peer> Audience<P> {
         let max = kept.saturating_add(MAX_BEHIND_BYTES);
         // The sum over the whole log is known; the one over what waits has to be made.
         log.bytes() > max && log.bytes_after(seen) > max
-    }
-
-    /// Cuts a live member.
-    pub(super) fn cut_off(&self, member: &mut Member<P>, problem: &str) {
-        self.leave_crowd(member);
-        if let Status::Live(peer) = std::mem::replace(&mut member.status, Status::Cut) {
-            self.cut(&peer, problem);
-        }
     }
 
     /// Cuts a session's socket, if the session is still behind.

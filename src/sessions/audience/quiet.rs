@@ -25,7 +25,7 @@ impl<P: Peer> Audience<P> {
         let mut roster = self.roster();
         // Nothing is told after a gap that was not noticed yet.
         self.note_stretch(&mut roster);
-        let mut text = None;
+        let (mut text, mut encoded) = (None, P::Encoded::default());
         for member in &mut roster.members {
             let is_quiet = now.saturating_duration_since(member.told_at) >= quiet;
             let Status::Live(peer) = &member.status else {
@@ -47,8 +47,9 @@ impl<P: Peer> Audience<P> {
                 payload,
                 offset: None,
             };
-            if peer.emit(&event).is_ok() {
-                member.lag.add(peer.wire_bytes(&event));
+            // A socket that takes no more lags, and needs no newer place.
+            let emitted = peer.emit(&[event], &mut encoded);
+            if emitted.is_ok_and(|handed| handed.events == 1) {
                 member.told_at = now;
                 self.shared.metrics.emitted(RECOVERY_OFFSET, 1);
             }

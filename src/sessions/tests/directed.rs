@@ -132,7 +132,7 @@ fn every_update_is_counted_as_delivered_kept_or_rejected() {
     let session = Session::join(&house.hub, &carl, ResumeRequest::OptOut, 0).unwrap();
     house.publish(&carl, 1);
     house.says("chat3_gateway_updates_rejected_total{reason=\"no_socket\"} 1");
-    let wire = Wire::new(1, AMPLE, false);
+    let wire = Wire::new(1, AMPLE);
     session.admit(1, |_| false);
     house.publish(&carl, 1);
     house.says("chat3_gateway_updates_kept_total 1");

@@ -8,21 +8,18 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use crate::{
     broker::{Activation, BroadcastHandler, Broker, Delivery, Handler, Subscribed},
-    sessions::peer::{Crowd, EmitError, Event, Peer},
+    sessions::peer::{Closed, Event, Handed, Peer},
     user::{TenantId, User, UserId},
 };
-
-/// Size of every event on a [`Wire`]: a few events reach the limit on what a socket is
-/// handed ahead.
-pub const EVENT_BYTES: u64 = 20_000;
 
 /// A socket that records what it is handed, and whose client takes what a test tells it
 /// to.
 #[derive(Clone)]
-pub struct Wire(Arc<Mutex<State>>);
+pub struct Wire(Arc<Mutex<State>>, Arc<Notify>);
 
 #[derive(Debug, Default)]
 #[allow(clippy::struct_excessive_bools)] // They are independent.
@@ -31,10 +28,12 @@ pub struct State {
     pub emitted: Vec<Emitted>,
     /// How many events the client has taken.
     pub taken: usize,
-    /// How many events that the client has not taken fit into the socket's buffer.
+    /// How many events that the client has not taken fit into the system's buffer.
     pub capacity: usize,
-    pub polls: bool,
-    pub has_taken_all: bool,
+    /// Whether nothing is taken until [`Wire::open`].
+    pub is_shut: bool,
+    /// How often events were emitted together.
+    pub emits: usize,
     pub waits: bool,
     pub is_disconnected: bool,
     pub is_closed: bool,
@@ -48,14 +47,25 @@ pub struct Emitted {
     pub offset: Option<String>,
 }
 
+impl State {
+    /// How many more events the socket takes now.
+    fn room(&self) -> usize {
+        let waits = self.emitted.len() - self.taken;
+        match self.is_shut {
+            true => 0,
+            false => self.capacity.saturating_sub(waits),
+        }
+    }
+}
+
 impl Wire {
-    pub fn new(id: u32, capacity: usize, polls: bool) -> Self {
-        Self(Arc::new(Mutex::new(State {
+    pub fn new(id: u32, capacity: usize) -> Self {
+        let state = State {
             id,
             capacity,
-            polls,
             ..State::default()
-        })))
+        };
+        Self(Arc::new(Mutex::new(state)), Arc::default())
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -66,6 +76,13 @@ impl Wire {
     pub fn take(&self, events: usize) {
         let mut state = self.state();
         state.taken = state.emitted.len().min(state.taken.saturating_add(events));
+        self.1.notify_waiters();
+    }
+
+    /// Has the socket take something from now on, or nothing.
+    pub fn open(&self, is_open: bool) {
+        self.state().is_shut = !is_open;
+        self.1.notify_waiters();
     }
 
     pub fn is_closed(&self) -> bool {
@@ -87,15 +104,12 @@ impl Wire {
         let state = self.state();
         state.emitted.len() - state.taken
     }
-
-    fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
 }
 
 impl Peer for Wire {
     type Id = u32;
-    type Crowd = Together;
+    /// How many peers were handed the same events before.
+    type Encoded = usize;
 
     const LOSS_NOTICED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -103,77 +117,44 @@ impl Peer for Wire {
         self.state().id
     }
 
-    fn emit(&self, event: &Event<'_>) -> Result<(), EmitError> {
+    fn emit(&self, events: &[Event<'_>], encoded: &mut usize) -> Result<Handed, Closed> {
         let mut state = self.state();
         assert!(!state.is_closed, "a closed socket is handed nothing");
         if state.is_disconnected {
-            return Err(EmitError::Closed);
+            return Err(Closed);
         }
-        if state.emitted.len() - state.taken >= state.capacity {
-            return Err(EmitError::Full);
+        *encoded += 1;
+        state.emits += 1;
+        let room = state.room().min(events.len());
+        for event in &events[..room] {
+            state.emitted.push(Emitted {
+                name: event.name,
+                payload: event.payload.get().to_owned(),
+                offset: event.offset.map(str::to_owned),
+            });
         }
-        state.emitted.push(Emitted {
-            name: event.name,
-            payload: event.payload.get().to_owned(),
-            offset: event.offset.map(str::to_owned),
-        });
-        Ok(())
+        Ok(Handed {
+            events: room,
+            takes_more: room == events.len() && !state.is_shut,
+        })
     }
 
-    fn wire_bytes(&self, _: &Event<'_>) -> u64 {
-        EVENT_BYTES
-    }
-
-    fn taken(&self) -> u64 {
-        self.state().taken as u64 * EVENT_BYTES
-    }
-
-    fn has_taken_all(&self) -> bool {
-        self.state().has_taken_all
-    }
-
-    fn polls(&self) -> bool {
-        self.state().polls
+    async fn takes_more(&self) {
+        loop {
+            let changed = self.1.notified();
+            if self.state().room() > 0 {
+                return;
+            }
+            changed.await;
+        }
     }
 
     fn more_waits(&self, waits: bool) {
         self.state().waits = waits;
     }
 
-    fn is_connected(&self) -> bool {
-        !self.state().is_disconnected
-    }
-
     fn close(&self) {
         self.state().is_closed = true;
-    }
-}
-
-/// Sockets that are emitted to together: those without offsets, and those with.
-#[derive(Default)]
-pub struct Together(Mutex<[Vec<Wire>; 2]>);
-
-impl Crowd<Wire> for Together {
-    fn enter(&self, peer: &Wire, with_offsets: bool) {
-        assert!(peer.is_connected(), "a socket that is gone would stay");
-        let mut sockets = self.0.lock().unwrap();
-        assert!(sockets.iter().flatten().all(|other| !other.is(peer)));
-        sockets[usize::from(with_offsets)].push(peer.clone());
-    }
-
-    fn leave(&self, peer: &Wire, with_offsets: bool) {
-        let sockets = &mut self.0.lock().unwrap()[usize::from(with_offsets)];
-        let before = sockets.len();
-        sockets.retain(|other| !other.is(peer));
-        assert_eq!(sockets.len() + 1, before, "it was in the crowd");
-    }
-
-    fn emit(&self, _: &Wire, event: &Event<'_>) -> bool {
-        let sockets = self.0.lock().unwrap();
-        let sockets = &sockets[usize::from(event.offset.is_some())];
-        let emitted: Vec<_> = sockets.iter().map(|peer| peer.emit(event)).collect();
-        let has_missed = |result| matches!(result, Err(EmitError::Full | EmitError::Unencodable));
-        !emitted.into_iter().any(has_missed)
     }
 }
 

@@ -510,7 +510,7 @@ impl World {
         let at = &self.instances[instance];
         let session = Session::join(&at.hub, &user_of(client), request, 0).unwrap();
         self.sockets += 1;
-        let wire = Wire::new(self.sockets, capacity, false);
+        let wire = Wire::new(self.sockets, capacity);
         let Admitted { pid, .. } = session.admit(self.sockets, |_| false).unwrap();
         let own = &mut self.clients[client];
         if own.pid == Some(pid) {

@@ -36,7 +36,18 @@ impl House {
 
     /// Connects a socket of `user` that is admitted and live.
     pub fn connect(&self, user: &User, request: ResumeRequest) -> (Session<Wire>, Wire) {
+        self.connect_narrow(user, request, AMPLE)
+    }
+
+    /// The same with a socket that takes `capacity` events ahead of its client.
+    pub fn connect_narrow(
+        &self,
+        user: &User,
+        request: ResumeRequest,
+        capacity: usize,
+    ) -> (Session<Wire>, Wire) {
         let (session, wire, _) = self.admit(user, request);
+        wire.state().capacity = capacity;
         catch_up(&session, &wire);
         (session, wire)
     }
@@ -47,7 +58,7 @@ impl House {
         request: ResumeRequest,
     ) -> (Session<Wire>, Wire, Option<Admitted<u32>>) {
         let session = Session::join(&self.hub, user, request, 0).unwrap();
-        let wire = Wire::new(u32::try_from(session.number()).unwrap(), AMPLE, false);
+        let wire = Wire::new(u32::try_from(session.number()).unwrap(), AMPLE);
         let admitted = session.admit(u32::try_from(session.number()).unwrap(), |_| false);
         (session, wire, admitted)
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    double::{EVENT_BYTES, Wire, user},
+    double::{Wire, user},
     house::{AMPLE, House, catch_up, config, recovery, runtime},
 };
 use crate::{
@@ -11,36 +11,65 @@ use crate::{
     sessions::{Offset, ResumeRequest, Session, audience::Fed},
 };
 
-/// How many events a socket is handed before it lags, if its client takes none.
-fn handed_ahead(polls: bool) -> usize {
+#[test]
+fn a_socket_is_handed_what_it_takes_and_the_rest_waits() {
     let runtime = runtime();
     let _context = runtime.enter();
     let house = House::new(&config(recovery()));
     let carl = user("carl");
-    let session = Session::join(&house.hub, &carl, ResumeRequest::New, 0).unwrap();
-    let wire = Wire::new(0, AMPLE, polls);
-    session.admit(0, |_| false);
-    catch_up(&session, &wire);
-    for _ in 0..60 {
+    let (session, wire) = house.connect_narrow(&carl, ResumeRequest::New, 4);
+    for _ in 0..10 {
         house.publish(&carl, 1);
     }
     assert!(wire.waits());
-    let handed = wire.handed();
-    // From here on the log hands over one event for each that the client takes.
+    assert_eq!(wire.handed(), 4);
     catch_up(&session, &wire);
-    assert_eq!(wire.handed(), handed);
+    assert_eq!(wire.handed(), 4);
     wire.take(2);
     catch_up(&session, &wire);
-    assert_eq!(wire.handed(), handed + 2);
-    assert!(!wire.is_closed());
-    handed
+    assert_eq!(wire.handed(), 6);
+    wire.take(usize::MAX);
+    catch_up(&session, &wire);
+    assert_eq!(wire.handed(), 10);
+    assert!(!wire.waits() && !wire.is_closed());
 }
 
 #[test]
-fn a_socket_is_handed_no_more_ahead_than_the_limit() {
-    let over = |bytes: u64| usize::try_from(bytes / EVENT_BYTES).unwrap() + 1;
-    assert_eq!(handed_ahead(false), over(64 * 1024));
-    assert_eq!(handed_ahead(true), over(512 * 1024));
+fn the_events_of_an_update_are_handed_over_together_and_go_on_where_they_were_cut() {
+    let runtime = runtime();
+    let _context = runtime.enter();
+    let house = House::new(&config(recovery()));
+    let carl = user("carl");
+    let message = r#"{"userId":"carl","eventType":"message.update"}"#;
+    let (session, wire) = house.connect_narrow(&carl, ResumeRequest::New, 3);
+    wire.state().emits = 0;
+    assert!(house.exchange.publish(&carl, message));
+    assert_eq!((wire.handed(), wire.state().emits), (2, 1));
+    assert!(house.exchange.publish(&carl, message));
+    assert_eq!(wire.handed(), 3);
+    wire.take(3);
+    catch_up(&session, &wire);
+    let names: Vec<_> = wire.state().emitted.iter().map(|it| it.name).collect();
+    let pair = ["chat3:update", "message:update"];
+    assert_eq!(names, [pair, pair].concat());
+}
+
+#[test]
+fn a_socket_is_live_once_all_that_it_took_is_sent() {
+    let runtime = runtime();
+    let _context = runtime.enter();
+    let house = House::new(&config(recovery()));
+    let carl = user("carl");
+    let (session, wire, _) = house.admit(&carl, ResumeRequest::New);
+    wire.open(false);
+    assert_eq!(session.audience.feed(session.number(), &wire), Fed::Full);
+    house.publish(&carl, 1);
+    assert_eq!(wire.handed(), 0);
+    wire.open(true);
+    catch_up(&session, &wire);
+    assert_eq!(wire.handed(), 1);
+    house.publish(&carl, 1);
+    assert_eq!(wire.handed(), 2);
 }
 
 #[test]
@@ -52,7 +81,7 @@ fn a_socket_for_which_too_much_waits_is_cut() {
         ..recovery()
     }));
     let carl = user("carl");
-    let (session, wire) = house.connect(&carl, ResumeRequest::New);
+    let (session, wire) = house.connect_narrow(&carl, ResumeRequest::New, 4);
     let (_other, takes) = house.connect(&carl, ResumeRequest::New);
     let mut published = 0;
     let mut publish = || {
@@ -78,33 +107,26 @@ fn a_socket_for_which_too_much_waits_is_cut() {
 }
 
 #[test]
-fn a_full_buffer_cuts_one_socket_or_all_that_may_have_missed_something() {
+fn a_socket_that_takes_nothing_holds_up_no_other_and_the_events_are_encoded_twice() {
     let runtime = runtime();
     let _context = runtime.enter();
     let house = House::new(&config(recovery()));
     let carl = user("carl");
-    let small = |request| {
-        let (session, _, _) = house.admit(&carl, request);
-        let wire = Wire::new(0, 1, false);
-        catch_up(&session, &wire);
-        (session, wire)
-    };
-    let (_one, first) = small(ResumeRequest::New);
-    house.publish(&carl, 1);
-    assert!(!first.is_closed());
-    house.publish(&carl, 1);
-    assert!(first.is_closed());
-    let (_two, second) = small(ResumeRequest::New);
-    let (_three, ample) = house.connect(&carl, ResumeRequest::New);
-    let (_four, without_offsets) = house.connect(&carl, ResumeRequest::OptOut);
-    house.publish(&carl, 1);
-    house.publish(&carl, 1);
-    // The crowd does not tell which of the two sockets with offsets missed the event.
-    assert!(second.is_closed() && ample.is_closed());
-    assert!(!without_offsets.is_closed());
-    house.publish(&carl, 1);
-    assert_eq!(without_offsets.handed(), 3);
-    house.says("chat3_gateway_slow_sockets_total 3");
+    let (one, stuck) = house.connect_narrow(&carl, ResumeRequest::New, 1);
+    let (_two, ample) = house.connect(&carl, ResumeRequest::New);
+    let (_three, without_offsets) = house.connect(&carl, ResumeRequest::OptOut);
+    for _ in 0..3 {
+        house.publish(&carl, 1);
+    }
+    assert_eq!(stuck.handed(), 1);
+    assert_eq!((ample.handed(), without_offsets.handed()), (3, 3));
+    let offset = |wire: &Wire| wire.state().emitted[0].offset.is_some();
+    assert!(offset(&ample) && !offset(&without_offsets));
+    stuck.take(1);
+    catch_up(&one, &stuck);
+    assert_eq!(stuck.handed(), 2);
+    assert!(!stuck.is_closed());
+    house.says("chat3_gateway_slow_sockets_total 0");
 }
 
 #[test]
@@ -117,8 +139,8 @@ fn where_memory_is_short_the_sockets_that_lag_furthest_are_cut_first() {
         ..recovery()
     }));
     let (carl, dora) = (user("carl"), user("dora"));
-    let (_carls, far) = house.connect(&carl, ResumeRequest::New);
-    let (_doras, near) = house.connect(&dora, ResumeRequest::New);
+    let (_carls, far) = house.connect_narrow(&carl, ResumeRequest::New, 4);
+    let (_doras, near) = house.connect_narrow(&dora, ResumeRequest::New, 4);
     for _ in 0..4 {
         house.publish(&carl, 1);
         house.publish(&dora, 1);
@@ -136,7 +158,7 @@ fn where_memory_is_short_the_sockets_that_lag_furthest_are_cut_first() {
         total_bytes: 400_000,
         ..recovery()
     }));
-    let (_doras, near) = house.connect(&dora, ResumeRequest::New);
+    let (_doras, near) = house.connect_narrow(&dora, ResumeRequest::New, 4);
     for _ in 0..4 {
         house.publish(&dora, 1);
     }
@@ -154,7 +176,7 @@ fn a_socket_that_takes_nothing_for_too_long_is_cut() {
             ..config(recovery())
         });
         let carl = user("carl");
-        let (session, stuck) = house.connect(&carl, ResumeRequest::New);
+        let (session, stuck) = house.connect_narrow(&carl, ResumeRequest::New, 4);
         for _ in 0..10 {
             house.publish(&carl, 1);
         }
@@ -178,7 +200,7 @@ fn a_socket_that_lags_is_handed_everything_at_the_pace_of_its_client() {
         let house = House::new(&config(recovery()));
         let carl = user("carl");
         let (session, _, _) = house.admit(&carl, ResumeRequest::New);
-        let wire = Wire::new(0, AMPLE, false);
+        let wire = Wire::new(0, 4);
         for _ in 0..30 {
             house.publish(&carl, 1);
         }
@@ -204,32 +226,11 @@ fn a_socket_that_lags_is_handed_everything_at_the_pace_of_its_client() {
 }
 
 #[test]
-fn a_socket_that_wrote_all_is_believed_whatever_was_counted() {
-    runtime().block_on(async {
-        let house = House::new(&config(recovery()));
-        let carl = user("carl");
-        let (session, wire) = house.connect(&carl, ResumeRequest::New);
-        for _ in 0..5 {
-            house.publish(&carl, 1);
-        }
-        assert!(wire.waits());
-        // Its client took the events, but the count of bytes does not show it.
-        wire.state().has_taken_all = true;
-        let caught_up = house.hub.caught_up();
-        tokio::time::timeout(Duration::from_secs(5), caught_up)
-            .await
-            .unwrap();
-        assert_eq!(wire.handed(), 5);
-        drop(session);
-    });
-}
-
-#[test]
 fn nobody_waits_for_sockets_that_take_nothing() {
     runtime().block_on(async {
         let house = House::new(&config(recovery()));
         let carl = user("carl");
-        let (session, wire) = house.connect(&carl, ResumeRequest::New);
+        let (session, wire) = house.connect_narrow(&carl, ResumeRequest::New, 4);
         for _ in 0..6 {
             house.publish(&carl, 1);
         }
@@ -246,6 +247,7 @@ fn a_replay_that_does_not_fit_waits_until_the_client_takes_some() {
     let house = House::new(&config(recovery()));
     let carl = user("carl");
     let (session, wire, _) = house.admit(&carl, ResumeRequest::New);
+    wire.state().capacity = 4;
     for _ in 0..6 {
         house.publish(&carl, 1);
     }
@@ -266,6 +268,7 @@ fn what_waited_while_a_socket_lagged_can_be_recovered() {
     let house = House::new(&config(recovery()));
     let carl = user("carl");
     let (session, wire, admitted) = house.admit(&carl, ResumeRequest::New);
+    wire.state().capacity = 4;
     catch_up(&session, &wire);
     let pid = admitted.unwrap().pid;
     // Live for so long that an event's age tells whether the event has arrived.
@@ -295,7 +298,7 @@ fn a_replay_that_is_too_long_is_cut_wherever_it_stops() {
         }));
         let carl = user("carl");
         let (session, ..) = house.admit(&carl, ResumeRequest::New);
-        let wire = Wire::new(1, capacity, false);
+        let wire = Wire::new(1, capacity);
         for _ in 0..12 {
             house.publish(&carl, 900_000);
         }
@@ -342,7 +345,7 @@ fn a_socket_is_cut_only_if_more_waits_for_it_than_the_threshold() {
     let _context = runtime.enter();
     let house = House::new(&config(recovery()));
     let carl = user("carl");
-    let (_session, wire) = house.connect(&carl, ResumeRequest::New);
+    let (_session, wire) = house.connect_narrow(&carl, ResumeRequest::New, 4);
     let audience = house.hub.audiences().remove(0);
     for _ in 0..6 {
         house.publish(&carl, 1);
@@ -365,7 +368,7 @@ fn a_socket_that_lags_a_little_survives_those_who_are_away() {
         ..recovery()
     }));
     let (carl, dora) = (user("carl"), user("dora"));
-    let (_doras, lags) = house.connect(&dora, ResumeRequest::New);
+    let (_doras, lags) = house.connect_narrow(&dora, ResumeRequest::New, 4);
     for _ in 0..4 {
         house.publish(&dora, 1);
     }

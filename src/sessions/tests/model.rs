@@ -37,7 +37,6 @@ enum Step {
     /// which the client has seen the first `seen` events.
     Join {
         client: usize,
-        polls: bool,
         seen: usize,
     },
     Admit {
@@ -55,6 +54,11 @@ enum Step {
     Take {
         client: usize,
         events: usize,
+    },
+    /// A socket begins or ceases to take anything, as one does that changes its transport.
+    Open {
+        client: usize,
+        is_open: bool,
     },
     Publish {
         is_message: bool,
@@ -91,12 +95,12 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let client = || 0..CLIENTS;
     prop_oneof![
-        6 => (client(), any::<bool>(), 0..9_usize)
-            .prop_map(|(client, polls, seen)| Step::Join { client, polls, seen }),
+        6 => (client(), 0..9_usize).prop_map(|(client, seen)| Step::Join { client, seen }),
         6 => client().prop_map(|client| Step::Admit { client }),
         5 => (client(), 0..9_usize).prop_map(|(client, seen)| Step::Connect { client, seen }),
         8 => client().prop_map(|client| Step::Feed { client }),
         6 => (client(), 1..6_usize).prop_map(|(client, events)| Step::Take { client, events }),
+        3 => (client(), any::<bool>()).prop_map(|(client, is_open)| Step::Open { client, is_open }),
         12 => any::<bool>().prop_map(|is_message| Step::Publish { is_message }),
         4 => (client(), 0..9_usize).prop_map(|(client, seen)| Step::Lose { client, seen }),
         1 => client().prop_map(|client| Step::Quit { client }),
@@ -115,7 +119,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// How test cases differ besides their steps.
 #[derive(Debug, Clone)]
 struct Setting {
-    /// How many events fit into a socket's buffer.
+    /// How many events fit into the system's buffer of a socket.
     capacity: usize,
     total_bytes: usize,
 }
@@ -224,7 +228,7 @@ impl Model {
         Self {
             hub,
             exchange,
-            may_close: setting.capacity < AMPLE,
+            may_close: false,
             setting,
             sent: Vec::new(),
             updates: 0,
@@ -242,14 +246,10 @@ impl Model {
 
     fn take(&mut self, step: &Step) {
         match *step {
-            Step::Join {
-                client,
-                polls,
-                seen,
-            } => self.join(client, polls, seen),
+            Step::Join { client, seen } => self.join(client, seen),
             Step::Admit { client } => self.admit(client),
             Step::Connect { client, seen } => {
-                self.join(client, false, seen);
+                self.join(client, seen);
                 self.admit(client);
                 let connection = self.clients[client].connection.as_mut().unwrap();
                 for _ in 0..20 {
@@ -265,6 +265,11 @@ impl Model {
             Step::Take { client, events } => {
                 if let Some(connection) = &self.clients[client].connection {
                     connection.wire.take(events);
+                }
+            }
+            Step::Open { client, is_open } => {
+                if let Some(connection) = &self.clients[client].connection {
+                    connection.wire.open(is_open);
                 }
             }
             Step::Publish { is_message } => self.publish(is_message),
@@ -328,7 +333,7 @@ impl Model {
         self.check();
     }
 
-    fn join(&mut self, client: usize, polls: bool, seen: usize) {
+    fn join(&mut self, client: usize, seen: usize) {
         let earlier = self.clients[client].connection.take();
         if let Some(connection) = earlier {
             if !connection.is_admitted {
@@ -351,7 +356,7 @@ impl Model {
         self.sockets += 1;
         state.connection = Some(Connection {
             session,
-            wire: Wire::new(self.sockets, self.setting.capacity, polls),
+            wire: Wire::new(self.sockets, self.setting.capacity),
             request,
             is_admitted: false,
             is_catching_up: false,
@@ -548,6 +553,7 @@ impl Model {
             let Some(connection) = &mut self.clients[client].connection else {
                 continue;
             };
+            connection.wire.open(true);
             for _ in 0..self.sent.len() + 2 {
                 connection.wire.take(usize::MAX);
                 feed(connection);

@@ -20,8 +20,14 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
+use tracing::debug;
 
-use super::{connect_reply::ConnectReply, lock};
+use super::{
+    connect_reply::ConnectReply,
+    lock,
+    outlet::{Outlet, Packed},
+};
+use crate::sessions::peer::{Closed, Handed};
 
 /// A handle to one TCP connection; clones are of the same connection.
 #[derive(Clone, Debug)]
@@ -32,6 +38,7 @@ struct Inner {
     number: u64,
     peer: SocketAddr,
     closed: AtomicBool,
+    outlet: Outlet,
     /// The tasks that wait in a read and in a write; they may be two.
     reader: AtomicWaker,
     writer: AtomicWaker,
@@ -58,6 +65,7 @@ impl Connection {
             number,
             peer,
             closed: AtomicBool::new(false),
+            outlet: Outlet::default(),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
             written: AtomicU64::new(0),
@@ -75,6 +83,7 @@ impl Connection {
     /// Ends the connection at once. What was not yet written is lost.
     pub fn close(&self) {
         self.0.closed.store(true, Ordering::Release);
+        self.0.outlet.end();
         self.0.reader.wake();
         self.0.writer.wake();
     }
@@ -84,9 +93,47 @@ impl Connection {
         self.0.peer
     }
 
+    /// Has the session of a socket that this connection carries write its events directly.
+    /// Returns whether its marker has to be sent through Socket.IO first.
+    pub fn ask(&self, session: u64) -> bool {
+        self.0.outlet.ask(session)
+    }
+
+    /// Writes frames of a session, or what is left of those that it wrote before.
+    ///
+    /// # Errors
+    /// If the connection has ended.
+    pub fn write(&self, session: u64, packed: &Packed) -> Result<Handed, Closed> {
+        match self.0.outlet.write_directly(session, packed) {
+            Ok(written) => {
+                self.note_write(written.is_all, written.bytes);
+                Ok(Handed {
+                    events: written.frames,
+                    takes_more: written.is_all,
+                })
+            }
+            Err(error) => {
+                debug!(peer = %self.0.peer, %error, "cannot write an event");
+                self.close();
+                Err(Closed)
+            }
+        }
+    }
+
+    /// Returns once the session may write and the peer takes something, or when the connection
+    /// has ended.
+    pub async fn takes_more(&self, session: u64) {
+        self.0.outlet.takes_more(session).await;
+    }
+
     /// Identifies the connection within the process.
     pub(super) fn number(&self) -> u64 {
         self.0.number
+    }
+
+    /// The way out.
+    pub(super) fn outlet(&self) -> &Outlet {
+        &self.0.outlet
     }
 
     /// Bytes that the peer's side has taken so far.

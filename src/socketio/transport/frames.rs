@@ -75,8 +75,8 @@ impl PacketStart {
     }
 }
 
-/// Follows the frames that a client sends (RFC 6455, 5.2), however they are cut
-/// into reads.
+/// Follows the frames that a peer sends (RFC 6455, 5.2), however they are cut
+/// into reads or writes.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     header: [u8; 14],
@@ -87,6 +87,7 @@ pub(super) struct Frames {
     /// Bytes of the payload that were read.
     read: usize,
     is_control: bool,
+    is_closing: bool,
     /// Of the message, which may be spread over several frames.
     start: PacketStart,
 }
@@ -109,6 +110,22 @@ impl Frames {
             }
         }
         sent
+    }
+
+    /// Whether what was read so far ends with a frame.
+    pub(super) fn is_between(&self) -> bool {
+        self.have == 0 && self.payload == 0
+    }
+
+    /// Bytes of the current frame that are still to come; `None` within its header.
+    pub(super) fn left(&self) -> Option<usize> {
+        let left = usize::try_from(self.payload).unwrap_or(usize::MAX);
+        (self.have == 0).then_some(left)
+    }
+
+    /// Whether a close frame has begun, which is a peer's last one.
+    pub(super) fn is_closing(&self) -> bool {
+        self.is_closing
     }
 
     /// Offset of the mask in the header, or of the payload where there is no mask.
@@ -141,6 +158,7 @@ impl Frames {
         self.have = 0;
         let opcode = self.header[0] & 0x0f;
         self.is_control = opcode & 8 != 0;
+        self.is_closing |= opcode == 8;
         match opcode {
             // Continuations go on where the last frame of data ended; control frames come
             // between.

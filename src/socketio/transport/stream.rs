@@ -9,7 +9,9 @@
 
 use std::{
     io,
+    net::Shutdown,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -24,7 +26,13 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::{
-    Transports, budget::Budget, connection::Connection, frames::Frames, heads::Heads, open_packet,
+    Transports,
+    budget::Budget,
+    connection::Connection,
+    frames::Frames,
+    heads::Heads,
+    open_packet,
+    outlet::{Next, Outlet},
 };
 use crate::observability::sampled::Sampled;
 
@@ -38,7 +46,7 @@ const SLACK: Duration = Duration::from_secs(1);
 
 /// An accepted stream, owned by hyper and later by the websocket.
 pub(super) struct Stream {
-    tcp: TcpStream,
+    tcp: Arc<TcpStream>,
     connection: Connection,
     transports: Transports,
     stall_limit: Duration,
@@ -64,6 +72,8 @@ impl Stream {
         if let Err(error) = set {
             debug!(%error, "cannot set TCP options");
         }
+        let tcp = Arc::new(tcp);
+        connection.outlet().begin(tcp.clone());
         Self {
             tcp,
             connection,
@@ -75,6 +85,11 @@ impl Stream {
         }
     }
 
+    /// From now on, what is written are a websocket's frames.
+    pub(super) fn begin_frames(&self) {
+        self.connection.outlet().begin_frames();
+    }
+
     #[cfg(test)]
     fn connection(&self) -> &Connection {
         &self.connection
@@ -83,11 +98,22 @@ impl Stream {
     fn poll_write_with(
         &mut self,
         cx: &mut Context<'_>,
-        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        write: impl Fn(&TcpStream, &Outlet) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         self.connection.register_writer(cx);
         self.connection.check_open()?;
-        let result = write(Pin::new(&mut self.tcp), cx);
+        let result = loop {
+            match self.tcp.poll_write_ready(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
+                Poll::Pending => break Poll::Pending,
+            }
+            match write(&self.tcp, self.connection.outlet()) {
+                // The system takes nothing after all.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break Poll::Ready(result),
+            }
+        };
         let bytes = match &result {
             Poll::Ready(Ok(bytes)) => *bytes,
             _ => 0,
@@ -161,7 +187,7 @@ impl Stream {
     fn poll_write_replacement(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.replacement.is_empty() {
             let bytes = self.replacement.clone();
-            let written = ready!(self.poll_write_with(cx, |tcp, cx| tcp.poll_write(cx, &bytes)))?;
+            let written = ready!(self.poll_write_with(cx, |_, outlet| outlet.write(&bytes)))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -186,6 +212,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.connection.outlet().end();
         self.transports.0.registry.ended(&self.connection);
     }
 }
@@ -200,7 +227,17 @@ impl AsyncRead for Stream {
         self.connection.check_open()?;
         ready!(self.poll_stalled(cx))?;
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.tcp).poll_read(cx, buffer))?;
+        loop {
+            ready!(self.tcp.poll_read_ready(cx))?;
+            match self.tcp.try_read_buf(buffer) {
+                // Nothing is there after all.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => {
+                    read?;
+                    break;
+                }
+            }
+        }
         Poll::Ready(self.take_in(&mut buffer.filled_mut()[before..]))
     }
 }
@@ -221,7 +258,12 @@ impl AsyncWrite for Stream {
         }
         let reply = self.connection.expected_reply();
         match reply.and_then(|reply| reply.in_frames(bytes)) {
-            None => self.poll_write_with(cx, |tcp, cx| tcp.poll_write(cx, bytes)),
+            None => match self.connection.outlet().next(bytes) {
+                Next::Write(most) => {
+                    self.poll_write_with(cx, |_, outlet| outlet.write(&bytes[..most]))
+                }
+                Next::Skip(marker) => Poll::Ready(Ok(marker)),
+            },
             Some(replaced) => {
                 let before = &bytes[..replaced.at];
                 self.replacement = [before, &replaced.frame].concat().into();
@@ -236,21 +278,21 @@ impl AsyncWrite for Stream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         // Only HTTP responses come here: websockets write their frames in one piece.
-        self.poll_write_with(cx, |tcp, cx| tcp.poll_write_vectored(cx, slices))
+        self.poll_write_with(cx, |tcp, _| tcp.try_write_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_write_replacement(cx))?;
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        // A TCP stream has nothing to flush.
+        self.poll_write_replacement(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_replacement(cx))?;
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        Poll::Ready(SockRef::from(&*self.tcp).shutdown(Shutdown::Write))
     }
 }
 

@@ -147,6 +147,7 @@ pub struct Websocket {
 impl Websocket {
     /// A websocket that opens a session.
     pub(super) fn new(stream: Stream, unread: Bytes) -> Self {
+        stream.begin_frames();
         Self {
             stream,
             unread,
@@ -157,6 +158,7 @@ impl Websocket {
 
     /// A websocket that takes over a session, after its [`probe`].
     pub(super) fn probed(stream: Stream, unread: &[u8]) -> Self {
+        stream.begin_frames();
         Self {
             stream,
             unread: [ASKED, unread].concat().into(),
