@@ -13,6 +13,7 @@ use chat3_gateway::{
         auth::{Key, KeySet, Verifier},
         revocation::{Order, OrderText},
         sessions::{Offset, ResumeRequest},
+        transport::Frames,
         update::{Envelope, Update},
     },
     user::{TenantId, User, UserId},
@@ -23,7 +24,7 @@ use serde_json::{Value, value::RawValue};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its folder in `regressions/`.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("update_decoder", update_decoder),
     ("original_envelope", original_envelope),
     ("sections_envelope", sections_envelope),
@@ -33,6 +34,7 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("pem_keys", pem_keys),
     ("connect_request", connect_request),
     ("order", order),
+    ("frame_boundaries", frame_boundaries),
 ];
 
 /// Bodies from RabbitMQ: what is decoded is JSON, and for the user whom it names.
@@ -284,4 +286,50 @@ pub fn order(data: &[u8]) {
     if let Ok(order) = Order::parse(text, now) {
         assert_eq!(Order::parse(order.text(), now), Ok(order));
     }
+}
+
+/// A websocket's frames, cut anywhere: their boundaries are where RFC 6455, 5.2, has them.
+pub fn frame_boundaries(data: &[u8]) {
+    let Some((&cut, bytes)) = data.split_first() else {
+        return;
+    };
+    let mut frames = Frames::default();
+    for piece in bytes.chunks(usize::from(cut).max(1)) {
+        frames.read(piece);
+    }
+    let mut rest = bytes;
+    while let Some(length) = frame_length(rest) {
+        match rest.get(length..) {
+            Some(next) => rest = next,
+            None => {
+                assert!(!frames.is_between());
+                assert_eq!(frames.left(), Some(length - rest.len()));
+                return;
+            }
+        }
+    }
+    assert_eq!(frames.is_between(), rest.is_empty());
+    assert_eq!(frames.left().is_none(), !rest.is_empty());
+}
+
+/// A frame's length with its header, unless the header is cut short.
+fn frame_length(bytes: &[u8]) -> Option<usize> {
+    let second = *bytes.get(1)?;
+    let wide = match second & 0x7f {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    let mask = if second & 0x80 == 0 { 0 } else { 4 };
+    let number = bytes.get(2..2 + wide)?;
+    bytes.get(2 + wide..2 + wide + mask)?;
+    let length = number
+        .iter()
+        .fold(0_usize, |n, &byte| n << 8 | usize::from(byte));
+    let length = if wide == 0 {
+        usize::from(second & 0x7f)
+    } else {
+        length
+    };
+    Some(length.saturating_add(2 + wide + mask))
 }

@@ -100,6 +100,9 @@ pub mod internal {
     pub mod revocation {
         pub use crate::socketio::revocation::{Order, OrderText};
     }
+    pub mod transport {
+        pub use crate::socketio::transport::Frames;
+    }
     pub mod update {
         pub use crate::update::{Envelope, Update};
     }

@@ -30,11 +30,7 @@ pub trait Peer: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Closed`] if the socket has disconnected.
-    fn emit(
-        &self,
-        events: &[Event<'_>],
-        encoded: &mut Self::Encoded,
-    ) -> Result<Handed, Closed>;
+    fn emit(&self, events: &[Event<'_>], encoded: &mut Self::Encoded) -> Result<Handed, Closed>;
 
     /// Returns once the socket may take more, or has disconnected. A peer that takes one byte
     /// an hour counts as one that takes nothing.

@@ -83,7 +83,9 @@ impl<P: Peer> Audience<P> {
             return Fed::Over;
         };
         // What the socket took earlier may still have to be sent.
-        let mut takes_more = peer.emit(&[], &mut P::Encoded::default()).map(|it| it.takes_more);
+        let mut takes_more = peer
+            .emit(&[], &mut P::Encoded::default())
+            .map(|it| it.takes_more);
         let mut in_turn = 0;
         let fed = loop {
             match takes_more {

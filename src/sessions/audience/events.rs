@@ -86,7 +86,9 @@ impl<'a> Events<'a> {
         encoded: &mut P::Encoded,
     ) -> Result<bool, Closed> {
         let mut events = [None; 2];
-        let after = self.numbered(with_offsets).filter(|(number, _)| number > seen);
+        let after = self
+            .numbered(with_offsets)
+            .filter(|(number, _)| number > seen);
         for (slot, (_, event)) in events.iter_mut().zip(after) {
             *slot = Some(event);
         }

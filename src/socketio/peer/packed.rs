@@ -12,7 +12,9 @@ use crate::{sessions::peer::Event, socketio::transport::Packed};
 
 /// Bytes of an event's packet.
 pub(super) fn packet_bytes(event: &Event<'_>) -> usize {
-    let offset = event.offset.map_or(0, |offset| r#","""#.len() + offset.len());
+    let offset = event
+        .offset
+        .map_or(0, |offset| r#","""#.len() + offset.len());
     r#"42["",]"#.len() + event.name.len() + event.payload.get().len() + offset
 }
 

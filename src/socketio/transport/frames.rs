@@ -15,7 +15,7 @@ const SEPARATOR: u8 = 0x1e;
 
 /// What bytes from a client hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Sent {
+pub struct Sent {
     pub(super) packets: u32,
     /// CONNECTs to namespaces other than `/`.
     pub(super) other_namespaces: u32,
@@ -78,7 +78,7 @@ impl PacketStart {
 /// Follows the frames that a peer sends (RFC 6455, 5.2), however they are cut
 /// into reads or writes.
 #[derive(Debug, Default)]
-pub(super) struct Frames {
+pub struct Frames {
     header: [u8; 14],
     /// Bytes of the header so far.
     have: u8,
@@ -94,7 +94,7 @@ pub(super) struct Frames {
 
 impl Frames {
     /// Counts what begins in `bytes`, which follow those of the last call.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Sent {
+    pub fn read(&mut self, mut bytes: &[u8]) -> Sent {
         let mut sent = Sent::default();
         while let [first, rest @ ..] = bytes {
             if self.payload > 0 {
@@ -113,18 +113,18 @@ impl Frames {
     }
 
     /// Whether what was read so far ends with a frame.
-    pub(super) fn is_between(&self) -> bool {
+    pub fn is_between(&self) -> bool {
         self.have == 0 && self.payload == 0
     }
 
     /// Bytes of the current frame that are still to come; `None` within its header.
-    pub(super) fn left(&self) -> Option<usize> {
+    pub fn left(&self) -> Option<usize> {
         let left = usize::try_from(self.payload).unwrap_or(usize::MAX);
         (self.have == 0).then_some(left)
     }
 
     /// Whether a close frame has begun, which is a peer's last one.
-    pub(super) fn is_closing(&self) -> bool {
+    pub fn is_closing(&self) -> bool {
         self.is_closing
     }
 
