@@ -35,6 +35,7 @@ use super::{
     routes::Routes,
 };
 use crate::{
+    broker::Delivery,
     observability::metrics::GaugeGuard,
     user::{User, UserId},
 };
@@ -162,7 +163,7 @@ impl CommonQueues {
         ));
         let deliver = {
             let routes = routes.clone();
-            move |delivery: &_| {
+            move |delivery: &Delivery<'_>| {
                 routes.deliver(delivery);
             }
         };
