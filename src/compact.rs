@@ -109,8 +109,8 @@ pub(crate) fn bytes_taken_by<T>(make: impl FnOnce() -> T) -> (usize, T) {
         i128::from(taken.get()) - i128::from(given.get())
     };
     let before = held();
-    let made = make();
-    (usize::try_from(held() - before).unwrap(), made)
+    let thing = make();
+    (usize::try_from(held() - before).unwrap(), thing)
 }
 
 #[cfg(test)]

@@ -115,10 +115,16 @@ impl History {
         let _ = timeout(REACHED_WITHIN, reached).await;
     }
 
-    /// Adds what the log has at `offset`, behind all that is kept; `is_update` tells it from
+    /// Adds what the log has at `offset` and came `now`, behind all that is kept; `is_update` tells it from
     /// what concerns nobody. The caller hands it on before it drops what is returned.
-    pub(crate) fn push(&self, offset: u64, delivery: &Delivery<'_>, is_update: bool) -> Past<'_> {
-        let entry = self.entry(offset, delivery, is_update, Instant::now());
+    pub(crate) fn push(
+        &self,
+        offset: u64,
+        delivery: &Delivery<'_>,
+        is_update: bool,
+        now: Instant,
+    ) -> Past<'_> {
+        let entry = self.entry(offset, delivery, is_update, now);
         let mut past = self.look();
         past.ring.push(entry);
         past.report();

@@ -258,7 +258,8 @@ mod tests {
         Delivery {
             body: b"a body",
             routing_key: "key",
-            published_at: (offset % 2 == 0)
+            published_at: offset
+                .is_multiple_of(2)
                 .then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(offset)),
             position: None,
         }

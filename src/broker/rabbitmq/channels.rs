@@ -275,7 +275,7 @@ impl Channels {
         queues: Vec<(String, D)>,
     ) -> Result<(), LinkError>
     where
-        D: Fn(&Delivery<'_>) + Send + 'static,
+        D: Fn(&Delivery<'_>) -> bool + Send + 'static,
     {
         let (channel, prefetch) = (on.channel.channel.clone(), self.prefetch);
         let (acks, handing_off) = (on.acks.clone(), self.handing_off.clone());
@@ -291,7 +291,7 @@ impl Channels {
                 let received = received.clone();
                 let deliver = move |delivery: &Delivery<'_>| {
                     received.fetch_add(1, Ordering::Relaxed);
-                    deliver(delivery);
+                    deliver(delivery)
                 };
                 handing_off.spawn(consumer::consume(messages, acks.clone(), deliver));
             }

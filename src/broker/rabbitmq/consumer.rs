@@ -34,12 +34,13 @@ impl Turn {
     }
 }
 
-/// Hands a queue's updates to `deliver` until the consumer has ended, and settles
-/// each. What amqprs buffers in `messages` is bounded by the prefetch.
+/// Hands a queue's updates to `deliver`, which returns whether they are for somebody, until the
+/// consumer has ended, and settles each. What amqprs buffers in `messages` is bounded by the
+/// prefetch.
 pub(super) async fn consume(
     mut messages: UnboundedReceiver<ConsumerMessage>,
     acks: Arc<Acks>,
-    deliver: impl Fn(&Delivery<'_>) + Send,
+    deliver: impl Fn(&Delivery<'_>) -> bool + Send,
 ) {
     let mut turn = Turn::default();
     // A user may have a consumer: what is here while it waits is small.
@@ -52,8 +53,9 @@ pub(super) async fn consume(
     }
 }
 
-/// Hands a message to `deliver`, and settles it. Returns the size of its body.
-fn take(message: &ConsumerMessage, acks: &Acks, deliver: impl Fn(&Delivery<'_>)) -> usize {
+/// Hands a message to `deliver`, and settles it. Returns the bytes that sockets have to write
+/// now.
+fn take(message: &ConsumerMessage, acks: &Acks, deliver: impl Fn(&Delivery<'_>) -> bool) -> usize {
     // Every message has one.
     let Some(method) = &message.deliver else {
         return 0;
@@ -61,14 +63,14 @@ fn take(message: &ConsumerMessage, acks: &Acks, deliver: impl Fn(&Delivery<'_>))
     let properties = message.basic_properties.as_ref();
     let timestamp = properties.and_then(BasicProperties::timestamp);
     let body = message.content.as_deref().unwrap_or_default();
-    deliver(&Delivery {
+    let is_claimed = deliver(&Delivery {
         body,
         routing_key: method.routing_key(),
         published_at: timestamp.and_then(published_at),
         position: None,
     });
     acks.settle(method.delivery_tag());
-    body.len()
+    if is_claimed { body.len() } else { 0 }
 }
 
 /// Calls a handler. One that panics must neither end its user's subscription nor leave

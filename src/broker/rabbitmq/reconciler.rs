@@ -241,7 +241,9 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::{super::topology::Refusal, *};
-    use crate::{broker::Delivery, config::RabbitMqConfig, observability::metrics::Metrics, user::UserId};
+    use crate::{
+        broker::Delivery, config::RabbitMqConfig, observability::metrics::Metrics, user::UserId,
+    };
 
     fn user(id: usize) -> User {
         User {

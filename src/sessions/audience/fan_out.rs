@@ -123,7 +123,7 @@ impl<P: Peer> Audience<P> {
 
     /// Decodes an update, and refuses one that is not this user's.
     pub(super) fn accept<'a>(&self, delivery: &'a Delivery<'_>) -> Result<Update<'a>, Rejection> {
-        let update = Update::decode(&delivery.body)?;
+        let update = Update::decode(delivery.body)?;
         update.check_recipient(&self.user)?;
         Ok(update)
     }

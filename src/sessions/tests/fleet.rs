@@ -13,6 +13,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 use super::double::{Emitted, Wire, user};
 use crate::{
@@ -285,7 +286,8 @@ impl Feed {
                 .filter(|(user, _)| self.keys.are_for(user, &key));
             meant.map(|(_, (handler, _))| handler.clone()).collect()
         };
-        let past = published.deliver(|delivery| self.history.push(offset, delivery, true));
+        let past =
+            published.deliver(|delivery| self.history.push(offset, delivery, true, Instant::now()));
         for handler in handlers {
             handler(&past.newest().unwrap());
         }

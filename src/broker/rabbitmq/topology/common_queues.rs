@@ -163,9 +163,7 @@ impl CommonQueues {
         ));
         let deliver = {
             let routes = routes.clone();
-            move |delivery: &Delivery<'_>| {
-                routes.deliver(delivery);
-            }
+            move |delivery: &Delivery<'_>| routes.deliver(delivery)
         };
         let on = &channels.consumers[index % channels.consumers.len()];
         channels.consume(on, vec![(name.clone(), deliver)]).await?;

@@ -1,12 +1,15 @@
 //! A message of the stream, with its place. Pure.
 
-use amqprs::{FieldValue, channel::ConsumerMessage};
+use std::sync::LazyLock;
+
+use amqprs::{FieldName, FieldValue, channel::ConsumerMessage};
 
 use super::super::super::consumer;
 use crate::broker::Delivery;
 
 /// The header with a message's place.
-const OFFSET: &str = "x-stream-offset";
+static OFFSET: LazyLock<FieldName> =
+    LazyLock::new(|| "x-stream-offset".try_into().expect("a short name"));
 
 /// No stream gets so far. RabbitMQ before 3.11 passes on a header of that name from a publisher
 /// as well, and events are numbered by twice the offset.
@@ -23,8 +26,7 @@ pub(super) struct Message<'a> {
 pub(super) fn parse<'a>(message: &'a ConsumerMessage, markers: &str) -> Option<Message<'a>> {
     let deliver = message.deliver.as_ref()?;
     let properties = message.basic_properties.as_ref()?;
-    let header = OFFSET.try_into().expect("a short name");
-    let offset = match properties.headers()?.get(&header)? {
+    let offset = match properties.headers()?.get(&OFFSET)? {
         FieldValue::l(offset) => u64::try_from(*offset).ok().filter(|it| *it < MAX_OFFSET)?,
         _ => return None,
     };

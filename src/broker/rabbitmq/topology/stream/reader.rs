@@ -266,7 +266,7 @@ impl Reader {
         if !was_certain {
             self.came.notify_waiters();
         }
-        let past = self.history.push(offset, &delivery, !is_marker);
+        let past = self.history.push(offset, &delivery, !is_marker, now);
         let number = past.last();
         let delivery = Delivery {
             position: Some(LogPosition { offset, number }),
