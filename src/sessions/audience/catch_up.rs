@@ -25,7 +25,7 @@ enum Waiting<'a> {
     /// An update in the user's log, ready to be sent.
     Kept(&'a Entry),
     /// An update in the history, with its number, as it was published.
-    Past(u64, &'a Delivery),
+    Past(u64, Delivery<'a>),
     /// Something that is no longer kept.
     Lost,
 }
@@ -115,9 +115,9 @@ impl<P: Peer> Audience<P> {
                 emitted
             };
             let (emitted, last) = match waiting {
-                Waiting::Kept(entry) => (self.with_kept(log, entry, &mut emit), entry.last),
+                Waiting::Kept(entry) => (self.with_kept(log, entry, &mut emit), entry.last()),
                 Waiting::Past(number, delivery) => {
-                    (self.with_past(number, delivery, &mut emit), 2 * number + 1)
+                    (self.with_past(number, &delivery, &mut emit), 2 * number + 1)
                 }
                 Waiting::Nothing | Waiting::Lost => continue,
             };
@@ -209,7 +209,7 @@ impl<P: Peer> Audience<P> {
     fn with_past<T>(
         &self,
         number: u64,
-        delivery: &Delivery,
+        delivery: &Delivery<'_>,
         emit: impl FnOnce(&Events<'_>) -> T,
     ) -> Option<T> {
         let update = self.accept(delivery).ok()?;
