@@ -57,7 +57,7 @@ use crate::{
 };
 
 /// Packets that a socket's buffer holds: enough for the limit in bytes (see
-/// `sessions::audience::lag`) to be met first, however small the packets are. The
+/// `socketio::peer::polled`) to be met first, however small the packets are. The
 /// buffer takes memory only for packets that wait, in blocks of 32.
 const SOCKET_BUFFER_PACKETS: usize = 64 * 1024;
 

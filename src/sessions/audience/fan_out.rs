@@ -79,6 +79,14 @@ impl<P: Peer> Audience<P> {
         for member in members {
             match &member.status {
                 Status::Joining => {}
+                Status::Behind {
+                    seen,
+                    peer: Some(peer),
+                } if self.is_too_far_behind(log, *seen) => {
+                    self.cut(peer, "too many bytes wait");
+                    member.status = Status::Cut;
+                    kept |= member.recovery.is_some();
+                }
                 // The session may come back for it, or is handed it from the log.
                 Status::Away(_) | Status::Behind { .. } => kept = true,
                 Status::Cut => kept |= member.recovery.is_some(),

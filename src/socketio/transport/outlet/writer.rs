@@ -6,6 +6,7 @@
 use std::io;
 
 use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
 use tungstenite::protocol::frame::FrameHeader;
 
 use crate::socketio::transport::frames::Frames;
@@ -22,7 +23,7 @@ const MARKER_START: &[u8] = br#"42["chat3-gateway:direct","#;
 pub struct Packed {
     pub bytes: Vec<u8>,
     /// Where each frame ends.
-    pub ends: Vec<usize>,
+    pub ends: SmallVec<[usize; 2]>,
 }
 
 /// What became of a direct write.
@@ -84,7 +85,8 @@ impl Writer {
     }
 
     pub(super) fn ask(&mut self, session: u64) -> bool {
-        if matches!(self.way, Way::Asked(asked) | Way::Direct(asked) if asked == session) {
+        // Sessions are numbered in their order, and an earlier one has ended.
+        if matches!(self.way, Way::Asked(asked) | Way::Direct(asked) if asked >= session) {
             return false;
         }
         self.way = Way::Asked(session);
