@@ -1,17 +1,10 @@
 //! A message of the stream, with its place. Pure.
 
-use amqprs::{FieldValue, channel::ConsumerMessage};
+use amqprs::channel::ConsumerMessage;
 use bytes::Bytes;
 
-use super::super::super::consumer;
+use super::super::super::{consumer, place::Offset};
 use crate::broker::Delivery;
-
-/// The header with a message's place.
-const OFFSET: &str = "x-stream-offset";
-
-/// No stream gets so far. RabbitMQ before 3.11 passes on a header of that name from a publisher
-/// as well, and events are numbered by twice the offset.
-const MAX_OFFSET: u64 = 1 << 60;
 
 /// What came through the stream.
 pub(super) struct Message {
@@ -24,10 +17,8 @@ pub(super) struct Message {
 pub(super) fn parse(message: ConsumerMessage, markers: &str) -> Option<Message> {
     let deliver = message.deliver?;
     let properties = message.basic_properties.unwrap_or_default();
-    let header = OFFSET.try_into().expect("a short name");
-    let offset = match properties.headers()?.get(&header)? {
-        FieldValue::l(offset) => u64::try_from(*offset).ok().filter(|it| *it < MAX_OFFSET)?,
-        _ => return None,
+    let Offset::At(offset) = Offset::of(&properties) else {
+        return None;
     };
     let content = message.content.unwrap_or_default();
     Some(Message {
