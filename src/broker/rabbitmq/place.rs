@@ -238,13 +238,13 @@ impl Place {
         let (start, expected) = match (self.last, self.past, self.search) {
             (Some(_), Some(past), _) => (StartAt::Offset(past), Expected::Past(past)),
             (Some(last), None, _) => (StartAt::Offset(last), Expected::TheLast),
-            (None, _, Some(search)) => match search.found() {
-                Some(offset) => (StartAt::Offset(offset), Expected::Any),
-                None => {
-                    let offset = search.next();
-                    (StartAt::Offset(offset), Expected::Tried(offset))
-                }
-            },
+            (None, _, Some(search)) if let Some(offset) = search.found() => {
+                (StartAt::Offset(offset), Expected::Any)
+            }
+            (None, _, Some(search)) => {
+                let offset = search.next();
+                (StartAt::Offset(offset), Expected::Tried(offset))
+            }
             (None, _, None) if self.reads_everything => (StartAt::First, Expected::Any),
             (None, _, None) => (StartAt::Next, Expected::Any),
         };
