@@ -12,7 +12,7 @@ import { nameOf } from './people';
 import { useReceipts } from './useReceipts';
 import { useTypers } from './useTypers';
 
-const GATEWAY_URL: string = import.meta.env.VITE_GATEWAY_URL ?? `http://${location.hostname}:3001`;
+const GATEWAY_URL: string = import.meta.env.VITE_GATEWAY_URL ?? `http://${location.hostname}:${import.meta.env.VITE_GATEWAY_PORT}`;
 
 /** The chat of the user at the screen. */
 export function Chat({ me }: { me: string }) {

@@ -15,16 +15,24 @@ export function show(node, text) {
   node.hidden = !text;
 }
 
-export async function postJson(url, body) {
+export async function postJson(url, body, method = 'POST') {
   let response;
   try {
-    response = await fetch(url, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) });
+    response = await fetch(url, { method, headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) });
   } catch {
     throw Object.assign(new Error('The gateway does not answer. Is it still running?'), { unreachable: true });
   }
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error || `HTTP ${response.status}`);
   return answer;
+}
+
+// What a phone's first screen has no room for starts folded there.
+export function foldOnPhones(root) {
+  const phone = matchMedia('(max-width: 720px)');
+  const fold = () => root.querySelectorAll('[data-fold]').forEach((details) => (details.open = !phone.matches));
+  phone.addEventListener('change', fold);
+  fold();
 }
 
 // navigator.clipboard exists on https and localhost only; a page opened by LAN address needs the old way.

@@ -1,6 +1,7 @@
 // The development page: puts its parts together.
 
-import { byId, connectSnippet, copyText, curlOf } from './dom.js';
+import { byId, connectSnippet, copyText, curlOf, foldOnPhones } from './dom.js';
+import { bindEnvelope } from './envelope.js';
 import { bindPublishForm, loadTemplates, showRecipients } from './publish.js';
 import { createPane, signIn } from './users.js';
 
@@ -43,6 +44,8 @@ function bindCopyButtons() {
 const hasClient = typeof window.io === 'function';
 const panes = { a: createPane('a', 'usr_alice'), b: createPane('b', 'usr_bob') };
 bindTheme();
+foldOnPhones(document);
+bindEnvelope();
 bindPublishForm(panes);
 bindCopyButtons();
 showSnippet();
