@@ -93,7 +93,7 @@ test-rust: rabbitmq ## Unit tests, and integration tests against a private Rabbi
 
 # Suites wait most of the time, so as many run at once as there are cores; node's default
 # is one fewer.
-test-e2e: rabbitmq chromium openssl curl $(client) tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
+test-e2e: rabbitmq chromium openssl curl python3 $(client) tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked --bins --examples
 	cd tests && node --test --test-concurrency=$$(nproc) e2e/*.test.mjs
 
@@ -197,7 +197,7 @@ deny: ## Check the dependencies for advisories, licences and sources (ADVISORY_D
 	$(if $(ADVISORY_DB),GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0='url.$(ADVISORY_DB).insteadOf' \
 		GIT_CONFIG_VALUE_0=https://github.com/RustSec/advisory-db) cargo deny --locked check
 
-.PHONY: bench-needs chaos-needs compiler npm rabbitmq haproxy chromium openssl curl
+.PHONY: bench-needs chaos-needs compiler npm rabbitmq haproxy chromium openssl curl python3
 # The node of some distributions is too old for the tests and Vite.
 npm:
 	$(call need,npm,npm)
@@ -207,6 +207,9 @@ npm:
 # The system service is never used; the tests start private brokers.
 rabbitmq:
 	$(call need,/usr/lib/rabbitmq/bin/rabbitmq-server,rabbitmq-server)
+
+python3:
+	$(call need,python3,python3-minimal)
 
 openssl:
 	$(call need,openssl,openssl)

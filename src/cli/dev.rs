@@ -313,7 +313,11 @@ async fn switch_envelope(
     let unknown = |_| BadRequest("envelope is auto, sections or original".into());
     let asked = Envelope::from_str(&request.envelope, false).map_err(unknown)?;
     dev.next_envelope.send_replace(asked);
-    Ok((StatusCode::ACCEPTED, Json(json!({"envelope": request.envelope}))).into_response())
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(json!({"envelope": request.envelope})),
+    )
+        .into_response())
 }
 
 /// What is wrong with a request, as JSON.

@@ -1,12 +1,15 @@
 // The development mode: no broker, a page, tokens and publishing over HTTP.
 
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { symlinkSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
+import path from 'node:path';
 import { after, before, test } from 'node:test';
 
 import { chromium } from 'playwright-core';
 
-import { Gateway, SECRET, Tab, token, until } from './harness.mjs';
+import { Gateway, SECRET, Tab, temporaryFolder, testsFolder, token, until } from './harness.mjs';
 
 let gateway;
 
@@ -538,13 +541,14 @@ test('page: no control wraps onto a line of its own', async () => {
     await page.evaluate(() => document.querySelectorAll('[data-fold], .connect').forEach((details) => (details.open = true)));
     const groups = '.controls, .tools, .pair, .identity, .counts, .burst, .top, .row';
     const alone = await page.locator(groups).evaluateAll((all) => all.flatMap((group) => {
+      const box = (child) => child.getBoundingClientRect();
       const shown = [...group.children].filter((child) => child.getClientRects().length > 0);
-      const lines = Map.groupBy(shown, (child) => Math.round((child.getBoundingClientRect().top + child.getBoundingClientRect().bottom) / 2 / 12));
-      if (lines.size < 2) return [];
-      const room = group.getBoundingClientRect().width;
+      // Beside each other is what shares some height.
+      const neighbours = (child) => shown.filter((other) => box(other).top < box(child).bottom && box(child).top < box(other).bottom);
+      const isControl = (child) => child.matches('button, input, select') || child.querySelector('button, input, select');
       // A line that one control fills is no leftover.
-      const leftovers = [...lines.values()].filter((line) => line.length === 1 && line[0].getBoundingClientRect().width < room * 0.8);
-      return leftovers.map(([child]) => `${group.className}: ${child.textContent.trim().slice(0, 30)}`);
+      const leftovers = shown.filter((child) => shown.length > 1 && isControl(child) && neighbours(child).length === 1 && box(child).width < box(group).width * 0.8);
+      return leftovers.map((child) => `${group.className}: ${child.textContent.trim().slice(0, 30)}`);
     }));
     assert.deepEqual(alone, [], `${width}x${height}`);
     const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
@@ -638,6 +642,22 @@ test('page: another envelope is what everybody gets from then on, after a refetc
   assert.equal((await own.get('/dev/envelope', { ...json({ envelope: 'xml' }), method: 'PUT' })).status, 400);
   assert.equal((await own.terminate()).code, 0);
   await page.close();
+});
+
+test('page: the program that it shows runs as pasted', async () => {
+  const page = await openPage();
+  const program = await page.textContent('#connect-snippet');
+  await page.close();
+  const folder = temporaryFolder();
+  writeFileSync(path.join(folder, 'pasted.mjs'), program);
+  symlinkSync(path.join(testsFolder, 'node_modules'), path.join(folder, 'node_modules'));
+  const pasted = spawn(process.execPath, ['pasted.mjs'], { cwd: folder });
+  let output = '';
+  for (const stream of [pasted.stdout, pasted.stderr]) stream.on('data', (data) => (output += data));
+  await until('connected', () => output.includes('connected: fetch your state now'));
+  await gateway.json('/dev/updates', json({ userId: 'usr_alice', eventType: 'message.create' }));
+  await until('both events', () => /^update \{[\s\S]*^message \{[\s\S]*Hello!/m.test(output));
+  pasted.kill();
 });
 
 test('page: nothing is inline, and nothing comes from other hosts', async () => {

@@ -408,10 +408,9 @@ test('the port of the gateway is all it needs to find it; where none is, it name
 
   const port = await freePort();
   const lost = await App.start({ find: () => ({ PORT: String(port) }) });
-  const named = new RegExp(`No gateway at http://127\\.0\\.0\\.1:${port}\\. Start it with \`make run\`; if it has another port.*PORT=3301 make react`);
-  assert.match(lost.output, named);
+  assert.match(lost.output, new RegExp(`No gateway at http://127\\.0\\.0\\.1:${port}\\. Start it with \`make run\`; if it has another port.*PORT=3301 make react`));
   const page = await browser.newPage();
   await page.goto(`${lost.url}/?user=usr_alice`);
-  await page.getByText(named).waitFor();
+  await page.getByText(new RegExp(`No connection to http://127\\.0\\.0\\.1:${port} .*; if it has another port: \`PORT=3301 make react\``)).waitFor();
   await page.close();
 });

@@ -81,6 +81,8 @@ export function Chat({ me }: { me: string }) {
 /** What the user should know about the connection, beyond the badge. */
 function failureOf({ status, reason, failures }: Connection): string | null {
   if (status === 'syncing' && failures > 0) return reason;
-  if (status === 'connecting' && reason) return `No connection to ${GATEWAY_URL} (${reason}). Start the gateway with \`make run\`.`;
+  if (status === 'connecting' && reason) {
+    return `No connection to ${GATEWAY_URL} (${reason}). Start the gateway with \`make run\`; if it has another port: \`PORT=3301 make react\`.`;
+  }
   return null;
 }

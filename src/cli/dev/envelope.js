@@ -51,7 +51,10 @@ function column(envelope, events, lines, known) {
     const text = element('pre', 'code');
     text.tabIndex = 0;
     text.setAttribute('aria-label', `${event} with ${envelope}`);
-    for (const line of lines(payload)) text.append(known.has(bare(line)) ? line : element('mark', '', line), '\n');
+    for (const line of lines(payload)) {
+      const indent = line.slice(0, line.length - line.trimStart().length);
+      text.append(indent, known.has(bare(line)) ? line.trimStart() : element('mark', '', line.trimStart()), '\n');
+    }
     root.append(text);
   });
   if (events.length === 1) root.append(element('p', 'muted small', 'No other event.'));

@@ -1,6 +1,6 @@
 // The development page: puts its parts together.
 
-import { byId, connectSnippet, copyText, curlOf, foldOnPhones } from './dom.js';
+import { byId, connectSnippet, copyText, foldOnPhones } from './dom.js';
 import { bindEnvelope } from './envelope.js';
 import { bindPublishForm, loadTemplates, showRecipients } from './publish.js';
 import { createPane, signIn } from './users.js';
@@ -31,8 +31,7 @@ function bindTheme() {
 }
 
 function showSnippet() {
-  const token = curlOf('/dev/tokens', { userId: 'usr_alice', tenantId: 'tnt_default' }).replaceAll('\n', '\n//   ');
-  byId('connect-snippet').textContent = connectSnippet('…', `// A token for a user, in a terminal:\n//   ${token}\n\n`);
+  byId('connect-snippet').textContent = connectSnippet({ userId: 'usr_alice', tenantId: 'tnt_default' });
 }
 
 function bindCopyButtons() {

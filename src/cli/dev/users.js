@@ -192,7 +192,7 @@ export function createPane(key, userId) {
     signOut(pane);
   });
   part(pane, 'copy-token').addEventListener('click', (event) => copyText(event.currentTarget, pane.token));
-  part(pane, 'copy-snippet').addEventListener('click', (event) => copyText(event.currentTarget, connectSnippet(pane.token)));
+  part(pane, 'copy-snippet').addEventListener('click', (event) => copyText(event.currentTarget, connectSnippet(identityOf(pane))));
   part(pane, 'renew').addEventListener('click', () => renew(pane));
   part(pane, 'cut').addEventListener('click', () => (pane.state === 'cut' ? restore(pane) : cut(pane)));
   byId('compare').before(root);
