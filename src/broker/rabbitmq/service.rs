@@ -15,7 +15,11 @@ use super::{
     topology::{self, Reader},
 };
 use crate::{
-    broker::{BroadcastHandler, Broker, Handler, Subscribed, history::History},
+    broker::{
+        BroadcastHandler, Broker, Handler, Subscribed,
+        history::History,
+        presence::{Asked, Attendance, State},
+    },
     config::RabbitMqConfig,
     observability::metrics::Metrics,
     user::User,
@@ -153,6 +157,15 @@ impl Broker for RabbitMqService {
 
     fn history(&self) -> Option<Arc<History>> {
         self.reader.as_ref().map(|reader| reader.history().clone())
+    }
+
+    fn attendance(&self) -> Option<Arc<Attendance>> {
+        let presence = self.shared.presence.as_ref();
+        presence.map(|presence| presence.attendance.clone())
+    }
+
+    async fn presence(&self, users: &[Asked]) -> Option<Vec<State>> {
+        self.shared.presence.as_ref()?.states(users).await
     }
 
     fn metrics(&self) -> Option<Metrics> {

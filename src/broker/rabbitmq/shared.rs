@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::{desired::Desired, instance::instance_id};
+use super::{desired::Desired, instance::instance_id, presence::Presence};
 use crate::{
     broker::{Broadcast, BroadcastHandler},
     config::{RabbitMqConfig, Topology},
@@ -40,6 +40,8 @@ pub(super) struct Shared {
     /// Whether kept orders wait to be read, and so sockets to be let in.
     pub(super) reading_orders: watch::Sender<bool>,
     pub(super) started_at: SystemTime,
+    /// `None`: nobody is told who is online.
+    pub(super) presence: Option<Presence>,
     broadcast_handlers: watch::Sender<Vec<BroadcastHandler>>,
 }
 
@@ -49,6 +51,7 @@ impl Shared {
             instance: instance_id(&config),
             reading_orders: watch::Sender::new(config.keeps_orders()),
             started_at: SystemTime::now(),
+            presence: config.tells_presence().then(Presence::new),
             config,
             metrics,
             desired: Desired::default(),

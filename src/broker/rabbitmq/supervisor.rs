@@ -16,6 +16,7 @@ use super::{
     control,
     link::{Ended, Link},
     link_error::LinkError,
+    presence,
     shared::Shared,
     silence,
     topology::Reader,
@@ -30,6 +31,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, reader: Option<Arc<Reader>>) 
     let mut linked_before = false;
     let mut refused = IndexSet::new();
     let control = AbortOnDropHandle::new(tokio::spawn(control::listen(shared.clone())));
+    let presence = AbortOnDropHandle::new(tokio::spawn(presence::take_part(shared.clone())));
     let silence = AbortOnDropHandle::new(tokio::spawn(silence::watch(shared.clone())));
     for epoch in 0_u64.. {
         let opened = tokio::select! {
@@ -83,6 +85,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, reader: Option<Arc<Reader>>) 
     let _ = silence.await;
     shared.consuming.send_replace(false);
     let _ = control.await;
+    let _ = presence.await;
 }
 
 /// Follows the desired state through `link` until it is lost or the service is closed.
