@@ -31,10 +31,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-#[cfg(feature = "cli")] // For the doctor.
-pub(crate) use self::names::Names;
 #[cfg(not(feature = "cli"))]
 use self::names::Names;
+#[cfg(feature = "cli")] // For the doctor.
+pub(crate) use self::names::{Names, declaration};
 use self::{member::Member, wire::Wire};
 use super::{backoff::Backoff, link_error::LinkError, shared::Shared};
 use crate::broker::presence::{Asked, Attendance, MOST_ASKED, State};
@@ -64,8 +64,8 @@ struct Question {
     reply: oneshot::Sender<Vec<State>>,
 }
 
-impl Presence {
-    pub(super) fn new() -> Self {
+impl Default for Presence {
+    fn default() -> Self {
         let (questions, asked) = mpsc::channel(MOST_WAITING);
         Self {
             attendance: Arc::default(),
@@ -74,7 +74,9 @@ impl Presence {
             is_connected: AtomicBool::new(false),
         }
     }
+}
 
+impl Presence {
     /// Asks the keeper, in several questions if there are many users; `None` if it does not
     /// answer within seconds.
     pub(super) async fn states(&self, users: &[Asked]) -> Option<Vec<State>> {
@@ -113,8 +115,8 @@ impl Presence {
 }
 
 /// Takes part until the service is closed, if presence is on.
-pub(super) async fn take_part(shared: Arc<Shared>) {
-    let Some(presence) = &shared.presence else {
+pub(super) async fn take_part(shared: Arc<Shared>, presence: Option<Arc<Presence>>) {
+    let Some(presence) = presence else {
         return;
     };
     let asked = presence
@@ -140,7 +142,7 @@ pub(super) async fn take_part(shared: Arc<Shared>) {
             Ok(mut wire) => {
                 let up_since = Instant::now();
                 let error = tokio::select! {
-                    error = connected(&shared, presence, &names, &mut wire, run, &mut asked) => error,
+                    error = connected(&shared, &presence, &names, &mut wire, run, &mut asked) => error,
                     () = shared.close.cancelled() => None,
                 };
                 is_reported &= !presence.is_connected();

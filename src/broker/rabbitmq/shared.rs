@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::{desired::Desired, instance::instance_id, presence::Presence};
+use super::{desired::Desired, instance::instance_id};
 use crate::{
     broker::{Broadcast, BroadcastHandler},
     config::{RabbitMqConfig, Topology},
@@ -40,8 +40,6 @@ pub(super) struct Shared {
     /// Whether kept orders wait to be read, and so sockets to be let in.
     pub(super) reading_orders: watch::Sender<bool>,
     pub(super) started_at: SystemTime,
-    /// `None`: nobody is told who is online.
-    pub(super) presence: Option<Presence>,
     broadcast_handlers: watch::Sender<Vec<BroadcastHandler>>,
 }
 
@@ -51,7 +49,6 @@ impl Shared {
             instance: instance_id(&config),
             reading_orders: watch::Sender::new(config.keeps_orders()),
             started_at: SystemTime::now(),
-            presence: config.tells_presence().then(Presence::new),
             config,
             metrics,
             desired: Desired::default(),

@@ -4,7 +4,7 @@
 //! as all of the gateway's queues do, so they need no further rights.
 
 use amqprs::{
-    FieldValue,
+    FieldTable, FieldValue,
     channel::{ExchangeDeclareArguments, ExchangeType, QueueBindArguments, QueueDeclareArguments},
 };
 
@@ -52,17 +52,11 @@ impl Names {
         }
     }
 
-    /// The declarations of the keeper's queue and of the ledger.
-    pub(crate) fn queues(&self) -> [QueueDeclareArguments; 2] {
+    /// The keeper's queue and the ledger, with their arguments.
+    pub(crate) fn queues(&self) -> [(&str, FieldTable); 2] {
         let kind = || {
             let quorum = "quorum".try_into().expect("a short text");
             ("x-queue-type", FieldValue::S(quorum))
-        };
-        let declare = |name: &str, arguments| {
-            QueueDeclareArguments::new(name)
-                .durable(true)
-                .arguments(arguments)
-                .finish()
         };
         let keeper = table([
             kind(),
@@ -70,10 +64,7 @@ impl Names {
             ("x-delivery-limit", FieldValue::I(MOST_DELIVERIES)),
             ("x-max-length-bytes", FieldValue::l(MOST_WAITING)),
         ]);
-        [
-            declare(&self.keeper, keeper),
-            declare(&self.ledger, table([kind()])),
-        ]
+        [(&self.keeper, keeper), (&self.ledger, table([kind()]))]
     }
 
     /// Declares everything, and the instance's own queue.
@@ -87,7 +78,9 @@ impl Names {
             (&self.events, ExchangeType::Topic),
             (&self.fleet, ExchangeType::Direct),
         ];
-        let [keeper, ledger] = self.queues();
+        let [keeper, ledger] = self
+            .queues()
+            .map(|(name, arguments)| declaration(name, arguments));
         let own_queue = QueueDeclareArguments::new(own)
             .exclusive(true)
             .auto_delete(true)
@@ -116,4 +109,12 @@ impl Names {
         }
         Ok(())
     }
+}
+
+/// The declaration of a queue that stays.
+pub(crate) fn declaration(name: &str, arguments: FieldTable) -> QueueDeclareArguments {
+    QueueDeclareArguments::new(name)
+        .durable(true)
+        .arguments(arguments)
+        .finish()
 }
