@@ -7,14 +7,13 @@ import { before, test } from 'node:test';
 
 import amqplib from 'amqplib';
 
-import { Broker, Gateway, Network, Publisher, Tab, runGateway, testsFolder, until } from './harness.mjs';
+import { Broker, Gateway, Network, Publisher, Tab, runGateway, testsFolder, token, until } from './harness.mjs';
 
 const GRACE_MS = 1500;
 
 /** RabbitMQ tells the keeper within 2 s that an instance is gone; a new keeper takes a second more. */
 const NOTICED_MS = 4000;
 
-/** Longer than the deadlines here, had an instance to wait for it. */
 const WEBSOCKET = { transports: ['websocket'] };
 
 let broker;
@@ -169,7 +168,7 @@ test('users of one id in several tenants, or in none, are several users', async 
   const tabs = [await open(gateway, 'usr_b', { tenantId: 't1' }), await open(gateway, 'usr_b', { tenantId: 't2' }), await open(gateway, 'usr_b', {})];
   await consumer.tells('usr_b', [true, true, true]);
   assert.deepEqual(consumer.of('usr_b').map(({ key }) => key).sort(), ['presence.-.usr_b', 'presence.t1.usr_b', 'presence.t2.usr_b']);
-  assert.deepEqual(consumer.of('usr_b').map(({ tenantId }) => tenantId).sort(), ['t1', 't2', null]);
+  assert.deepEqual(consumer.of('usr_b').map(({ tenantId }) => tenantId).sort(), [null, 't1', 't2']);
   assert.equal((await states(gateway, { userIds: ['usr_b'] })).usr_b.sockets, 3);
   assert.equal((await states(gateway, { userIds: ['usr_b'], tenantId: 't1' })).usr_b.sockets, 1);
   assert.equal((await states(gateway, { userIds: ['usr_b'], tenantId: 't3' })).usr_b.online, false);
@@ -208,7 +207,6 @@ test('users of an instance that is killed are offline after the grace, unless th
     await until('one socket', async () => (await states(survivor, { userIds: [both] }))[both].sockets === 1);
     await new Promise((resolve) => setTimeout(resolve, GRACE_MS));
     for (const userId of [returns, both]) assert.ok(!consumer.told(userId).includes(false), `${userId}: ${consumer.told(userId)}`);
-    assert.equal(await survivor.metric('presence_users'), victim === 0 ? await survivor.metric('presence_users') : 4);
     for (const tab of tabs) tab.close();
     await consumer.endsWith(both, false);
   }
@@ -246,8 +244,7 @@ test('after a restart of the broker, what changed meanwhile is told', async () =
   assert.equal((await one.json('/api/users/usr_stays', operator)).fleet, null);
   tabs.leaves.close();
   tabs.moves.close();
-  const moved = new Tab(other, (await import('./harness.mjs')).token('usr_moves', { tenantId: 'tnt_a' }), WEBSOCKET);
-  const came = new Tab(other, (await import('./harness.mjs')).token('usr_comes', { tenantId: 'tnt_a' }), WEBSOCKET);
+  const [moved, came] = ['usr_moves', 'usr_comes'].map((userId) => new Tab(other, token(userId, { tenantId: 'tnt_a' }), WEBSOCKET));
   await own.start();
   await consumer.connect();
   await consumer.endsWith('usr_comes', true, 60_000);
