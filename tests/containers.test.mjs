@@ -60,7 +60,7 @@ test('a container without rights is healthy at whichever port it was given', { s
     for (const init of [[], ['--init']]) {
       const isPossible = init.length === 0 || (await podman('info', '--format', '{{.Host.InitPath}}').catch(() => ''));
       if (!isPossible) continue;
-      await podman('run', '-d', '--name', 'one', ...init, ...confined, 'chat3-gateway', 'dev', '--host', '0.0.0.0', ...settings);
+      await podman('run', '-d', '--name', 'one', ...init, ...confined, 'chat3-gateway', 'dev', ...settings);
       await until('health', () => podman('healthcheck', 'run', 'one').then(() => true, () => false));
       await podman('stop', '--time', '15', 'one');
       assert.equal(await podman('inspect', '--format', '{{.State.ExitCode}}', 'one'), '0');
