@@ -160,6 +160,10 @@ bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the ta
 fleet: bench-needs haproxy ## Restarts under load: three instances with 3,000 sockets, and one with 10,000; prints figures (FLEET_SCENARIOS= FLEET_TOPOLOGIES=)
 	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) fleet.mjs
 
+presence: rabbitmq tests/node_modules ## Presence of 10,000 users who come, lose their instance, leave and return at once; prints figures (PRESENCE_USERS=10000)
+	cargo build --locked --release
+	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) presence.mjs $(PRESENCE_USERS)
+
 proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy, and how soon clients are back when a gateway goes
 	$(call need,/usr/sbin/nginx,nginx)
 	$(call need,caddy,caddy)

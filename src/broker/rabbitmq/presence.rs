@@ -163,12 +163,14 @@ pub(super) async fn take_part(shared: Arc<Shared>, presence: Option<Arc<Presence
                 (error, delay)
             }
         };
-        match std::mem::replace(&mut is_reported, true) && !error.is_configuration() {
-            true => debug!(%error, "RabbitMQ connection for presence not made, or lost"),
-            false => warn!(
+        let is_known = std::mem::replace(&mut is_reported, true);
+        if is_known && !error.is_configuration() {
+            debug!(%error, "RabbitMQ connection for presence not made, or lost");
+        } else {
+            warn!(
                 %error,
                 "RabbitMQ connection for presence not made, or lost: what changes here is not known to the fleet"
-            ),
+            );
         }
         let delay = match error.is_configuration() {
             true => delay,

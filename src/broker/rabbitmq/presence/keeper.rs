@@ -130,10 +130,9 @@ impl Keeper<'_> {
         let mut next = Some(first);
         let mut heard = 0;
         while let Some(message) = next.take() {
-            last = message
-                .deliver
-                .as_ref()
-                .map_or(last, |deliver| deliver.delivery_tag());
+            if let Some(deliver) = &message.deliver {
+                last = deliver.delivery_tag();
+            }
             letters.extend(self.answer_to(&message.content.unwrap_or_default()));
             heard += 1;
             if heard < AT_ONCE {
