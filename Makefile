@@ -2,7 +2,7 @@
 # that are missing (of Debian, npm and cargo), and nothing else, and says so first.
 
 .PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies chaos chaos-lean soak jitter fleet \
-	bench bench-quick proxies deploy otlp fuzz deny dependencies msrv clean help
+	presence bench bench-quick proxies deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
