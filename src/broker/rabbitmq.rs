@@ -10,6 +10,7 @@
 //! - `control`: the orders from other instances, on a connection of their own
 //! - `presence`: who is online in the fleet, on a connection of its own
 //! - `topology`: the actual state, in queues and bindings
+//! - `place`: where a reader stands in a stream
 //! - `exchange_probe`, `silence`: the checks of the exchange, and the search for the cause when
 //!   no updates arrive
 //! - `orders`, `outbox`: what is published
@@ -33,6 +34,7 @@ mod link;
 mod link_error;
 mod orders;
 mod outbox;
+mod place;
 pub(crate) mod presence;
 mod reconciler;
 mod refused;

@@ -390,8 +390,6 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
-
     #[test]
     fn the_last_event_of_each_user_is_true_once_things_settle(steps in steps()) {
         let mut world = World::new();
