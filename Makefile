@@ -170,7 +170,7 @@ proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of pro
 	cd tests && alone='unshare --map-root-user --net' && { $$alone true 2>/dev/null || alone=; } && \
 		$$alone sh -c 'ip link set lo up 2>/dev/null; exec node --test handover.test.mjs'
 
-deploy: rabbitmq haproxy tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
+deploy: rabbitmq haproxy $(client) tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
 	$(call need,promtool,prometheus)
 	$(call need,systemd-analyze,systemd)
 	cargo build --locked
