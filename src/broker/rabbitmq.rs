@@ -9,6 +9,7 @@
 //!   handles the broker's refusals; `refused` says when a refused user is tried again
 //! - `control`: the orders from other instances, on a connection of their own
 //! - `topology`: the actual state, in queues and bindings
+//! - `place`: where a reader stands in a stream
 //! - `exchange_probe`, `silence`: the checks of the exchange, and the search for the cause when
 //!   no updates arrive
 //! - `orders`, `outbox`: what is published
@@ -31,6 +32,7 @@ mod link;
 mod link_error;
 mod orders;
 mod outbox;
+mod place;
 mod reconciler;
 mod refused;
 mod service;
