@@ -2,7 +2,7 @@
 # that are missing (of Debian, npm and cargo), and nothing else, and says so first.
 
 .PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies chaos chaos-lean soak jitter fleet \
-	bench bench-quick proxies deploy otlp fuzz deny dependencies msrv clean help
+	presence bench bench-quick proxies deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -12,7 +12,8 @@ export DEBIAN_FRONTEND := noninteractive
 release := $(abspath $(or $(CARGO_TARGET_DIR),target))/release
 
 # $(call need,COMMAND-OR-FILE,PACKAGES): installs PACKAGES unless COMMAND exists.
-need = @command -v $(1) >/dev/null || { echo "$(1) is missing: installing $(2) with apt-get"; $(as_root) apt-get update -qq && \
+need = @command -v $(1) >/dev/null || { $(as_root) apt-get update -qq && \
+	echo "$(1) is missing: apt-get installs $(2), $$(apt-get install -s --no-install-recommends $(2) | grep -c ^Inst) packages in all" && \
 	$(as_root) apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
 
 # $(call need-cargo,COMMAND): the same for a command that is a crate.
@@ -160,6 +161,10 @@ bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the ta
 fleet: bench-needs haproxy ## Restarts under load: three instances with 3,000 sockets, and one with 10,000; prints figures (FLEET_SCENARIOS= FLEET_TOPOLOGIES=)
 	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) fleet.mjs
 
+presence: rabbitmq tests/node_modules ## Presence of 10,000 users who come, lose their instance, leave and return at once; prints figures (PRESENCE_USERS=10000)
+	cargo build --locked --release
+	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) presence.mjs $(PRESENCE_USERS)
+
 proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy, and how soon clients are back when a gateway goes
 	$(call need,/usr/sbin/nginx,nginx)
 	$(call need,caddy,caddy)
@@ -170,7 +175,7 @@ proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of pro
 	cd tests && alone='unshare --map-root-user --net' && { $$alone true 2>/dev/null || alone=; } && \
 		$$alone sh -c 'ip link set lo up 2>/dev/null; exec node --test handover.test.mjs'
 
-deploy: rabbitmq haproxy tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
+deploy: rabbitmq haproxy $(client) tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
 	$(call need,promtool,prometheus)
 	$(call need,systemd-analyze,systemd)
 	cargo build --locked
