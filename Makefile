@@ -1,8 +1,8 @@
 # The commands of this repository. Every target installs the packages that it needs and
-# that are missing (of Debian, npm and cargo), and nothing else.
+# that are missing (of Debian, npm and cargo), and nothing else, and says so first.
 
 .PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies chaos chaos-lean soak jitter fleet \
-	bench bench-quick proxies deploy otlp fuzz deny dependencies msrv clean help
+	presence bench bench-quick proxies deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -12,20 +12,32 @@ export DEBIAN_FRONTEND := noninteractive
 release := $(abspath $(or $(CARGO_TARGET_DIR),target))/release
 
 # $(call need,COMMAND-OR-FILE,PACKAGES): installs PACKAGES unless COMMAND exists.
-need = @command -v $(1) >/dev/null || { echo "installing $(2)"; $(as_root) apt-get update -qq && \
+need = @command -v $(1) >/dev/null || { $(as_root) apt-get update -qq && \
+	echo "$(1) is missing: apt-get installs $(2), $$(apt-get install -s --no-install-recommends $(2) | grep -c ^Inst) packages in all" && \
 	$(as_root) apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
 
 # $(call need-cargo,COMMAND): the same for a command that is a crate.
-need-cargo = @command -v $(1) >/dev/null || cargo install --locked $(1)
+need-cargo = @command -v $(1) >/dev/null || { echo "$(1) is missing: installing it with cargo"; cargo install --locked $(1); }
+
+# What the development page embeds: one file, without npm.
+client := src/cli/dev/socket.io.min.js
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-run: src/cli/dev/node_modules ## Run the development mode: no broker, page at http://localhost:3001/
+run: compiler $(client) ## Run the development mode: no broker, page at http://localhost:3001/ (PORT=)
+	@test -e $(or $(CARGO_TARGET_DIR),target)/debug/chat3-gateway || echo "compiling $$(grep -c '^name' Cargo.lock) crates: a few minutes, this once"
 	cargo run --locked -- dev
 
-react: examples/react-chat/node_modules ## Run the React example at http://localhost:5173/, against a running `make run`
+react: examples/react-chat/node_modules ## Run the React example at http://localhost:5173/, against a running `make run` (PORT= as for it)
 	cd examples/react-chat && npm run dev
+
+compiler:
+	@command -v cargo >/dev/null || { echo "Rust is missing: get it from https://rustup.rs/, or take the container or the binary, see README.md" >&2; exit 1; }
+	$(call need,cc,gcc libc6-dev)
+
+$(client): src/cli/dev/package-lock.json | curl
+	@src/cli/dev/fetch-client
 
 # Every part runs even if an earlier one failed; the last line is the verdict.
 parts := toolchain format clippy clippy-otlp library rustdoc dependencies test-rust test-e2e test-topologies-lean chaos-lean
@@ -82,7 +94,7 @@ test-rust: rabbitmq ## Unit tests, and integration tests against a private Rabbi
 
 # Suites wait most of the time, so as many run at once as there are cores; node's default
 # is one fewer.
-test-e2e: rabbitmq chromium openssl curl src/cli/dev/node_modules tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
+test-e2e: rabbitmq chromium openssl curl python3 $(client) tests/node_modules examples/react-chat/node_modules examples/node-reference/node_modules ## End-to-end tests with the real socket.io-client and Chromium
 	cargo build --locked --bins --examples
 	cd tests && node --test --test-concurrency=$$(nproc) e2e/*.test.mjs
 
@@ -99,7 +111,7 @@ test-topologies-lean: rabbitmq tests/node_modules
 			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs) || failed=1; \
 		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens || failed=1;)
 
-test-topologies: rabbitmq openssl src/cli/dev/node_modules tests/node_modules ## The suites that concern the broker, over shared queues, a firehose and a stream
+test-topologies: rabbitmq openssl $(client) tests/node_modules ## The suites that concern the broker, over shared queues, a firehose and a stream
 	cargo build --locked
 	$(call over-topologies, \
 		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service || failed=1; \
@@ -126,11 +138,11 @@ chaos-lean: chaos-needs
 
 SOAK_MINUTES ?= 10
 SOAK_CONNECTS ?= 100000
-soak: rabbitmq src/cli/dev/node_modules tests/node_modules ## The long runs: clients that come and go (SOAK_CONNECTS=100000); churn, broker kills, gateway restarts (SOAK_MINUTES=10)
+soak: rabbitmq $(client) tests/node_modules ## The long runs: clients that come and go (SOAK_CONNECTS=100000); churn, broker kills, gateway restarts (SOAK_MINUTES=10)
 	cargo build --locked
 	cd tests && SOAK_CONNECTS=$(SOAK_CONNECTS) SOAK_MINUTES=$(SOAK_MINUTES) node --test soak.mjs
 
-jitter: rabbitmq src/cli/dev/node_modules tests/node_modules ## A thousand clients on a bad network, and what their recovery costs
+jitter: rabbitmq $(client) tests/node_modules ## A thousand clients on a bad network, and what their recovery costs
 	cargo build --locked --release
 	cd tests && GATEWAY_BIN=$(release)/chat3-gateway node --test jitter.mjs
 
@@ -149,6 +161,10 @@ bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the ta
 fleet: bench-needs haproxy ## Restarts under load: three instances with 3,000 sockets, and one with 10,000; prints figures (FLEET_SCENARIOS= FLEET_TOPOLOGIES=)
 	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) fleet.mjs
 
+presence: rabbitmq tests/node_modules ## Presence of 10,000 users who come, lose their instance, leave and return at once; prints figures (PRESENCE_USERS=10000)
+	cargo build --locked --release
+	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) presence.mjs $(PRESENCE_USERS)
+
 proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy, and how soon clients are back when a gateway goes
 	$(call need,/usr/sbin/nginx,nginx)
 	$(call need,caddy,caddy)
@@ -159,7 +175,7 @@ proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of pro
 	cd tests && alone='unshare --map-root-user --net' && { $$alone true 2>/dev/null || alone=; } && \
 		$$alone sh -c 'ip link set lo up 2>/dev/null; exec node --test handover.test.mjs'
 
-deploy: rabbitmq haproxy tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
+deploy: rabbitmq haproxy $(client) tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
 	$(call need,promtool,prometheus)
 	$(call need,systemd-analyze,systemd)
 	cargo build --locked
@@ -186,7 +202,7 @@ deny: ## Check the dependencies for advisories, licences and sources (ADVISORY_D
 	$(if $(ADVISORY_DB),GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0='url.$(ADVISORY_DB).insteadOf' \
 		GIT_CONFIG_VALUE_0=https://github.com/RustSec/advisory-db) cargo deny --locked check
 
-.PHONY: bench-needs chaos-needs npm rabbitmq haproxy chromium openssl curl
+.PHONY: bench-needs chaos-needs compiler npm rabbitmq haproxy chromium openssl curl python3
 # The node of some distributions is too old for the tests and Vite.
 npm:
 	$(call need,npm,npm)
@@ -197,11 +213,14 @@ npm:
 rabbitmq:
 	$(call need,/usr/lib/rabbitmq/bin/rabbitmq-server,rabbitmq-server)
 
+python3:
+	$(call need,python3,python3-minimal)
+
 openssl:
 	$(call need,openssl,openssl)
 
 curl:
-	$(call need,curl,curl)
+	$(call need,curl,curl ca-certificates)
 
 haproxy:
 	$(call need,/usr/sbin/haproxy,haproxy)
@@ -210,9 +229,10 @@ chromium:
 	$(call need,chromium,chromium)
 
 %/node_modules: %/package-lock.json | npm
+	@echo "installing the npm packages of $*/package-lock.json"
 	cd $* && npm ci --silent
 	touch $@
 
 clean: ## Remove everything that was built and installed here
 	cargo clean
-	rm -rf src/cli/dev/node_modules tests/node_modules examples/node-reference/node_modules examples/react-chat/node_modules examples/react-chat/dist
+	rm -rf $(client) tests/node_modules examples/node-reference/node_modules examples/react-chat/node_modules examples/react-chat/dist

@@ -1,14 +1,19 @@
 // Connects as a frontend does and prints what arrives.
 //
-//   node client.mjs TOKEN [URL]      get a TOKEN from `chat3-gateway token`; PORT as for the gateway
+//   node client.mjs TOKEN [URL]      TOKEN: from `chat3-gateway token`, or the one that `make run` prints
+//                                    URL:   of the gateway, http://localhost:3001 unless given
 
 import { io } from 'socket.io-client';
 
-const [token, url = `http://localhost:${process.env.PORT ?? 3001}`] = process.argv.slice(2);
+const isUrl = (text) => /^https?:\/\//.test(text);
+const given = process.argv.slice(2);
+const token = given.find((text) => !isUrl(text));
+const url = given.find(isUrl) ?? `http://localhost:${process.env.PORT ?? 3001}`;
 if (!token) {
-  console.error('usage: node client.mjs TOKEN [URL]');
+  console.error('usage: node client.mjs TOKEN [URL]      URL: of the gateway, such as http://localhost:3001');
   process.exit(2);
 }
+console.log(`connecting to ${url}${given.some(isUrl) ? '' : ' (another: node client.mjs TOKEN URL)'}`);
 
 // A page fetches a fresh token here: docs/PROTOCOL.md#connecting.
 const socket = io(url, { auth: (give) => give({ token }) });

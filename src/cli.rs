@@ -10,25 +10,25 @@ mod health;
 pub(crate) mod publisher;
 pub mod telemetry;
 
-use std::{process::ExitCode, sync::Arc};
+use std::process::ExitCode;
 
 use anyhow::Context;
 
 pub use self::{
     command_line::{Cli, Command},
+    dev::Development,
     doctor::examine,
     health::check as check_health,
 };
 use self::{
-    command_line::{DevArgs, PublishArgs, TokenArgs},
+    command_line::{PublishArgs, TokenArgs},
     publisher::Published,
 };
 use crate::{
-    auth::{Signer, make_up_secret},
-    broker::embedded::EmbeddedExchange,
+    auth::Signer,
     config::{Config, Secret},
     server::Server,
-    user::{TenantId, User, UserId},
+    user::User,
 };
 
 /// Binds the server of `serve`.
@@ -37,48 +37,6 @@ use crate::{
 /// When a setting is wrong, or an address cannot be bound.
 pub async fn serve(config: Config) -> anyhow::Result<Server> {
     Ok(Server::builder(config).bind().await?)
-}
-
-/// Binds the server of `dev`, and prints how to try it.
-///
-/// # Errors
-/// When a setting is wrong, or an address cannot be bound.
-pub async fn develop(mut args: DevArgs) -> anyhow::Result<Server> {
-    let configured = args.jwt.jwt_secret.take();
-    let configured = configured.filter(|secret| secret.expose().is_some());
-    let secret = configured.unwrap_or_else(make_up_secret);
-    args.jwt.jwt_secret = Some(secret.clone());
-    let secret = secret.expose().context("a made-up key is not empty")?;
-    let signer = Signer::new(secret, &args.jwt);
-    let user = User {
-        id: UserId::parse("usr_alice")?,
-        tenant: Some(TenantId::parse(dev::DEFAULT_TENANT)?),
-    };
-    let (token, _) = signer.sign(&user, dev::TOKEN_LIFETIME)?;
-    let exchange = Arc::new(EmbeddedExchange::new(args.binding_keys));
-    let routes = dev::router(exchange.clone(), signer, &args.host);
-    let config = Config {
-        host: args.host,
-        http: args.http,
-        jwt: args.jwt,
-        ..Config::default()
-    };
-    let server = Server::builder(config).broker(exchange).routes(routes);
-    let server = server.bind().await?;
-    let url = format!("http://localhost:{}", server.local_addr().port());
-    println!("\n  chat3-gateway in development mode, without a broker\n");
-    println!("  Page    {url}/");
-    println!("  Token   {token}");
-    println!("          (usr_alice, valid for 12 hours)\n");
-    println!("  Connect io('{url}', {{ auth: (give) => give({{ token }}) }})");
-    println!("  Publish curl {url}/dev/updates -H 'content-type: application/json' \\");
-    println!("            -d '{{\"userId\":\"usr_alice\",\"eventType\":\"message.create\"}}'\n");
-    if !server.local_addr().ip().is_loopback() {
-        println!(
-            "  ⚠️  Listening beyond this machine: whoever reaches it can sign in as anybody.\n"
-        );
-    }
-    Ok(server)
 }
 
 /// Signs the token that `token` prints.

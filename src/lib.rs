@@ -115,7 +115,7 @@ pub mod internal {
     #[cfg(feature = "cli")]
     pub mod cli {
         pub use crate::cli::{
-            Cli, Command, check_health, develop, examine, publish, serve, telemetry, token,
+            Cli, Command, Development, check_health, examine, publish, serve, telemetry, token,
         };
     }
 }

@@ -1,7 +1,7 @@
 //! The process of the `chat3-gateway` command: its memory, threads, `.env` file, signals,
 //! exit codes and notifications to systemd. `cli` owns what each command does.
 
-use std::{process::ExitCode, thread, time::Duration};
+use std::{pin::pin, process::ExitCode, thread, time::Duration};
 
 use anyhow::Context;
 use chat3_gateway::{
@@ -150,9 +150,20 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             run_server(cli::serve(args.config).await?, terminated).await;
         }
         Command::Dev(args) => {
-            let terminated = termination()?;
+            let mut terminated = pin!(termination()?);
             let _logs = telemetry::init(&args.log);
-            run_server(cli::develop(*args).await?, terminated).await;
+            let mut development = cli::Development::new(*args)?;
+            let mut is_over = false;
+            while !is_over {
+                let server = development.bind().await?;
+                let stopping = async {
+                    tokio::select! {
+                        () = &mut terminated => is_over = true,
+                        () = development.switched() => {}
+                    }
+                };
+                run_server(server, stopping).await;
+            }
         }
         Command::Token(args) => println!("{}", cli::token(&args)?),
         Command::Publish(args) => return cli::publish(&args).await,

@@ -22,7 +22,7 @@ interface Stored extends StoredMessage {
 
 type Args = Record<string, string>;
 
-export function devBackend(gateway = process.env.GATEWAY_URL ?? 'http://127.0.0.1:3001'): Plugin {
+export function devBackend(gateway: string): Plugin {
   const dialog: Dialog = { _id: newId(), name: 'Weekend trip', createdBy: 'usr_alice', meta: {} };
   const members = new Set(['usr_alice', 'usr_bob']);
   const messages = new Map<string, Stored>();
@@ -128,7 +128,7 @@ export function devBackend(gateway = process.env.GATEWAY_URL ?? 'http://127.0.0.
   async function post(path: string, body: unknown) {
     const headers = { 'content-type': 'application/json' };
     const answer = await fetch(gateway + path, { method: 'POST', headers, body: JSON.stringify(body) }).catch(() => {
-      throw new Refusal(502, `No gateway at ${gateway}. Start it with \`make run\`.`);
+      throw new Refusal(502, noGateway(gateway));
     });
     const result = await answer.json();
     if (!answer.ok) throw new Refusal(502, `${gateway}${path}: ${result.error}`);
@@ -157,9 +157,16 @@ export function devBackend(gateway = process.env.GATEWAY_URL ?? 'http://127.0.0.
 
   return {
     name: 'dev-backend',
-    configureServer: (server) => void server.middlewares.use('/api', serve),
+    configureServer: async (server) => {
+      server.middlewares.use('/api', serve);
+      await fetch(`${gateway}/health`).catch(() => console.warn(`\n${noGateway(gateway)}\n`));
+    },
     configurePreviewServer: (server) => void server.middlewares.use('/api', serve),
   };
+}
+
+function noGateway(gateway: string) {
+  return `No gateway at ${gateway}. Start it with \`make run\`; if it has another port, name it here as well: \`PORT=3301 make react\`.`;
 }
 
 class Refusal extends Error {

@@ -17,6 +17,7 @@ mod jwt;
 mod listening;
 mod login;
 mod network;
+mod presence;
 mod report;
 mod rights;
 mod stream;
@@ -101,11 +102,13 @@ async fn examine_broker(
     listen: Duration,
     report: &mut Report,
 ) {
-    let Some(side) = login::examine(config, report).await else {
-        let why = "there is no login";
-        rights::skip(config, why, report);
-        stream::skip(config, why, report);
-        return updates::skip(why, report);
+    let side = match login::examine(config, report).await {
+        Ok(side) => side,
+        Err(why) => {
+            rights::skip(config, why, report);
+            stream::skip(config, why, report);
+            return updates::skip(why, report);
+        }
     };
     match rights::examine(side, config, report).await {
         Ok((mut side, rights)) => {

@@ -1,12 +1,15 @@
 // The development mode: no broker, a page, tokens and publishing over HTTP.
 
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { symlinkSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
+import path from 'node:path';
 import { after, before, test } from 'node:test';
 
 import { chromium } from 'playwright-core';
 
-import { Gateway, SECRET, Tab, token, until } from './harness.mjs';
+import { Gateway, SECRET, Tab, temporaryFolder, testsFolder, token, until } from './harness.mjs';
 
 let gateway;
 
@@ -84,10 +87,27 @@ test('requests that make no sense are answered with the reason', async () => {
   assert.ok(form.status >= 400 && form.status < 500);
 });
 
-test('other sites can neither ask for tokens nor publish', async () => {
-  const headers = { origin: 'https://evil.example', 'access-control-request-method': 'POST' };
-  const preflight = await gateway.get('/dev/tokens', { method: 'OPTIONS', headers });
-  assert.equal(preflight.headers.get('access-control-allow-origin'), null);
+test('other sites can neither ask for tokens nor publish nor switch; pages of this machine can ask and publish', async () => {
+  const allowed = async (origin, path, method) => {
+    const headers = { origin, 'access-control-request-method': method, 'access-control-request-headers': 'content-type' };
+    const preflight = await gateway.get(path, { method: 'OPTIONS', headers });
+    const methods = preflight.headers.get('access-control-allow-methods') ?? '';
+    return preflight.headers.get('access-control-allow-origin') === origin && methods.split(',').includes(method);
+  };
+  const foreign = [
+    'https://evil.example', 'null', 'http://localhost.evil.example', 'http://127.0.0.1.evil.example', 'http://evil.example:3001', 'http://192.168.1.2:5173',
+    'http://localhost@evil.example', 'file://', 'http://[::2]',
+  ];
+  for (const origin of foreign) {
+    for (const path of ['/dev/tokens', '/dev/updates']) assert.equal(await allowed(origin, path, 'POST'), false, `${origin} ${path}`);
+    const answer = await gateway.get('/dev/tokens', { ...json({ userId: 'usr_a' }), headers: { origin, 'content-type': 'application/json' } });
+    assert.equal(answer.headers.get('access-control-allow-origin'), null, origin);
+  }
+  for (const origin of ['http://localhost:5173', 'http://127.0.0.1:8000', 'http://app.localhost', 'http://[::1]:8000']) {
+    for (const path of ['/dev/tokens', '/dev/updates']) assert.equal(await allowed(origin, path, 'POST'), true, `${origin} ${path}`);
+    // The envelope is the page's own affair.
+    assert.equal(await allowed(origin, '/dev/envelope', 'PUT'), false, origin);
+  }
 });
 
 test('a site whose name is made to point here gets nothing', async () => {
@@ -112,7 +132,7 @@ test('a configured key is used, so that a team\'s own tokens work', async () => 
 
 test('none of this exists in production', async () => {
   const production = await Gateway.start(null, { env: { RABBITMQ_URL: 'amqp://127.0.0.1:1/' } });
-  for (const path of ['/', '/dev/page.js', '/dev/page.css', '/dev/samples', '/dev/templates', '/dev/socket.io.js']) {
+  for (const path of ['/', '/dev/page.js', '/dev/page.css', '/dev/samples', '/dev/templates', '/dev/socket.io.js', '/dev/envelope']) {
     assert.equal((await production.get(path)).status, 404);
   }
   assert.equal((await production.get('/dev/tokens', json({ userId: 'a' }))).status, 404);
@@ -164,9 +184,12 @@ async function openPage(options = {}, server = gateway) {
   return page;
 }
 
+/** Takes a screenshot for the docs; SCREENSHOTS=folder keeps it. */
+const photo = (what, name) => process.env.SCREENSHOTS && what.screenshot({ path: `${process.env.SCREENSHOTS}/${name}.png` });
+
 const state = (page, pane, name) => page.waitForSelector(`[data-user-pane=${pane}] [data-role=status][data-state=${name}]`);
 const inPane = (page, pane, role) => page.locator(`[data-user-pane=${pane}] [data-role="${role}"]`);
-const rows = (page, pane, event) => page.locator(`[data-user-pane=${pane}] [data-role=log] [data-event="${event}"]`);
+const rows = (page, pane, event) => page.locator(`[data-user-pane=${pane}] [data-role=log] [data-events~="${event}"]`);
 
 test('page: an update published to one user is seen by that user and not by the other', async () => {
   const page = await openPage();
@@ -212,6 +235,11 @@ test('page: each type of each generation shows the documented events, to both us
   const page = await openPage();
   const templates = await gateway.json('/dev/templates');
   assert.equal(templates.documented.length, 13);
+  // Today's first.
+  const generations = await page.locator('#publish-generation option').evaluateAll((all) => all.map(({ value }) => value));
+  assert.deepEqual(generations, ['current', '0.0.77', 'original']);
+  assert.deepEqual(Object.keys(templates), ['documented', ...generations]);
+  assert.equal(await page.inputValue('#publish-generation'), 'current');
   await page.selectOption('#publish-to', 'both');
   for (const generation of ['original', '0.0.77', 'current']) {
     await page.selectOption('#publish-generation', generation);
@@ -221,12 +249,14 @@ test('page: each type of each generation shows the documented events, to both us
       await page.click('#publish-button');
       const family = eventType.split('.')[0];
       const specialised = eventType === 'message.create' ? 'message:new' : `${family}:update`;
-      const expected = family === 'user' ? ['chat3:update'] : [specialised, 'chat3:update']; // newest first
+      const expected = family === 'user' ? 'chat3:update' : `chat3:update ${specialised}`;
       for (const pane of ['a', 'b']) {
         const shown = page.locator(`[data-user-pane=${pane}] [data-role=log] li`);
-        await shown.nth(expected.length - 1).waitFor();
-        assert.deepEqual(await shown.evaluateAll((rows) => rows.map((row) => row.dataset.event)), expected, `${generation} ${eventType}`);
-        assert.equal(await shown.first().getAttribute('data-type'), eventType);
+        await page.locator(`[data-user-pane=${pane}] [data-role=log] li[data-events="${expected}"]`).waitFor();
+        // Both events in one row, which says what it is about.
+        assert.equal(await shown.count(), 1, `${generation} ${eventType}`);
+        assert.equal(await shown.getAttribute('data-type'), eventType);
+        assert.notEqual((await shown.locator('.text').textContent()).trim(), '', `${generation} ${eventType}`);
       }
     }
   }
@@ -245,7 +275,7 @@ test('page: invalid JSON is explained and not published', async () => {
   await page.fill('#publish-data', '{"content": "<img src=x onerror=alert(1)>"}');
   await page.click('#publish-button');
   await rows(page, 'a', 'message:new').first().locator('summary').click();
-  assert.match(await rows(page, 'a', 'message:new').first().locator('pre').textContent(), /"<img src=x/);
+  assert.match(await rows(page, 'a', 'message:new').first().locator('pre').last().textContent(), /"<img src=x/);
   assert.equal(await rows(page, 'a', 'chat3:update').count(), 1); // the valid one only
   assert.equal(await page.locator('[data-role=log] img').count(), 0);
   assert.deepEqual(page.problems, []);
@@ -291,7 +321,7 @@ test('page: an update published while a connection is cut arrives once, marked a
   await state(page, 'a', 'recovered');
   await rows(page, 'a', 'dialog:update').waitFor();
   await page.locator('[data-user-pane=a] [data-role=recovered]', { hasText: /^2 replayed$/ }).waitFor();
-  assert.equal(await page.locator('[data-user-pane=a] [data-replayed]').count(), 4);
+  assert.equal(await page.locator('[data-user-pane=a] [data-replayed]').count(), 2);
   await page.selectOption('#publish-type', 'message.changed'); // the sentinel
   await page.click('#publish-button');
   await rows(page, 'a', 'message:update').waitFor();
@@ -390,15 +420,25 @@ test('page: the log is filtered by event and by text, and copied', async () => {
   await page.selectOption('#publish-type', 'dialog.changed');
   await page.click('#publish-button');
   await rows(page, 'a', 'dialog:update').waitFor();
-  await page.click('[data-user-pane=a] [data-filter="chat3:update"]');
-  assert.equal(await rows(page, 'a', 'chat3:update').and(page.locator(':visible')).count(), 0);
-  await inPane(page, 'a', 'filter').fill('needle');
+  await page.selectOption('#publish-type', 'user.changed');
+  await page.click('#publish-button');
+  await page.locator('[data-user-pane=a] [data-role=log] li[data-events="chat3:update"]').waitFor();
   const visible = page.locator('[data-user-pane=a] [data-role=log] li:visible');
-  assert.deepEqual(await visible.evaluateAll((all) => all.map((row) => row.dataset.event)), ['message:new']);
+  const types = () => visible.evaluateAll((all) => all.map((row) => row.dataset.type).filter((type) => type.includes('.')));
+  // A counter shows or hides the updates that have its event, and chat3:update those that have no other.
+  await page.click('[data-user-pane=a] [data-filter="chat3:update"]');
+  assert.deepEqual(await types(), ['dialog.changed', 'message.create']);
+  await page.click('[data-user-pane=a] [data-filter="dialog:update"]');
+  assert.deepEqual(await types(), ['message.create']);
+  await page.click('[data-user-pane=a] [data-filter="dialog:update"]');
+  await inPane(page, 'a', 'filter').fill('needle');
+  assert.deepEqual(await visible.evaluateAll((all) => all.map((row) => row.dataset.events)), ['chat3:update message:new']);
   await page.evaluate(() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; });
   await inPane(page, 'a', 'copy-log').click();
   const copied = JSON.parse(await page.evaluate(() => window.copied));
-  assert.deepEqual(copied.map(({ event, payload }) => [event, payload]), [['message:new', { content: 'needle' }]]);
+  assert.deepEqual(copied.map(({ event, payload }) => [event, payload.data ?? payload]), [
+    ['chat3:update', { content: 'needle' }], ['message:new', { content: 'needle' }],
+  ]);
   await inPane(page, 'a', 'clear').click();
   assert.equal(await page.locator('[data-user-pane=a] [data-role=log] li').count(), 0);
   await page.close();
@@ -413,6 +453,8 @@ test('page: the keyboard is enough', async () => {
     }
     throw new Error(`Tab never reaches ${selector}`);
   };
+  await tabTo('#publish-to');
+  for (let i = 0; i < 2; i += 1) await page.keyboard.press('ArrowDown'); // both, user A, user B
   await tabTo('[data-user-pane=a] [data-role=cut]');
   const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
   assert.equal(outline, 'solid');
@@ -420,13 +462,11 @@ test('page: the keyboard is enough', async () => {
   await state(page, 'a', 'cut');
   await page.keyboard.press('Space');
   await state(page, 'a', 'recovered');
-  await tabTo('#publish-to');
-  for (let i = 0; i < 2; i += 1) await page.keyboard.press('ArrowDown'); // both, user A, user B
-  await tabTo('#publish-data');
-  await page.keyboard.press('Control+Enter');
-  await rows(page, 'b', 'message:new').waitFor();
   await tabTo('#publish-button');
   await page.keyboard.press('Enter');
+  await rows(page, 'b', 'message:new').waitFor();
+  await tabTo('#publish-data');
+  await page.keyboard.press('Control+Enter');
   await rows(page, 'b', 'message:new').nth(1).waitFor();
   assert.equal(await rows(page, 'a', 'message:new').count(), 0);
   assert.deepEqual(page.problems, []);
@@ -471,11 +511,158 @@ test('page: it fits a phone', async () => {
   const page = await openPage({ viewport: { width: 360, height: 700 } });
   await page.click('#publish-all');
   await rows(page, 'a', 'chat3:update').nth(13).waitFor();
-  await page.locator('[data-user-pane=a] [data-role=connect] summary').click();
+  for (const name of ['.settings > summary', '[data-role=connect] summary']) await page.locator(`[data-user-pane=a] ${name}`).click();
   await rows(page, 'a', 'message:new').locator('summary').click();
   const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
   assert.equal(overflow, 0);
   await page.close();
+});
+
+/** Where what one sees ends, in pixels from the top. */
+const bottomOf = async (locator) => {
+  const box = await locator.boundingBox();
+  return box.y + box.height;
+};
+
+test('page: on a phone, publishing, and reading what arrived, takes no scrolling', async () => {
+  const page = await openPage({ viewport: { width: 390, height: 844 } });
+  for (const id of ['#publish-to', '#publish-type', '#publish-generation', '#envelope', '#publish-button', '#publish-all', '#publish-burst']) {
+    assert.ok(await bottomOf(page.locator(id)) <= 844, id);
+  }
+  await page.click('#publish-button');
+  const row = rows(page, 'a', 'message:new').first();
+  await row.waitFor();
+  assert.equal(await page.evaluate(() => scrollY), 0);
+  assert.ok(await bottomOf(row) <= 844, `the row ends at ${await bottomOf(row)}`);
+  assert.equal(await row.locator('.text').textContent(), 'Hello!');
+  await photo(page, 'dev-page-phone');
+  assert.deepEqual(page.problems, []);
+  await page.close();
+});
+
+test('page: no control wraps onto a line of its own', async () => {
+  for (const [width, height] of [[1280, 800], [1180, 800], [800, 1000], [720, 1000], [430, 900], [390, 844], [360, 700], [320, 640]]) {
+    const page = await openPage({ viewport: { width, height } });
+    await page.evaluate(() => document.querySelectorAll('[data-fold], .connect').forEach((details) => (details.open = true)));
+    const groups = '.controls, .tools, .pair, .identity, .counts, .burst, .top, .row';
+    const alone = await page.locator(groups).evaluateAll((all) => all.flatMap((group) => {
+      const box = (child) => child.getBoundingClientRect();
+      const shown = [...group.children].filter((child) => child.getClientRects().length > 0);
+      // Beside each other is what shares some height.
+      const neighbours = (child) => shown.filter((other) => box(other).top < box(child).bottom && box(child).top < box(other).bottom);
+      const isControl = (child) => child.matches('button, input, select') || child.querySelector('button, input, select');
+      // A line that one control fills is no leftover.
+      const leftovers = shown.filter((child) => shown.length > 1 && isControl(child) && neighbours(child).length === 1 && box(child).width < box(group).width * 0.8);
+      return leftovers.map((child) => `${group.className}: ${child.textContent.trim().slice(0, 30)}`);
+    }));
+    assert.deepEqual(alone, [], `${width}x${height}`);
+    const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    assert.equal(overflow, 0, `${width}x${height}`);
+    await page.close();
+  }
+});
+
+test('page: an update is one row with its text, and both of its events when opened', async () => {
+  const page = await openPage();
+  const text = 'The boat leaves at eight';
+  await page.fill('#publish-data', JSON.stringify({ message: { content: text }, context: {} }));
+  await page.click('#publish-button');
+  const shown = page.locator('[data-user-pane=a] [data-role=log] li:has(.text)');
+  await rows(page, 'a', 'message:new').waitFor();
+  assert.equal(await shown.count(), 1);
+  assert.equal(await shown.locator('.text').textContent(), text);
+  assert.deepEqual(await shown.locator('summary .tag').allTextContents(), ['chat3:update', 'message:new']);
+  await shown.locator('summary').click();
+  const payloads = (await shown.locator('pre').allTextContents()).map((json) => JSON.parse(json));
+  assert.deepEqual([payloads[0].data.message.content, payloads[1].message.content], [text, text]);
+  // message:update carries what chat3:update does: once is enough.
+  await page.selectOption('#publish-type', 'message.reaction.changed');
+  await page.click('#publish-button');
+  const reaction = rows(page, 'a', 'message:update');
+  await reaction.locator('summary').click();
+  assert.equal(await reaction.locator('.text').textContent(), '👍 by usr_x7m2n4k9');
+  assert.equal(await reaction.locator('pre').count(), 1);
+  await reaction.getByText('the same payload as chat3:update').waitFor();
+  assert.deepEqual(page.problems, []);
+  await page.close();
+});
+
+test('page: the envelopes are compared side by side, as the gateway sends them', async () => {
+  const page = await openPage({ viewport: { width: 1280, height: 800 } });
+  const column = (envelope) => page.locator(`#compare-columns [data-envelope=${envelope}]`);
+  const events = async (envelope) => column(envelope).locator('.tag[data-name]').allTextContents();
+  const first = async (envelope) => JSON.parse(await column(envelope).locator('pre').first().textContent());
+  await page.selectOption('#publish-type', 'dialog.typing');
+  await column('sections').getByText('typing:update').waitFor();
+  assert.deepEqual(await events('auto'), ['chat3:update', 'dialog:update']);
+  assert.deepEqual(await events('sections'), ['chat3:update', 'typing:update']);
+  assert.deepEqual(await events('original'), ['chat3:update', 'dialog:update']);
+  await page.selectOption('#publish-type', 'message.create');
+  await column('original').getByText('message:new').waitFor();
+  const { data: { message } } = await first('auto');
+  const [sections, original] = [await first('sections'), await first('original')];
+  assert.deepEqual([sections.data.message.messageId, sections.data.typing, sections.eventType], [message.messageId, null, 'message.create']);
+  assert.deepEqual([original.data._id, original.data.type, original.data.content], [message.messageId, 'text', 'Hello!']);
+  assert.equal(await column('auto').locator('mark').count(), 0);
+  assert.ok(await column('sections').locator('mark', { hasText: '"typing": null' }).isVisible());
+  const boxes = await Promise.all(['auto', 'sections', 'original'].map((envelope) => column(envelope).boundingBox()));
+  assert.ok(boxes.every(({ y }) => y === boxes[0].y) && boxes[0].x < boxes[1].x && boxes[1].x < boxes[2].x, 'side by side');
+  await page.locator('#compare').scrollIntoViewIfNeeded();
+  await photo(page.locator('#compare'), 'dev-page-envelopes');
+  // On a phone, one at a time.
+  await page.setViewportSize({ width: 390, height: 844 });
+  assert.deepEqual(await page.locator('#compare-columns > :visible').evaluateAll((all) => all.map((one) => one.dataset.envelope)), ['auto']);
+  await page.locator('#compare-tabs').getByText('original').click();
+  assert.deepEqual(await page.locator('#compare-columns > :visible').evaluateAll((all) => all.map((one) => one.dataset.envelope)), ['original']);
+  assert.deepEqual(page.problems, []);
+  await page.close();
+});
+
+test('page: another envelope is what everybody gets from then on, after a refetch', async () => {
+  const own = await Gateway.start(null, { args: ['dev'], env: { JWT_SECRET: '' } });
+  const { token: first } = await own.json('/dev/tokens', json({ userId: 'usr_other', tenantId: 'tnt_default' }));
+  const other = new Tab(own, first);
+  await other.when('connected', () => other.connects === 1);
+  const page = await openPage({}, own);
+  for (const envelope of ['sections', 'original', 'auto']) {
+    await page.selectOption('#envelope', envelope);
+    await page.locator(`#compare-columns [data-envelope=${envelope}]`).getByText('in use').waitFor();
+    for (const pane of ['a', 'b']) {
+      await state(page, pane, 'refetch');
+      await inPane(page, pane, 'clear').click();
+    }
+    assert.equal(await page.locator('#envelope').isEnabled(), true);
+    await page.selectOption('#publish-type', 'message.create');
+    await page.click('#publish-button');
+    await rows(page, 'a', 'message:new').locator('summary').click();
+    const received = JSON.parse(await rows(page, 'a', 'message:new').locator('pre').first().textContent());
+    const shape = { sections: 'member' in received.data, original: '_id' in received.data, auto: 'updateType' in received && 'message' in received.data };
+    assert.ok(shape[envelope], `${envelope}: ${JSON.stringify(received)}`);
+    assert.equal(await rows(page, 'a', 'message:new').locator('.text').textContent(), 'Hello!');
+  }
+  // The key is the same, so that a frontend with its token comes back by itself.
+  await other.when('connected again', () => other.connects === 4);
+  const { update } = await own.json('/dev/updates', json({ userId: 'usr_other', eventType: 'message.create', generation: 'original' }));
+  await other.saw(update);
+  assert.equal((await own.get('/dev/envelope', { ...json({ envelope: 'xml' }), method: 'PUT' })).status, 400);
+  assert.equal((await own.terminate()).code, 0);
+  await page.close();
+});
+
+test('page: the program that it shows runs as pasted', async () => {
+  const page = await openPage();
+  const program = await page.textContent('#connect-snippet');
+  await page.close();
+  const folder = temporaryFolder();
+  writeFileSync(path.join(folder, 'pasted.mjs'), program);
+  symlinkSync(path.join(testsFolder, 'node_modules'), path.join(folder, 'node_modules'));
+  const pasted = spawn(process.execPath, ['pasted.mjs'], { cwd: folder });
+  let output = '';
+  for (const stream of [pasted.stdout, pasted.stderr]) stream.on('data', (data) => (output += data));
+  await until('connected', () => output.includes('connected: fetch your state now'));
+  await gateway.json('/dev/updates', json({ userId: 'usr_alice', eventType: 'message.create' }));
+  await until('both events', () => /^update \{[\s\S]*^message \{[\s\S]*Hello!/m.test(output));
+  pasted.kill();
 });
 
 test('page: nothing is inline, and nothing comes from other hosts', async () => {

@@ -265,11 +265,18 @@ test('a refused login is told from a refused vhost', async () => {
   const vhost = await doctor(`${broker.url}nowhere`);
   says(vhost, 'login', 'ok');
   says(vhost, 'vhost', 'problem', /vhost nowhere not found/, /list_vhosts/);
+  assert.deepEqual(problems(vhost), ['vhost']);
   const place = await Place.make();
   await broker.ctl('add_user', 'stranger', 'its-Password-7');
   const url = place.url.replace('rmuser:rmpassword', 'stranger:its-Password-7');
   const stranger = await doctor(url);
   says(stranger, 'vhost', 'problem', /refused for user 'stranger'/);
+  // What is behind the vhost is not tried for this reason, and not for a login's.
+  for (const examined of [vhost, stranger]) {
+    const untried = examined.report.findings.filter(({ status, finding }) => status === 'unknown' && finding.startsWith('not tried'));
+    assert.ok(untried.length >= 5);
+    assert.deepEqual([...new Set(untried.map(({ finding }) => finding))], ['not tried: the vhost is refused']);
+  }
   await followAdvice(stranger, 'vhost');
   assert.deepEqual(problems(await doctor(url)), []);
 });

@@ -7,7 +7,7 @@ import { before, test } from 'node:test';
 import amqplib from 'amqplib';
 
 import { Broker, Gateway, Network, Publisher, Tab, token, until } from './harness.mjs';
-import { Poisoner, UNREADABLE } from './poison.mjs';
+import { Poisoner, UNREADABLE, forgedOffset } from './poison.mjs';
 
 const EXCHANGE = 'chat3_gateway_control';
 const WEBSOCKET = { transports: ['websocket'] };
@@ -273,6 +273,26 @@ test('a socket waits for the orders, but not for ever', async () => {
   await gateway.kill();
 });
 
+/** The URL of a user without a right to write markers: the end of the stream shows by five seconds of silence. */
+async function withoutMarkers(env) {
+  const names = `${env.RABBITMQ_CONTROL_EXCHANGE}|${env.RABBITMQ_CONTROL_STREAM}`.replaceAll('.', '\\.');
+  const [name, own] = [`unmarked.${streams}`, `chat3-gateway\\..*|${names}`];
+  await broker.ctl('add_user', name, 'unmarked');
+  await broker.ctl('set_permissions', name, `^(${own})$`, `^(chat3-gateway\\.(?!.*markers).*|${names})$`, `^(${own}|chat3_updates)$`);
+  return broker.url.replace('rmuser:rmpassword', `${name}:unmarked`);
+}
+
+test('a socket that waits for the orders and then for its subscription is let in before its session ends', async () => {
+  const env = fleet({ RABBITMQ_UPDATES_EXCHANGE: 'not_yet' });
+  const gateway = await start({ ...env, RABBITMQ_URL: await withoutMarkers(env) }, broker, { connected: false });
+  const begun = Date.now();
+  const tab = await open(gateway, token('usr_waits'));
+  const ms = Date.now() - begun;
+  assert.ok(ms > PATIENCE_MS && ms < 9500, `${ms} ms`);
+  tab.close();
+  await gateway.kill();
+});
+
 test('orders outlive a restart of the broker, and a stream that is deleted is made anew', async () => {
   const own = await Broker.start();
   const env = fleet();
@@ -391,6 +411,47 @@ test('messages that cannot be read are stepped over, wherever they are, and end 
   await poisoner.close();
   tab.close();
   for (const gateway of [one, other]) assert.equal((await gateway.terminate()).code, 0);
+});
+
+test('a place that a publisher forges hides no order, before or behind it', async () => {
+  const env = fleet();
+  const one = await start(env);
+  await listens(one);
+  const bearers = [];
+  const revocation = () => {
+    const jti = `token-${bearers.length}`;
+    bearers.push(oldToken('usr_forged', { jti }));
+    return JSON.stringify({ tokenId: jti, until: anHour() });
+  };
+  const poisoner = await Poisoner.connect(broker);
+  for (const offset of [2 ** 50, 0, 1, -1, 2 ** 61, 'first']) {
+    await poisoner.publishTo(env.RABBITMQ_CONTROL_EXCHANGE, '', forgedOffset(offset), revocation());
+    await publish(env, [revocation()]);
+  }
+  await poisoner.close();
+  await until('the last order', () => isRefused(one, bearers.at(-1)));
+  for (const bearer of bearers) assert.ok(await isRefused(one, bearer));
+  assert.equal(await one.metric('rabbitmq_control_stream'), 1);
+  const later = await start(env);
+  await listens(later);
+  for (const bearer of bearers) assert.ok(await isRefused(later, bearer));
+  assert.doesNotMatch(one.logs + later.logs, /control stream not usable/);
+  for (const gateway of [one, later]) await gateway.kill();
+});
+
+test('an instance that attaches the stream anew lets sockets in meanwhile', async () => {
+  // It does so twice as often as orders are forgotten.
+  const env = fleet({ REVOCATIONS_KEPT: '1min' });
+  const gateway = await start({ ...env, RABBITMQ_URL: await withoutMarkers(env) });
+  await gateway.logged(/RabbitMQ does not take a marker[^]*read to its end[^]*RabbitMQ does not take a marker/, 60_000);
+  const begun = Date.now();
+  const tab = await open(gateway, oldToken('usr_renewed'));
+  const ms = Date.now() - begun;
+  assert.ok(ms < 2000, `${ms} ms`);
+  // What comes meanwhile is carried out on those who were let in.
+  await publish(env, [JSON.stringify({ userId: 'usr_renewed', until: anHour() })]);
+  assert.equal(await tab.refused(), 'token revoked');
+  await gateway.kill();
 });
 
 test('orders of older gateways and of other programs hold as well, and older gateways understand ours', async () => {

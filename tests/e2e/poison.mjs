@@ -42,6 +42,17 @@ export const UNREADABLE = {
   'a routing key that is not UTF-8': { flags: 0, properties: Buffer.alloc(0), ending: NOT_UTF8 },
 };
 
+/**
+ * Headers that name another place in a stream than RabbitMQ's: 3.10 replaces the first of a name by its own, and passes on the second.
+ * `offset` is a number or a text.
+ */
+export function forgedOffset(offset) {
+  const value = typeof offset === 'string' ? Buffer.concat([Buffer.from('S'), longString(offset)]) : Buffer.alloc(9, 'l');
+  if (typeof offset !== 'string') value.writeBigInt64BE(BigInt(offset), 1);
+  const entry = Buffer.concat([shortString('x-stream-offset'), value]);
+  return headers(Buffer.concat([entry, entry]));
+}
+
 /** Publishes hand-made frames. */
 export class Poisoner {
   static async connect(broker) {

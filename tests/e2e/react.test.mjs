@@ -73,11 +73,12 @@ const json = (body) => ({ method: 'POST', headers: { 'content-type': 'applicatio
 /** A gateway in development mode, a network to it that can be cut, and the app served by Vite. */
 class App {
   /** `isBuilt`: from `vite build`, else from the development server with React's strict mode. */
-  static async start({ isBuilt = false, env = {} } = {}) {
+  static async start({ isBuilt = false, env = {}, find } = {}) {
     const app = new App();
     app.gateway = await Gateway.start(null, { args: ['dev'], env: { JWT_SECRET: '', ...env } });
     app.network = await Network.to(app.gateway);
-    const viteEnv = { ...process.env, GATEWAY_URL: app.gateway.url, VITE_GATEWAY_URL: app.network.url };
+    const urls = { GATEWAY_URL: app.gateway.url, VITE_GATEWAY_URL: app.network.url };
+    const viteEnv = { ...process.env, ...(find?.(app.gateway) ?? urls) };
     const vite = [tool('vite/bin/vite.js')];
     if (isBuilt) {
       vite.push('preview', '--outDir', path.join(folder, 'dist'));
@@ -87,11 +88,11 @@ class App {
     const port = await freePort();
     app.url = `http://127.0.0.1:${port}`;
     const vited = spawn(process.execPath, [...vite, '--host', '127.0.0.1', '--port', String(port), '--strictPort'], { cwd: example, env: viteEnv });
-    let output = '';
-    for (const stream of [vited.stdout, vited.stderr]) stream.on('data', (data) => (output += data));
+    app.output = '';
+    for (const stream of [vited.stdout, vited.stderr]) stream.on('data', (data) => (app.output += data));
     servers.push(vited);
     await until('Vite serves', async () => {
-      if (vited.exitCode !== null) throw new Error(`Vite did not start: ${output}`);
+      if (vited.exitCode !== null) throw new Error(`Vite did not start: ${app.output}`);
       return fetch(app.url).then(({ ok }) => ok, () => false);
     }, 60_000);
     return app;
@@ -395,4 +396,21 @@ test('it can be used with the keyboard, fits a phone, and is dark where the syst
   await alice.screenshot({ path: path.join(screenshots, 'react-light.png') });
   await bob.screenshot({ path: path.join(screenshots, 'react-dark-phone.png') });
   await close(alice, bob);
+});
+
+test('the port of the gateway is all it needs to find it; where none is, it names the variable', async () => {
+  const found = await App.start({ find: ({ url }) => ({ PORT: new URL(url).port }) });
+  const alice = await found.open('usr_alice');
+  await send(alice, 'Found');
+  await message(alice, 'Found').waitFor();
+  await close(alice);
+  assert.doesNotMatch(found.output, /No gateway/);
+
+  const port = await freePort();
+  const lost = await App.start({ find: () => ({ PORT: String(port) }) });
+  assert.match(lost.output, new RegExp(`No gateway at http://127\\.0\\.0\\.1:${port}\\. Start it with \`make run\`; if it has another port.*PORT=3301 make react`));
+  const page = await browser.newPage();
+  await page.goto(`${lost.url}/?user=usr_alice`);
+  await page.getByText(new RegExp(`No connection to http://127\\.0\\.0\\.1:${port} .*; if it has another port: \`PORT=3301 make react\``)).waitFor();
+  await page.close();
 });

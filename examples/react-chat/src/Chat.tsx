@@ -12,7 +12,7 @@ import { nameOf } from './people';
 import { useReceipts } from './useReceipts';
 import { useTypers } from './useTypers';
 
-const GATEWAY_URL: string = import.meta.env.VITE_GATEWAY_URL ?? `http://${location.hostname}:3001`;
+const GATEWAY_URL: string = import.meta.env.VITE_GATEWAY_URL ?? `http://${location.hostname}:${import.meta.env.VITE_GATEWAY_PORT}`;
 
 /** The chat of the user at the screen. */
 export function Chat({ me }: { me: string }) {
@@ -81,6 +81,8 @@ export function Chat({ me }: { me: string }) {
 /** What the user should know about the connection, beyond the badge. */
 function failureOf({ status, reason, failures }: Connection): string | null {
   if (status === 'syncing' && failures > 0) return reason;
-  if (status === 'connecting' && reason) return `No connection to ${GATEWAY_URL} (${reason}). Start the gateway with \`make run\`.`;
+  if (status === 'connecting' && reason) {
+    return `No connection to ${GATEWAY_URL} (${reason}). Start the gateway with \`make run\`; if it has another port: \`PORT=3301 make react\`.`;
+  }
   return null;
 }

@@ -5,7 +5,6 @@
 //! from where it was: an order holds on instances that start after it, or were cut off. Where
 //! there can be no stream, an instance has a queue while it is connected.
 //!
-//! - `place`: where the reader stands in the stream
 //! - `listener`: the reader's loop, for one connection after the other
 //! - `sources`: what it consumes from, and how that is declared
 //! - `wire`: the connection
@@ -14,7 +13,6 @@
 //! refuses here, ends this connection at most.
 
 mod listener;
-mod place;
 mod sources;
 mod wire;
 

@@ -1,15 +1,13 @@
-//! Copies the official socket.io-client bundle to the place from which `src/cli/dev.rs`
-//! embeds it. If npm has not installed the bundle, the copy is empty: a plain
-//! `cargo build` succeeds and the page says what is missing.
+//! Copies the official socket.io-client bundle, which `fetch-client` has fetched, to the
+//! place from which `src/cli/dev.rs` embeds it. Without the bundle, the copy is empty: a
+//! plain `cargo build` needs no network, and the page says what is missing.
 
 use std::{env, fs, path::Path};
 
 fn main() {
     let folder = Path::new("src/cli/dev");
-    let bundle = folder.join("node_modules/socket.io-client/dist/socket.io.min.js");
+    let bundle = folder.join("socket.io.min.js");
     // The folder, because a watched file that does not exist causes a rebuild every time.
-    println!("cargo::rerun-if-changed=src/cli/dev/build.rs");
-    println!("cargo::rerun-if-changed=src/cli/dev/package-lock.json");
     println!("cargo::rerun-if-changed=src/cli/dev");
     if env::var_os("CARGO_FEATURE_CLI").is_none() {
         return;

@@ -1,6 +1,7 @@
 // The development page: puts its parts together.
 
-import { byId, connectSnippet, copyText, curlOf } from './dom.js';
+import { byId, connectSnippet, copyText, foldOnPhones } from './dom.js';
+import { bindEnvelope } from './envelope.js';
 import { bindPublishForm, loadTemplates, showRecipients } from './publish.js';
 import { createPane, signIn } from './users.js';
 
@@ -30,8 +31,7 @@ function bindTheme() {
 }
 
 function showSnippet() {
-  const token = curlOf('/dev/tokens', { userId: 'usr_alice', tenantId: 'tnt_default' }).replaceAll('\n', '\n//   ');
-  byId('connect-snippet').textContent = connectSnippet('…', `// A token for a user, in a terminal:\n//   ${token}\n\n`);
+  byId('connect-snippet').textContent = connectSnippet({ userId: 'usr_alice', tenantId: 'tnt_default' });
 }
 
 function bindCopyButtons() {
@@ -43,6 +43,8 @@ function bindCopyButtons() {
 const hasClient = typeof window.io === 'function';
 const panes = { a: createPane('a', 'usr_alice'), b: createPane('b', 'usr_bob') };
 bindTheme();
+foldOnPhones(document);
+bindEnvelope();
 bindPublishForm(panes);
 bindCopyButtons();
 showSnippet();

@@ -1,6 +1,7 @@
 // The form that publishes. What can be published, and its sample data, the gateway says.
 
 import { byId, curlOf, element, part, postJson, show } from './dom.js';
+import { compare } from './envelope.js';
 import { formatMs, rememberSent } from './log.js';
 import { identity, identityOf } from './users.js';
 
@@ -38,7 +39,9 @@ function buildTypeSelect() {
 export function showRecipients() {
   for (const key of ['a', 'b']) {
     const option = byId('publish-to').querySelector(`[value="${key}"]`);
-    option.textContent = `User ${key.toUpperCase()}: ${identityOf(panes[key]).userId || '(no id)'}`;
+    const { userId } = identityOf(panes[key]);
+    option.textContent = `User ${key.toUpperCase()}: ${userId || '(no id)'}`;
+    part(panes[key], 'name').textContent = userId;
   }
   checkData();
 }
@@ -85,6 +88,7 @@ function checkData() {
   byId('publish-data').setAttribute('aria-invalid', String(Boolean(error)));
   show(byId('publish-data-error'), error || '');
   byId('publish-curl').textContent = error ? '# The JSON above has to be valid first.' : requests.map((request) => curlOf('/dev/updates', request)).join('\n');
+  compare(error ? null : requests[0]);
   return error ? null : requests;
 }
 
@@ -128,7 +132,9 @@ async function send(requests) {
 function publishTimes(count) {
   if (!byId('publish-form').reportValidity()) return;
   const requests = checkData();
-  if (requests) sendAll(Array(count).fill(requests).flat()); else byId('publish-data').focus();
+  if (requests) return sendAll(Array(count).fill(requests).flat());
+  byId('publish-data').closest('details').open = true;
+  byId('publish-data').focus();
 }
 
 // Always the samples, whatever is in the editor: this button shows the whole contract at a glance.

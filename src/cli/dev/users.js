@@ -173,11 +173,11 @@ export function createPane(key, userId) {
   const root = byId('pane-template').content.firstElementChild.cloneNode(true);
   const pane = { key, root, state: 'offline', turn: 0, token: '', expires: new Date(NaN), socket: null, wasLive: false,
     hasState: false,
-    lastUpdate: null, recoveredAt: 0, replayed: 0, latencies: [], hidden: new Set(), counters: new Map(), log: root.querySelector('[data-role="log"]') };
+    unfolded: null, recoveredAt: 0, replayed: 0, latencies: [], hidden: new Set(), counters: new Map(), log: root.querySelector('[data-role="log"]') };
   const title = `User ${key.toUpperCase()}`;
   root.dataset.userPane = key;
   root.setAttribute('aria-label', title);
-  root.querySelector('h2').textContent = title;
+  root.querySelector('h2 span').textContent = title;
   pane.log.setAttribute('aria-label', `Events of ${title}, newest first`);
   part(pane, 'user').value = userId;
   bindLog(pane);
@@ -192,10 +192,10 @@ export function createPane(key, userId) {
     signOut(pane);
   });
   part(pane, 'copy-token').addEventListener('click', (event) => copyText(event.currentTarget, pane.token));
-  part(pane, 'copy-snippet').addEventListener('click', (event) => copyText(event.currentTarget, connectSnippet(pane.token)));
+  part(pane, 'copy-snippet').addEventListener('click', (event) => copyText(event.currentTarget, connectSnippet(identityOf(pane))));
   part(pane, 'renew').addEventListener('click', () => renew(pane));
   part(pane, 'cut').addEventListener('click', () => (pane.state === 'cut' ? restore(pane) : cut(pane)));
-  document.querySelector('.publish').before(root);
+  byId('compare').before(root);
   return pane;
 }
 

@@ -6,11 +6,11 @@ use crate::{
     config::RabbitMqConfig,
 };
 
-/// Connects and logs in as `serve` does; returns the connection if that succeeds.
+/// Connects and logs in as `serve` does. An error says why nothing behind it can be tried.
 pub(super) async fn examine(
     config: &RabbitMqConfig,
     report: &mut Report,
-) -> Option<SideConnection> {
+) -> Result<SideConnection, &'static str> {
     let instance = instance_id(config);
     match SideConnection::open(config, "doctor", &instance).await {
         Ok(side) => {
@@ -20,23 +20,23 @@ pub(super) async fn examine(
                 let advice = "channel_max in its rabbitmq.conf, or the plan of a hosted one";
                 report.problem("channels", error.to_string(), advice);
             }
-            Some(side)
+            Ok(side)
         }
         Err(LinkError::Timeout(limit)) => {
             let finding = format!("no answer within {limit:?}");
             let advice =
                 "RabbitMQ accepts, but does not answer: is it starting, or out of memory or files?";
             report.problem("login", finding, advice);
-            None
+            Err(NO_LOGIN)
         }
-        Err(error) => {
-            refused(&error, config, report);
-            None
-        }
+        Err(error) => Err(refused(&error, config, report)),
     }
 }
 
-fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
+const NO_LOGIN: &str = "there is no login";
+
+/// Reports a refusal, and returns it in a few words.
+fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) -> &'static str {
     let user = &config.url.first().user;
     match error {
         LinkError::Login(_) | LinkError::LoginOverTls(_) => {
@@ -66,7 +66,9 @@ fn refused(error: &LinkError, config: &RabbitMqConfig, report: &mut Report) {
                 false => "the vhost is the path of RABBITMQ_URL (/ in it as %2F); rabbitmqctl list_vhosts shows those that exist".to_owned(),
             };
             report.problem("vhost", format!("refused: {close}"), advice);
+            return "the vhost is refused";
         }
         other => report.problem("login", other.to_string(), "RabbitMQ's own log says why"),
     }
+    NO_LOGIN
 }

@@ -13,7 +13,10 @@ use socketioxide::{
     extract::{Event, SocketRef, TryData},
     socket::{DisconnectReason, Sid},
 };
-use tokio::{sync::Mutex as AsyncMutex, time::timeout};
+use tokio::{
+    sync::Mutex as AsyncMutex,
+    time::{Instant, timeout, timeout_at},
+};
 use tracing::{info, warn};
 
 use super::{
@@ -41,6 +44,10 @@ const AWAY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a CONNECT waits until the orders that the broker has kept are read: they may refuse
 /// its token. Without a broker, a client still has to connect.
 const ORDERS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a CONNECT waits for all of this together. The session of a client that is not let in
+/// within `CONNECT_TIMEOUT` of its handshake ends, and the CONNECT comes a little later.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What a socket that was let in holds; dropped when it disconnects.
 pub(super) struct Admission {
@@ -99,9 +106,10 @@ impl Endpoint {
             self.transports.close(&socket);
             return std::future::pending().await;
         }
+        let until = Instant::now() + PATIENCE;
         let connects = self.check_connects(&socket)?;
         let client = handshake::client(&socket);
-        let admission = match self.admit(&socket, client, auth).await {
+        let admission = match self.admit(&socket, client, auth, until).await {
             Ok(admission) => admission,
             Err(refusal @ (Refusal::AddressRefusals | Refusal::Overloaded)) => {
                 self.turn_back(&socket, client, refusal).await;
@@ -122,7 +130,7 @@ impl Endpoint {
         // Before the reply, so that a socket that disconnects at once finds its handler.
         self.handle_events(&socket);
         let session = &admission.session;
-        self.make_ready(session).await;
+        self.make_ready(session, until).await;
         if self.transports.is_draining() {
             // What would be answered now, such as that nothing can be recovered, holds for this
             // instance alone.
@@ -141,7 +149,7 @@ impl Endpoint {
 
     /// Waits for the session's subscription, and for what its client missed, as long as a
     /// client can be kept waiting.
-    async fn make_ready(&self, session: &Session<SocketPeer>) {
+    async fn make_ready(&self, session: &Session<SocketPeer>, until: Instant) {
         let ready = async {
             session.subscribed().await;
             session.reached().await;
@@ -149,7 +157,8 @@ impl Endpoint {
         tokio::pin!(ready);
         let is_ready = timeout(AWAY_TIMEOUT, &mut ready).await.is_ok();
         if !is_ready && self.hub.broker().is_connected() {
-            let _ = timeout(READY_TIMEOUT.saturating_sub(AWAY_TIMEOUT), ready).await;
+            let rest = READY_TIMEOUT.saturating_sub(AWAY_TIMEOUT);
+            let _ = timeout_at(until.min(Instant::now() + rest), ready).await;
         }
     }
 
@@ -210,6 +219,7 @@ impl Endpoint {
         socket: &SocketRef,
         client: IpAddr,
         auth: Option<Value>,
+        until: Instant,
     ) -> Result<Arc<Admission>, Refusal> {
         if self.refusal_limit.is_exceeded(client) {
             return Err(Refusal::AddressRefusals);
@@ -233,7 +243,7 @@ impl Endpoint {
             }
         }
         let admission = match &token {
-            Ok(token) => self.let_in(socket, client, token, request).await,
+            Ok(token) => self.let_in(socket, client, token, request, until).await,
             Err(refusal) => Err(*refusal),
         };
         match &admission {
@@ -251,6 +261,7 @@ impl Endpoint {
         client: IpAddr,
         token: &str,
         request: ResumeRequest,
+        until: Instant,
     ) -> Result<Arc<Admission>, Refusal> {
         let is_wanted = || !self.refusal_limit.is_exceeded(client);
         let verified = self.verifier.verify_for(client, token, is_wanted);
@@ -259,7 +270,8 @@ impl Endpoint {
             return Err(Refusal::IdsTooLong);
         }
         let read = self.hub.broker().broadcasts_read();
-        if timeout(ORDERS_TIMEOUT, read).await.is_err()
+        let orders_until = until.min(Instant::now() + ORDERS_TIMEOUT);
+        if timeout_at(orders_until, read).await.is_err()
             && let Some(line) = REFUSED.note("orders not read")
         {
             let left_out = line.left_out;

@@ -24,8 +24,12 @@ use self::{
     receiving::Next,
 };
 use super::{
-    super::{link_error::LinkError, outbox::Outbox, shared::Shared},
-    place::{End, Place},
+    super::{
+        link_error::LinkError,
+        outbox::Outbox,
+        place::{End, Place},
+        shared::Shared,
+    },
     wire::{Consumer, Wire},
 };
 
@@ -36,7 +40,8 @@ const MEND: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// How often the stream is attached anew at its last message: a consumer may have stopped
-/// without an end.
+/// without an end. At least twice as often as orders are forgotten. Sockets do not wait
+/// meanwhile: an order that comes half a second late finds those that were let in.
 const RENEWAL: Duration = Duration::from_secs(600);
 
 /// Time limit for handing on what has arrived when a connection is lost.
@@ -47,12 +52,16 @@ pub(super) struct Listener {
     /// For markers.
     outbox: Arc<Outbox>,
     place: Place,
+    /// The digest of the last message.
+    last: u64,
     hasher: RandomState,
     lost_at: Option<Instant>,
     /// Orders of later than this moment are news.
     heard_until: SystemTime,
     /// Orders came from a queue since the stream was read.
     heard_elsewhere: bool,
+    /// The stream was left only to be attached anew.
+    renews: bool,
     stream_refusals: Refusals,
     refusals: Refusals,
     attachments: u64,
@@ -74,10 +83,12 @@ impl Listener {
         Self {
             outbox: Arc::new(Outbox::new(shared.clone(), "orders' markers")),
             heard_until: shared.started_at,
-            place: Place::default(),
+            place: Place::from_the_start(),
+            last: 0,
             hasher: RandomState::new(),
             lost_at: None,
             heard_elsewhere: false,
+            renews: false,
             stream_refusals: Refusals::default(),
             refusals: Refusals::default(),
             attachments: 0,
@@ -158,13 +169,18 @@ impl Listener {
     fn alarm(&self, sources: &Sources, mend_at: Instant) -> Instant {
         let retry_at = match (&sources.stream, &sources.queue) {
             (Some(stream), _) => match self.is_settled(stream) {
-                true => Some(stream.begun + RENEWAL),
+                true => Some(self.renewal_of(stream)),
                 false => Some(stream.heard_at + SILENCE),
             },
             (None, Some(_)) => self.stream_refusals.again_at,
             (None, None) => self.refusals.again_at,
         };
         retry_at.map_or(mend_at, |at| at.min(mend_at))
+    }
+
+    fn renewal_of(&self, stream: &Attachment) -> Instant {
+        let kept = self.shared.config.revocations_kept;
+        stream.begun + (kept / 2).clamp(SILENCE, RENEWAL)
     }
 
     fn is_settled(&self, stream: &Attachment) -> bool {
@@ -178,8 +194,9 @@ impl Listener {
         };
         let now = Instant::now();
         if self.is_settled(stream) {
-            if now >= stream.begun + RENEWAL {
+            if now >= self.renewal_of(stream) {
                 self.leave_stream(sources, End::Released);
+                self.renews = true;
             }
         } else if now >= stream.heard_at + SILENCE {
             if self.place.is_certain() {

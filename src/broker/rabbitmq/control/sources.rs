@@ -3,7 +3,7 @@
 use std::{hash::BuildHasher, time::SystemTime};
 
 use amqprs::{
-    BasicProperties, FieldValue,
+    FieldValue,
     channel::{
         BasicConsumeArguments, ConsumerMessage, ExchangeDeclareArguments, ExchangeType,
         QueueBindArguments, QueueDeclareArguments,
@@ -16,9 +16,9 @@ use super::{
         arguments::table,
         consumer::published_at,
         link_error::{LinkError, ServerClose},
+        place::{OFFSET, Offset, StartAt},
         topology::stream::has_other_limits,
     },
-    place::StartAt,
     wire::{Consumer, Wire},
 };
 use crate::config::RabbitMqConfig;
@@ -31,14 +31,10 @@ const SEGMENT_BYTES: i64 = 1_000_000;
 /// usual size than an instance remembers.
 const MAX_BYTES: i64 = 100_000_000;
 
-/// The header with a message's place.
-const OFFSET: &str = "x-stream-offset";
-
 /// A message, from whatever source.
 pub(super) struct Message {
     pub(super) tag: u64,
-    /// `None`: it did not come from a stream.
-    pub(super) offset: Option<u64>,
+    pub(super) offset: Offset,
     pub(super) exchange: String,
     pub(super) routing_key: String,
     /// The instance that published it, if one did.
@@ -54,7 +50,7 @@ impl Message {
         let properties = message.basic_properties.unwrap_or_default();
         Some(Self {
             tag: deliver.delivery_tag(),
-            offset: offset(&properties),
+            offset: Offset::of(&properties),
             exchange: deliver.exchange().clone(),
             routing_key: deliver.routing_key().clone(),
             author: properties.app_id().cloned(),
@@ -72,14 +68,6 @@ impl Message {
             self.published_at,
             &self.body,
         ))
-    }
-}
-
-fn offset(properties: &BasicProperties) -> Option<u64> {
-    let header = OFFSET.try_into().expect("a short name");
-    match properties.headers()?.get(&header)? {
-        FieldValue::l(offset) => u64::try_from(*offset).ok(),
-        _ => None,
     }
 }
 
@@ -167,13 +155,9 @@ pub(super) async fn consume_stream(
     tag: &str,
     start: StartAt,
 ) -> Answer<Consumer> {
-    let offset = match start {
-        StartAt::First => FieldValue::S("first".try_into().expect("a short text")),
-        StartAt::Offset(offset) => FieldValue::l(offset.try_into().unwrap_or(i64::MAX)),
-    };
     let consume = BasicConsumeArguments::new(&config.control_stream, tag)
         .manual_ack(true)
-        .arguments(table([(OFFSET, offset)]))
+        .arguments(table([(OFFSET, start.argument())]))
         .finish();
     wire.consume(consume).await
 }

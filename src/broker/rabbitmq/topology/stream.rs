@@ -2,7 +2,7 @@
 //!
 //! RabbitMQ keeps what Chat3 publishes in a stream, which is bound to the exchange for
 //! everything, and each instance reads all of it. A lost connection then loses nothing: the
-//! next one goes on where the last one ended (`Position`), and users' subscriptions stay
+//! next one goes on where the last one ended (`Place`), and users' subscriptions stay
 //! unbroken meanwhile. Who gets which update is found by the routing key (`Routes`), so
 //! users need nothing at the broker.
 //!
@@ -11,7 +11,6 @@
 
 mod attempts;
 mod message;
-mod position;
 mod pulse;
 mod read_back;
 mod reader;
@@ -31,7 +30,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
-use self::position::StartAt;
 pub(in super::super) use self::reader::Reader;
 use super::{
     super::{
@@ -41,6 +39,7 @@ use super::{
         desired::Subscription,
         link_error::{LinkError, NOT_FOUND, PRECONDITION_FAILED, ServerClose},
         outbox::Outbox,
+        place,
         shared::Shared,
     },
     Refusal, Topology,
@@ -183,11 +182,7 @@ impl Stream {
             self.shared.instance, self.epoch
         );
         debug!(?start, "RabbitMQ stream attached");
-        let offset = match start {
-            StartAt::Next => FieldValue::S("next".try_into().expect("a short text")),
-            StartAt::Offset(offset) => FieldValue::l(offset.try_into().unwrap_or(i64::MAX)),
-        };
-        let consume = consumption(&self.shared.config.stream, &tag, offset);
+        let consume = consumption(&self.shared.config.stream, &tag, start.argument());
         let (shared, reader) = (self.shared.clone(), self.reader.clone());
         let read = move |messages, acks: Arc<Acks>| async move {
             reader.read(&shared, attachment, messages, &acks).await;
@@ -347,7 +342,7 @@ fn consumption(stream: &str, tag: &str, offset: FieldValue) -> BasicConsumeArgum
     BasicConsumeArguments::new(stream, tag)
         .manual_ack(true)
         .no_wait(true)
-        .arguments(table([("x-stream-offset", offset)]))
+        .arguments(table([(place::OFFSET, offset)]))
         .finish()
 }
 

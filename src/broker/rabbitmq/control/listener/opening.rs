@@ -16,9 +16,9 @@ use super::{
         super::{
             link_error::{LinkError, ServerClose},
             outbox::Outbox,
+            place::End,
             shared::Shared,
         },
-        place::End,
         sources,
         wire::{Consumer, Wire},
     },
@@ -157,6 +157,7 @@ impl Listener {
         epoch: u64,
         sources: &mut Sources,
     ) -> Result<Result<(), ServerClose>, LinkError> {
+        let renews = std::mem::take(&mut self.renews);
         let config = &self.shared.config;
         if let Err(close) = sources::declare_stream(wire, config).await? {
             return Ok(Err(close));
@@ -169,7 +170,9 @@ impl Listener {
             }
             return Ok(bound);
         }
-        self.shared.reading_orders.send_replace(true);
+        if !renews {
+            self.shared.reading_orders.send_replace(true);
+        }
         let at_once = self.lost_at.is_none_or(|at| at.elapsed() < AT_ONCE);
         let start = self.place.attach(at_once);
         self.attachments += 1;
@@ -187,7 +190,7 @@ impl Listener {
         };
         // What ends the connection from now on may be a message.
         self.stream_refusals.again_at = None;
-        let is_known = !self.place.is_at_start() && !self.heard_elsewhere;
+        let is_known = self.place.is_known() && !self.heard_elsewhere;
         let now = Instant::now();
         let stream = sources.stream.insert(Attachment {
             consumer,

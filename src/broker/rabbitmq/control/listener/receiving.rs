@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     super::{
-        place::{End, Place, Verdict},
+        super::place::{End, Offset, Place, Verdict},
         sources::{self, Message},
     },
     Listener, Sources,
@@ -49,7 +49,7 @@ impl Listener {
             Next::AttachAgain => self.leave_stream(sources, End::Released),
             Next::NoStream => {
                 self.leave_stream(sources, End::Released);
-                self.place = Place::default();
+                self.place = Place::from_the_start();
                 self.stream_refusals.rest();
                 self.stream_refused(&"what has its name is no stream");
             }
@@ -61,15 +61,25 @@ impl Listener {
             return Next::Continue;
         };
         stream.heard_at = Instant::now();
-        let Some(offset) = message.offset else {
-            // Not settled: it goes to whoever else takes it for a stream, too.
-            self.hand_on(&message, None);
-            return Next::NoStream;
+        let offset = match message.offset {
+            Offset::At(offset) => offset,
+            Offset::Forged => {
+                stream.consumer.settle(message.tag);
+                self.hand_on_from_stream(stream, &message);
+                return Next::Continue;
+            }
+            Offset::None => {
+                // Not settled: it goes to whoever else takes it for a stream, too.
+                self.hand_on(&message, None);
+                return Next::NoStream;
+            }
         };
         stream.consumer.settle(message.tag);
         let is_trial = self.place.is_trial();
-        match self.place.receive(offset, message.digest(&self.hasher)) {
-            Verdict::HandOn => {}
+        let digest = message.digest(&self.hasher);
+        match self.place.receive(offset, || digest == self.last) {
+            // An order that is handed on twice does no harm.
+            Verdict::HandOn | Verdict::Hole => {}
             Verdict::HandOnBehind { unreadable } => {
                 self.shared.metrics.messages_unreadable.inc();
                 warn!(
@@ -87,6 +97,7 @@ impl Listener {
                 return Next::AttachAgain;
             }
         }
+        self.last = digest;
         let config = &self.shared.config;
         if message.exchange == sources::markers(config) {
             let is_own = message.routing_key == self.shared.instance
@@ -96,11 +107,15 @@ impl Listener {
                 false => Next::Continue,
             };
         }
-        if message.exchange == config.control_exchange {
-            stream.orders += u64::from(stream.is_reading);
-            self.hand_on(&message, stream.is_reading.then_some(stream.since));
-        }
+        self.hand_on_from_stream(stream, &message);
         Next::Continue
+    }
+
+    fn hand_on_from_stream(&self, stream: &mut Attachment, message: &Message) {
+        if message.exchange == self.shared.config.control_exchange {
+            stream.orders += u64::from(stream.is_reading);
+            self.hand_on(message, stream.is_reading.then_some(stream.since));
+        }
     }
 
     pub(super) fn take_from_queue(

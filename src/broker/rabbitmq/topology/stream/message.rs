@@ -1,19 +1,9 @@
 //! A message of the stream, with its place. Pure.
 
-use std::sync::LazyLock;
+use amqprs::channel::ConsumerMessage;
 
-use amqprs::{FieldName, FieldValue, channel::ConsumerMessage};
-
-use super::super::super::consumer;
+use super::super::super::{consumer, place::Offset};
 use crate::broker::Delivery;
-
-/// The header with a message's place.
-static OFFSET: LazyLock<FieldName> =
-    LazyLock::new(|| "x-stream-offset".try_into().expect("a short name"));
-
-/// No stream gets so far. RabbitMQ before 3.11 passes on a header of that name from a publisher
-/// as well, and events are numbered by twice the offset.
-const MAX_OFFSET: u64 = 1 << 60;
 
 /// What came through the stream.
 pub(super) struct Message<'a> {
@@ -26,9 +16,8 @@ pub(super) struct Message<'a> {
 pub(super) fn parse<'a>(message: &'a ConsumerMessage, markers: &str) -> Option<Message<'a>> {
     let deliver = message.deliver.as_ref()?;
     let properties = message.basic_properties.as_ref()?;
-    let offset = match properties.headers()?.get(&OFFSET)? {
-        FieldValue::l(offset) => u64::try_from(*offset).ok().filter(|it| *it < MAX_OFFSET)?,
-        _ => return None,
+    let Offset::At(offset) = Offset::of(properties) else {
+        return None;
     };
     Some(Message {
         offset,

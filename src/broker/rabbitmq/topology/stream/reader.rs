@@ -3,7 +3,7 @@
 //!
 //! The reader lives as long as the service. Each connection attaches the reader (`attach`)
 //! and runs a loop (`read`). Messages that a former connection still holds are ignored.
-//! `Position` owns the place and its rules, `Routes` the recipients.
+//! `Place` owns the place and its rules, `Routes` the recipients.
 
 use std::{
     sync::{
@@ -22,11 +22,16 @@ use tracing::{debug, warn};
 
 use super::{
     super::{
-        super::{acks::Acks, consumer, link_error::LinkError, shared::Shared},
+        super::{
+            acks::Acks,
+            consumer,
+            link_error::LinkError,
+            place::{End, Place, StartAt, Verdict},
+            shared::Shared,
+        },
         routes::Routes,
     },
     message::{Message, parse},
-    position::{End, Position, StartAt, Verdict},
     pulse::Pulse,
     read_back,
 };
@@ -56,7 +61,7 @@ pub(in super::super::super) struct Reader {
 }
 
 struct State {
-    position: Position,
+    place: Place,
     pulse: Pulse,
     marker: u64,
     /// Counts the attachments: messages of former ones are left alone.
@@ -76,7 +81,7 @@ impl Reader {
             markers: super::markers(&shared.config),
             received: shared.received.clone(),
             state: Mutex::new(State {
-                position: Position::default(),
+                place: Place::from_now_on(),
                 pulse: Pulse::default(),
                 marker: 0,
                 attachment: 0,
@@ -121,14 +126,14 @@ impl Reader {
         let at_once = state.lost_at.is_some_and(|at| at.elapsed() < AT_ONCE);
         state.attachment += 1;
         state.pulse = Pulse::default();
-        (state.attachment, state.position.attach(at_once))
+        (state.attachment, state.place.attach(at_once))
     }
 
     /// Returns when messages are known to follow those that were handed on before.
     pub(super) async fn certain(&self) {
         loop {
             let came = self.came.notified();
-            if self.state().position.is_certain() {
+            if self.state().place.is_certain() {
                 return;
             }
             came.await;
@@ -137,24 +142,24 @@ impl Reader {
 
     /// Messages may have been missed, whatever comes next.
     pub(super) fn give_up(&self) {
-        self.state().position.give_up();
+        self.state().place.give_up();
     }
 
     /// The connection has ended, with all that it had brought handed on.
     pub(in super::super::super) fn lose(&self, reason: &LinkError) {
         let mut state = self.state();
-        state.position.lose(match reason {
+        state.place.lose(match reason {
             LinkError::Unreadable(_) => End::Unreadable,
             LinkError::Stopped => End::Silence,
-            _ => End::Other,
+            _ => End::Loss,
         });
         if reason.is_missing() {
             // The exchange is gone, and the stream no longer bound.
-            state.position.give_up();
+            state.place.give_up();
         }
         if self.is_settled() {
             // Users were subscribed without a place: what came since is not known.
-            state.position.doubt();
+            state.place.doubt();
         }
         state.lost_at = Some(Instant::now());
     }
@@ -162,9 +167,9 @@ impl Reader {
     /// The consumer has ended, and nobody knows why.
     pub(super) fn lose_consumer(&self) {
         let mut state = self.state();
-        state.position.lose(End::Other);
+        state.place.lose(End::Loss);
         if self.is_settled() {
-            state.position.doubt();
+            state.place.doubt();
         }
     }
 
@@ -234,10 +239,10 @@ impl Reader {
             self.metrics.stream_round_trip.observe(took.as_secs_f64());
             self.history.note_round_trip(took);
         }
-        let was_certain = state.position.is_certain();
+        let was_certain = state.place.is_certain();
         // The newest in the history is the last one that came.
         let is_the_last = || self.history.look().newest_is(&delivery);
-        match state.position.receive(offset, is_the_last) {
+        match state.place.receive(offset, is_the_last) {
             Verdict::Known => {
                 if !was_certain {
                     debug!(offset, "RabbitMQ stream read on from the last place");
@@ -245,7 +250,8 @@ impl Reader {
                 }
                 return;
             }
-            Verdict::HandOn => {}
+            // This reader never attaches only to try.
+            Verdict::HandOn | Verdict::Again => {}
             Verdict::HandOnBehind { unreadable } => {
                 self.metrics.messages_unreadable.inc();
                 warn!(
