@@ -18,13 +18,14 @@ use tokio::sync::watch;
 use self::history::History;
 use crate::{observability::metrics::Metrics, user::User};
 
-/// One update, as the exchange delivered it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Delivery {
+/// One update, as the exchange delivered it. Who keeps it makes a copy: what it borrows from
+/// is gone as soon as it was handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery<'a> {
     /// As published.
-    pub body: Bytes,
+    pub body: &'a [u8],
     /// As published.
-    pub routing_key: String,
+    pub routing_key: &'a str,
     /// The publisher's AMQP timestamp, if there is one in milliseconds.
     pub published_at: Option<SystemTime>,
     /// Where the update stands in the broker's log, if the broker has one for all users.
@@ -42,7 +43,7 @@ pub struct LogPosition {
 
 /// Receives a user's updates, one at a time and in queue order. The update is
 /// acknowledged when the handler returns, so a handler must not block: it hands off.
-pub type Handler = Arc<dyn Fn(&Delivery) + Send + Sync>;
+pub type Handler = Arc<dyn Fn(&Delivery<'_>) + Send + Sync>;
 
 /// A message that another instance broadcast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

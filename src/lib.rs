@@ -62,7 +62,7 @@
 //! - `socketio`: connections, tokens and sockets
 //! - `sessions`: who is online, and which socket gets which update
 //! - `broker`: where updates come from
-//! - `auth`, `config`, `update`, `user`, `tls`, `observability`: what all share
+//! - `auth`, `config`, `update`, `user`, `tls`, `observability`, `compact`: what all share
 
 pub mod broker;
 pub mod config;
@@ -71,12 +71,18 @@ pub mod user;
 mod auth;
 #[cfg(feature = "cli")]
 mod cli;
+mod compact;
 mod observability;
 mod server;
 mod sessions;
 mod socketio;
 mod tls;
 mod update;
+
+// The command's, so that tests measure what it takes.
+#[cfg(all(test, feature = "cli"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 pub use auth::KeyError;
 pub use broker::rabbitmq::{RabbitMqService, Unreadable};

@@ -5,7 +5,8 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use async_trait::async_trait;
@@ -32,9 +33,17 @@ pub struct EmbeddedExchange {
 
 struct Queue {
     binding_keys: Vec<String>,
-    sender: mpsc::Sender<Delivery>,
+    sender: mpsc::Sender<Published>,
     /// Dropped with the queue: until then, [`Subscribed`] answers.
     _active: Activation,
+}
+
+/// One update on its way to a user.
+#[derive(Clone)]
+struct Published {
+    body: Bytes,
+    routing_key: Arc<str>,
+    at: SystemTime,
 }
 
 impl EmbeddedExchange {
@@ -49,7 +58,7 @@ impl EmbeddedExchange {
 
     /// Routes `body` as RabbitMQ would; returns the number of queues that it reached.
     pub async fn publish(&self, routing_key: &str, body: Bytes) -> usize {
-        let matching: Vec<mpsc::Sender<Delivery>> = self
+        let matching: Vec<mpsc::Sender<Published>> = self
             .queues()
             .values()
             .filter(|queue| {
@@ -59,15 +68,14 @@ impl EmbeddedExchange {
             })
             .map(|queue| queue.sender.clone())
             .collect();
-        let delivery = Delivery {
+        let published = Published {
             body,
-            routing_key: routing_key.to_owned(),
-            published_at: Some(std::time::SystemTime::now()),
-            position: None,
+            routing_key: routing_key.into(),
+            at: SystemTime::now(),
         };
         for queue in &matching {
             // An error means that the user has just been unsubscribed.
-            let _ = queue.send(delivery.clone()).await;
+            let _ = queue.send(published.clone()).await;
         }
         matching.len()
     }
@@ -89,10 +97,15 @@ impl Broker for EmbeddedExchange {
 
     fn subscribe_user(&self, user: &User, handler: Handler) -> Subscribed {
         let (active, subscribed) = Subscribed::new();
-        let (sender, mut receiver) = mpsc::channel(QUEUE_LENGTH);
+        let (sender, mut receiver) = mpsc::channel::<Published>(QUEUE_LENGTH);
         self.consumers.spawn(async move {
-            while let Some(delivery) = receiver.recv().await {
-                handler(&delivery);
+            while let Some(published) = receiver.recv().await {
+                handler(&Delivery {
+                    body: &published.body,
+                    routing_key: &published.routing_key,
+                    published_at: Some(published.at),
+                    position: None,
+                });
             }
         });
         active.activate();

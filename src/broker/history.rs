@@ -25,9 +25,10 @@ use tokio::{
 };
 
 pub use self::ring::Bounds;
-use self::ring::{Entry, Ring};
+pub(crate) use self::ring::Entry;
+use self::ring::Ring;
 use super::Delivery;
-use crate::{config::BindingKeys, observability::metrics::Metrics, user::User};
+use crate::{compact::Era, config::BindingKeys, observability::metrics::Metrics, user::User};
 
 /// How long a place is waited for that is not among what is kept yet.
 const REACHED_WITHIN: Duration = Duration::from_secs(5);
@@ -41,6 +42,7 @@ pub struct History {
     keys: BindingKeys,
     hashes: RandomState,
     metrics: Metrics,
+    era: Era,
     ring: Mutex<Ring>,
     /// How long the last message of this instance's own took through the log, in milliseconds
     /// and one; 0 before the first.
@@ -64,6 +66,7 @@ impl History {
             keys,
             hashes: RandomState::new(),
             metrics,
+            era: Era::begin(),
             ring: Mutex::default(),
             round_trip: AtomicU64::new(0),
             grown: Notify::new(),
@@ -112,14 +115,28 @@ impl History {
         let _ = timeout(REACHED_WITHIN, reached).await;
     }
 
-    /// Adds what the log has at `offset`, behind all that is kept; `is_update` tells it from
+    /// Adds what the log has at `offset` and came `now`, behind all that is kept; `is_update` tells it from
     /// what concerns nobody. The caller hands it on before it drops what is returned.
-    pub(crate) fn push(&self, offset: u64, delivery: Delivery, is_update: bool) -> Past<'_> {
-        let entry = self.entry(delivery, is_update, Instant::now());
+    pub(crate) fn push(
+        &self,
+        offset: u64,
+        delivery: &Delivery<'_>,
+        is_update: bool,
+        now: Instant,
+    ) -> Past<'_> {
+        let entry = self.entry(offset, delivery, is_update, now);
         let mut past = self.look();
-        past.ring.push(offset, entry);
+        past.ring.push(entry);
         past.report();
         past
+    }
+
+    /// What the log has at `offset` and was published before: see [`Self::prepend`].
+    pub(crate) fn earlier(&self, offset: u64, delivery: &Delivery<'_>, is_update: bool) -> Entry {
+        let now = Instant::now();
+        let age = delivery.published_at.and_then(|at| at.elapsed().ok());
+        let at = now.checked_sub(age.unwrap_or_default()).unwrap_or(now);
+        self.entry(offset, delivery, is_update, at)
     }
 
     /// What comes next may not follow what is kept: nothing of that can be replayed any more.
@@ -136,14 +153,8 @@ impl History {
 
     /// Adds what the log has right before the entry at `until`, oldest first. Returns whether
     /// there is room for more.
-    pub(crate) fn prepend(&self, until: u64, read: Vec<(u64, Delivery, bool)>) -> bool {
-        let now = Instant::now();
-        let entries = read.into_iter().map(|(offset, delivery, is_update)| {
-            let age = delivery.published_at.and_then(|at| at.elapsed().ok());
-            let at = now.checked_sub(age.unwrap_or_default()).unwrap_or(now);
-            (offset, self.entry(delivery, is_update, at))
-        });
-        let entries: Vec<_> = entries.collect();
+    pub(crate) fn prepend(&self, until: u64, entries: Vec<Entry>) -> bool {
+        let now = self.era.moment(Instant::now());
         let mut past = self.look();
         let has_room = past.ring.prepend(until, entries, now);
         past.report();
@@ -176,17 +187,13 @@ impl History {
             .store(millis.saturating_add(1), Ordering::Relaxed);
     }
 
-    fn entry(&self, delivery: Delivery, is_update: bool, at: Instant) -> Entry {
+    fn entry(&self, offset: u64, delivery: &Delivery<'_>, is_update: bool, at: Instant) -> Entry {
         let mut recipients = 0;
         if is_update {
             self.keys
-                .for_each_id(&delivery.routing_key, |id| recipients |= self.mark(id));
+                .for_each_id(delivery.routing_key, |id| recipients |= self.mark(id));
         }
-        Entry {
-            at,
-            recipients,
-            delivery,
-        }
+        Entry::new(offset, delivery, recipients, self.era.moment(at))
     }
 
     /// Two of 64 bits: an entry for a user has both.
@@ -203,13 +210,13 @@ impl History {
 
 impl Past<'_> {
     /// The newest entry.
-    pub fn newest(&self) -> Option<&Delivery> {
+    pub fn newest(&self) -> Option<Delivery<'_>> {
         self.ring.newest()
     }
 
     /// Whether the newest entry is this one.
-    pub(crate) fn newest_is(&self, other: &Delivery) -> bool {
-        let is_it = |newest: &Delivery| {
+    pub(crate) fn newest_is(&self, other: &Delivery<'_>) -> bool {
+        let is_it = |newest: Delivery<'_>| {
             newest.body == other.body
                 && newest.routing_key == other.routing_key
                 && newest.published_at == other.published_at
@@ -228,20 +235,19 @@ impl Past<'_> {
     }
 
     /// The entry at an offset.
-    pub fn at(&self, offset: u64) -> Option<&Delivery> {
+    pub fn at(&self, offset: u64) -> Option<Delivery<'_>> {
         self.ring.at(offset)
     }
 
     /// The first update with a number greater than `after` that is routed
     /// to `user`.
-    pub fn next_for(&self, user: &User, after: u64) -> Option<&Delivery> {
+    pub fn next_for(&self, user: &User, after: u64) -> Option<Delivery<'_>> {
         let mark = self.history.mark(user.id.as_str());
         let mut entries = self.ring.after(after);
         let found = entries.find(|entry| {
-            entry.recipients & mark == mark
-                && self.history.keys.are_for(user, &entry.delivery.routing_key)
+            entry.may_be_for(mark) && self.history.keys.are_for(user, entry.routing_key())
         });
-        found.map(|entry| &entry.delivery)
+        found.map(|entry| self.ring.delivery(entry))
     }
 
     /// The time between the oldest and the newest entry.

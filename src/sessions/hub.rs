@@ -110,7 +110,7 @@ impl<P: Peer> Hub<P> {
         let audience = Arc::new(Audience::new(user.clone(), self.shared.clone()));
         let handler = {
             let audience = audience.clone();
-            Arc::new(move |delivery: &Delivery| audience.deliver(delivery))
+            Arc::new(move |delivery: &Delivery<'_>| audience.deliver(delivery))
         };
         audience.subscribed_by(self.broker.subscribe_user(user, handler));
         audience

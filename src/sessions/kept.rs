@@ -9,7 +9,7 @@ use std::sync::{
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 
-use crate::observability::metrics::Metrics;
+use crate::{compact::Era, observability::metrics::Metrics};
 
 /// The updates that all logs of a hub keep. Clones are of the same total.
 #[derive(Debug, Clone)]
@@ -17,6 +17,7 @@ pub(super) struct Kept(Arc<Total>);
 
 #[derive(Debug)]
 struct Total {
+    era: Era,
     bytes: AtomicUsize,
     limit: usize,
     passed: Notify,
@@ -28,12 +29,18 @@ impl Kept {
     /// A total of nothing; more than `limit` bytes are too many.
     pub(super) fn new(limit: usize, metrics: &Metrics) -> Self {
         Self(Arc::new(Total {
+            era: Era::begin(),
             bytes: AtomicUsize::new(0),
             limit,
             passed: Notify::new(),
             updates_gauge: metrics.kept_updates.clone(),
             bytes_gauge: metrics.kept_bytes.clone(),
         }))
+    }
+
+    /// What the moments of kept updates are counted from.
+    pub(super) fn era(&self) -> Era {
+        self.0.era
     }
 
     /// Adds an update of that many bytes.

@@ -7,16 +7,16 @@
 //! Invariant: the log holds every event whose number is above the floor. So a client
 //! that has seen everything up to the floor, or further, can be sent exactly the rest.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{kept::Kept, offset::Offset};
+use crate::compact::{Moment, Queue};
 
-/// Bytes that a kept update takes besides its body: its [`Entry`], and an estimate of
-/// what `Bytes` and the allocator need, which is precise enough for a limit.
-const ENTRY_BYTES: usize = size_of::<Entry>() + 128;
+/// Bytes that a kept update takes besides its body: its [`Entry`], and as much again for the
+/// room that the queue and the allocator leave.
+const ENTRY_BYTES: usize = 2 * size_of::<Entry>();
 
 /// How much is kept for one user, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +38,7 @@ pub(super) struct Log {
     floor: u64,
     /// The number that the newest hole took; 0 if there was none.
     last_hole: u64,
-    entries: VecDeque<Entry>,
+    entries: Queue<Entry>,
     /// Total size of the entries.
     bytes: usize,
     /// Total size of the entries of all logs.
@@ -76,11 +76,6 @@ impl Wanted {
     fn is_nothing(self) -> bool {
         self == Self::default()
     }
-
-    fn has(self, entry: &Entry) -> bool {
-        self.since.is_some_and(|since| entry.at >= since)
-            || self.after.is_some_and(|after| entry.last > after)
-    }
 }
 
 /// One update.
@@ -88,13 +83,18 @@ impl Wanted {
 pub(super) struct Entry {
     /// The number of its `chat3:update`.
     pub(super) first: u64,
-    /// The number of its last event.
-    pub(super) last: u64,
-    pub(super) body: Bytes,
-    at: Instant,
+    pub(super) body: Box<[u8]>,
+    at: Moment,
+    /// How many events it has.
+    events: u8,
 }
 
 impl Entry {
+    /// The number of its last event.
+    pub(super) fn last(&self) -> u64 {
+        self.first + u64::from(self.events) - 1
+    }
+
     fn bytes(&self) -> usize {
         self.body.len() + ENTRY_BYTES
     }
@@ -107,7 +107,7 @@ impl Log {
             last: 0,
             floor: 0,
             last_hole: 0,
-            entries: VecDeque::new(),
+            entries: Queue::default(),
             bytes: 0,
             kept,
         }
@@ -123,15 +123,16 @@ impl Log {
         self.last
     }
 
-    /// Adds an update that has `events` events; returns the number of the first.
-    pub(super) fn append(&mut self, body: Bytes, events: u64, now: Instant) -> u64 {
+    /// Adds an update that has `events` events, at least one; returns the number of the
+    /// first.
+    pub(super) fn append(&mut self, body: &[u8], events: u8, now: Instant) -> u64 {
         let entry = Entry {
             first: self.last + 1,
-            last: self.last + events,
-            body,
-            at: now,
+            body: body.into(),
+            at: self.kept.era().moment(now),
+            events,
         };
-        self.last = entry.last;
+        self.last = entry.last();
         self.bytes += entry.bytes();
         self.kept.add(entry.bytes());
         let first = entry.first;
@@ -167,7 +168,7 @@ impl Log {
 
     /// The updates with an event after `number`.
     pub(super) fn after(&self, number: u64) -> impl Iterator<Item = &Entry> {
-        let start = self.entries.partition_point(|entry| entry.last <= number);
+        let start = self.entries.partition_point(|entry| entry.last() <= number);
         self.entries.range(start..)
     }
 
@@ -185,26 +186,25 @@ impl Log {
     /// oldest first. Updates with an event after `needed` stay: they are still to be
     /// sent to a socket that is behind.
     pub(super) fn trim(&mut self, limits: Option<Limits>, wanted: Wanted, needed: Option<u64>) {
+        let since = wanted.since.map(|since| self.kept.era().moment(since));
         while let Some(oldest) = self.entries.front() {
+            let is_wanted = since.is_some_and(|since| oldest.at >= since)
+                || wanted.after.is_some_and(|after| oldest.last() > after);
             let is_over = limits.is_some_and(|limits| {
                 self.entries.len() > limits.updates || self.bytes > limits.bytes
             });
-            let is_kept = wanted.has(oldest) && !is_over && oldest.last > self.floor;
-            let is_needed = needed.is_some_and(|number| oldest.last > number);
+            let is_kept = is_wanted && !is_over && oldest.last() > self.floor;
+            let is_needed = needed.is_some_and(|number| oldest.last() > number);
             if is_needed || is_kept {
                 break;
             }
-            self.floor = self.floor.max(oldest.last);
+            self.floor = self.floor.max(oldest.last());
             self.bytes -= oldest.bytes();
             self.kept.remove(oldest.bytes());
             self.entries.pop_front();
         }
         if wanted.is_nothing() && needed.is_none() {
             self.floor = self.last;
-        }
-        // Gives back the memory that a burst took.
-        if self.entries.capacity() > 4 * self.entries.len().max(16) {
-            self.entries.shrink_to(2 * self.entries.len());
         }
     }
 
@@ -227,7 +227,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        for entry in &self.entries {
+        for entry in self.entries.iter() {
             self.kept.remove(entry.bytes());
         }
     }
@@ -246,8 +246,48 @@ mod tests {
     };
 
     fn numbers(log: &Log, after: u64) -> Vec<u64> {
-        let numbers = |entry: &Entry| entry.first..=entry.last;
+        let numbers = |entry: &Entry| entry.first..=entry.last();
         log.after(after).flat_map(numbers).collect()
+    }
+
+    #[cfg(feature = "cli")] // That brings the allocator.
+    #[test]
+    fn kept_updates_cost_what_they_weigh() {
+        use crate::compact::bytes_taken_by;
+
+        let now = Instant::now();
+        for (users, updates, body) in [
+            (1_000, 1, 670),
+            (500, 19, 670),
+            (50, 300, 257),
+            (1, 9_000, 1_100),
+        ] {
+            let kept = Kept::default();
+            let (taken, logs) = bytes_taken_by(|| {
+                let log = || {
+                    let mut log = Log::new(kept.clone());
+                    for _ in 0..updates {
+                        log.append(&vec![b'x'; body], 2, now);
+                        log.trim(None, Wanted::after(0), None);
+                    }
+                    log
+                };
+                std::iter::repeat_with(log).take(users).collect::<Vec<_>>()
+            });
+            let counted: usize = logs.iter().map(Log::bytes).sum();
+            let count = users * updates;
+            let most = count * (body * 5 / 4 + 64) + users * size_of::<Log>() + 1_024;
+            assert!(
+                taken <= most,
+                "{} bytes for an update of {body}",
+                taken / count
+            );
+            // What the limits count.
+            assert!(
+                taken <= counted * 5 / 4 && counted <= taken * 5 / 4,
+                "{taken}, not {counted}"
+            );
+        }
     }
 
     #[test]
@@ -262,12 +302,12 @@ mod tests {
     fn a_hole_and_forgetting_end_what_can_be_replayed() {
         let mut log = Log::new(Kept::default());
         let now = Instant::now();
-        log.append(Bytes::new(), 2, now);
+        log.append(b"", 2, now);
         assert!(log.reaches_back_to(0) && log.reaches_back_to(2));
         log.hole();
         assert!(!log.reaches_back_to(2), "the hole comes after it");
         assert!(log.reaches_back_to(3));
-        log.append(Bytes::new(), 1, now);
+        log.append(b"", 1, now);
         assert_eq!(numbers(&log, 3), [4]);
         log.forget();
         assert!(!log.reaches_back_to(3));
@@ -282,7 +322,7 @@ mod tests {
         let mut log = Log::new(Kept::default());
         let start = Instant::now();
         for seconds in 0..5 {
-            log.append(Bytes::new(), 1, start + Duration::from_secs(seconds));
+            log.append(b"", 1, start + Duration::from_secs(seconds));
         }
         log.trim(Some(LIMITS), Wanted::since(start), None);
         assert!(log.reaches_back_to(0));
@@ -302,7 +342,7 @@ mod tests {
         let mut log = Log::new(kept.clone());
         let now = Instant::now();
         for _ in 0..20 {
-            log.append(Bytes::from_static(b"0123456789"), 1, now);
+            log.append(b"0123456789", 1, now);
             log.trim(Some(LIMITS), Wanted::after(0), Some(3));
         }
         assert_eq!(numbers(&log, 3), (4..=20).collect::<Vec<_>>());
@@ -316,7 +356,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_it_reaches_back_to_is_complete(
-            steps in proptest::collection::vec((0_u8..6, 1_u64..3, 0_usize..40), 0..80)
+            steps in proptest::collection::vec((0_u8..6, 1_u8..3, 0_usize..40), 0..80)
         ) {
             let kept = Kept::default();
             let mut log = Log::new(kept.clone());
@@ -334,9 +374,9 @@ mod tests {
                     1 => log.forget(),
                     2 => now += Duration::from_secs(4),
                     _ => {
-                        let first = log.append(vec![0; size].into(), events, now);
+                        let first = log.append(&vec![0; size], events, now);
                         prop_assert_eq!(first, last + 1);
-                        last += events;
+                        last += u64::from(events);
                     }
                 }
                 let since = now.checked_sub(Duration::from_secs(10)).unwrap_or(now);

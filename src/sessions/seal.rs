@@ -158,7 +158,7 @@ impl Seal {
     }
 
     /// The place of an update of the log.
-    pub(super) fn place(&self, delivery: &Delivery) -> Option<Place> {
+    pub(super) fn place(&self, delivery: &Delivery<'_>) -> Option<Place> {
         let offset = delivery.position?.offset;
         Some(Place {
             offset,
@@ -167,7 +167,7 @@ impl Seal {
     }
 
     /// Whether `place` is that of `delivery`.
-    pub(super) fn is_place(&self, place: Place, delivery: &Delivery) -> bool {
+    pub(super) fn is_place(&self, place: Place, delivery: &Delivery<'_>) -> bool {
         let is_same = |keys: &Keys| {
             keys.check(place.offset, delivery)
                 .ct_eq(&place.check)
@@ -208,7 +208,7 @@ impl Keys {
         first(context.sign())
     }
 
-    fn check(&self, offset: u64, delivery: &Delivery) -> [u8; CHECK_BYTES] {
+    fn check(&self, offset: u64, delivery: &Delivery<'_>) -> [u8; CHECK_BYTES] {
         let published = delivery.published_at;
         let published = published.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
         let published = published.map_or(0, |since| since.as_millis());
@@ -217,7 +217,7 @@ impl Keys {
         context.update(&published.to_be_bytes());
         context.update(&(delivery.routing_key.len() as u64).to_be_bytes());
         context.update(delivery.routing_key.as_bytes());
-        context.update(&delivery.body);
+        context.update(delivery.body);
         first(context.sign())
     }
 }
@@ -256,10 +256,10 @@ mod tests {
         }
     }
 
-    fn delivery(offset: u64, body: &str) -> Delivery {
+    fn delivery(offset: u64, body: &str) -> Delivery<'_> {
         Delivery {
-            body: body.to_owned().into(),
-            routing_key: "user.a.update".to_owned(),
+            body: body.as_bytes(),
+            routing_key: "user.a.update",
             published_at: None,
             position: Some(LogPosition { offset, number: 7 }),
         }

@@ -1,6 +1,8 @@
 //! A bounded run of a log's entries, in the order of their offsets. Pure: time is an
 //! argument, and users are bits.
 //!
+//! There may be a million entries: one is a single allocation, and 48 bytes in the queue.
+//!
 //! Entries have a number as well as an offset. Offsets are the broker's: they have gaps, and
 //! begin anew when the log was made again. Numbers are this process's, and always grow: that
 //! of an entry is its offset and a distance that changes at each cut.
@@ -8,15 +10,19 @@
 //! Invariant: everything with a number above the floor is here, and offsets ascend. The
 //! newest entry is always here, unless the ring was cut.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::{Duration, SystemTime};
 
-use tokio::time::Instant;
+use crate::{
+    broker::{Delivery, LogPosition},
+    compact::{Moment, Queue},
+};
 
-use crate::broker::{Delivery, LogPosition};
+/// Bytes that an entry takes besides its body and routing key: itself, and what room the queue
+/// and the allocator leave.
+const ENTRY_BYTES: usize = size_of::<Entry>() + 32;
 
-/// Bytes that an entry takes besides its body and routing key: itself, and what the allocator
-/// and `Bytes` need for the two.
-const ENTRY_BYTES: usize = size_of::<Entry>() + 64;
+/// No publisher's time.
+const NEVER: u64 = u64::MAX;
 
 /// How much is kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,25 +33,58 @@ pub struct Bounds {
     pub age: Duration,
 }
 
-pub(super) struct Entry {
-    /// When it came, or was published if it was read back.
-    pub(super) at: Instant,
+/// What the log has at one offset.
+pub(crate) struct Entry {
+    /// The routing key, and then the body.
+    text: Box<[u8]>,
+    offset: u64,
+    /// The publisher's time, in milliseconds since 1970.
+    published: u64,
     /// Marks of the users that the routing key may address.
-    pub(super) recipients: u64,
-    pub(super) delivery: Delivery,
+    recipients: u64,
+    /// When it came, or was published if it was read back.
+    at: Moment,
+    /// Bytes of the routing key: AMQP allows 255.
+    key: u16,
 }
 
 impl Entry {
-    fn offset(&self) -> u64 {
-        self.delivery.position.map_or(0, |position| position.offset)
+    /// What came at that moment, or was published then.
+    pub(super) fn new(offset: u64, delivery: &Delivery<'_>, recipients: u64, at: Moment) -> Self {
+        let key = delivery.routing_key.as_bytes();
+        let published = delivery.published_at;
+        let published = published.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let published = published.and_then(|since| u64::try_from(since.as_millis()).ok());
+        Self {
+            text: [key, delivery.body].concat().into(),
+            offset,
+            published: published.unwrap_or(NEVER),
+            recipients,
+            at,
+            key: key.len().try_into().expect("a short text of AMQP"),
+        }
     }
 
-    fn number(&self) -> u64 {
-        self.delivery.position.map_or(0, |position| position.number)
+    pub(super) fn may_be_for(&self, mark: u64) -> bool {
+        self.recipients & mark == mark
     }
 
-    fn bytes(&self) -> usize {
-        self.delivery.body.len() + self.delivery.routing_key.len() + ENTRY_BYTES
+    pub(super) fn routing_key(&self) -> &str {
+        let key = &self.text[..usize::from(self.key)];
+        std::str::from_utf8(key).expect("it was a text")
+    }
+
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.text.len() + ENTRY_BYTES
+    }
+
+    fn published_at(&self) -> Option<SystemTime> {
+        let since = Some(self.published).filter(|published| *published != NEVER)?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(since))
     }
 }
 
@@ -54,7 +93,7 @@ pub(super) struct Ring {
     pub(super) bounds: Bounds,
     /// Nothing more is put before the oldest entry.
     pub(super) is_read_back: bool,
-    entries: VecDeque<Entry>,
+    entries: Queue<Entry>,
     bytes: usize,
     /// What is added to an offset, modulo 2^64, to make it a number.
     distance: u64,
@@ -65,7 +104,8 @@ pub(super) struct Ring {
 
 impl Ring {
     /// Adds an entry behind all others. Offsets ascend from one cut to the next.
-    pub(super) fn push(&mut self, offset: u64, mut entry: Entry) {
+    pub(super) fn push(&mut self, entry: Entry) {
+        let offset = entry.offset;
         if self.entries.is_empty() {
             // Before the first entry there is a number for each offset that may be read back.
             self.distance = match self.cuts {
@@ -74,9 +114,7 @@ impl Ring {
             };
             self.floor = offset.wrapping_add(self.distance) - 1;
         }
-        let number = offset.wrapping_add(self.distance);
-        entry.delivery.position = Some(LogPosition { offset, number });
-        self.last = number;
+        self.last = self.number(&entry);
         self.bytes += entry.bytes();
         let now = entry.at;
         self.entries.push_back(entry);
@@ -85,22 +123,19 @@ impl Ring {
 
     /// Adds entries right before the one at `until`, the newest first, as long as there is
     /// room; returns whether there is more. Does nothing if the ring has changed there since.
-    pub(super) fn prepend(&mut self, until: u64, entries: Vec<(u64, Entry)>, now: Instant) -> bool {
+    pub(super) fn prepend(&mut self, until: u64, entries: Vec<Entry>, now: Moment) -> bool {
         if self.begins() != Some(until) {
             return false;
         }
-        for (offset, mut entry) in entries.into_iter().rev() {
+        for mut entry in entries.into_iter().rev() {
             if self.bytes + entry.bytes() > self.bounds.bytes {
                 return false;
             }
             // Publishers' clocks differ, and some repeat old updates.
             let next_at = self.entries.front().map_or(now, |next| next.at);
-            let oldest_at = now.checked_sub(self.bounds.age).unwrap_or(entry.at);
-            entry.at = entry.at.max(oldest_at).min(next_at);
-            let number = offset.wrapping_add(self.distance);
-            entry.delivery.position = Some(LogPosition { offset, number });
+            entry.at = entry.at.max(now.before(self.bounds.age)).min(next_at);
             self.bytes += entry.bytes();
-            self.floor = number - 1;
+            self.floor = self.number(&entry) - 1;
             self.entries.push_front(entry);
         }
         true
@@ -108,7 +143,7 @@ impl Ring {
 
     /// What comes next may not follow what is here.
     pub(super) fn cut(&mut self) {
-        self.entries = VecDeque::new();
+        self.entries = Queue::default();
         self.bytes = 0;
         self.last += 1;
         self.floor = self.last;
@@ -133,8 +168,25 @@ impl Ring {
         self.entries.front().map(Entry::offset)
     }
 
-    pub(super) fn newest(&self) -> Option<&Delivery> {
-        self.entries.back().map(|entry| &entry.delivery)
+    pub(super) fn newest(&self) -> Option<Delivery<'_>> {
+        self.entries.back().map(|entry| self.delivery(entry))
+    }
+
+    /// An entry as it was delivered, and its place.
+    pub(super) fn delivery<'a>(&self, entry: &'a Entry) -> Delivery<'a> {
+        Delivery {
+            body: &entry.text[usize::from(entry.key)..],
+            routing_key: entry.routing_key(),
+            published_at: entry.published_at(),
+            position: Some(LogPosition {
+                offset: entry.offset,
+                number: self.number(entry),
+            }),
+        }
+    }
+
+    fn number(&self, entry: &Entry) -> u64 {
+        entry.offset.wrapping_add(self.distance)
     }
 
     pub(super) fn last(&self) -> u64 {
@@ -145,16 +197,16 @@ impl Ring {
         self.floor
     }
 
-    pub(super) fn at(&self, offset: u64) -> Option<&Delivery> {
+    pub(super) fn at(&self, offset: u64) -> Option<Delivery<'_>> {
         let index = self.entries.binary_search_by_key(&offset, Entry::offset);
-        index.ok().map(|index| &self.entries[index].delivery)
+        index.ok().map(|index| self.delivery(&self.entries[index]))
     }
 
     /// The entries with a greater number than `number`.
     pub(super) fn after(&self, number: u64) -> impl Iterator<Item = &Entry> {
         let start = self
             .entries
-            .partition_point(|entry| entry.number() <= number);
+            .partition_point(|entry| self.number(entry) <= number);
         self.entries.range(start..)
     }
 
@@ -170,30 +222,28 @@ impl Ring {
     pub(super) fn age(&self) -> Duration {
         let span = self.entries.front().zip(self.entries.back());
         span.map_or(Duration::ZERO, |(oldest, newest)| {
-            newest.at.saturating_duration_since(oldest.at)
+            newest.at.since(oldest.at)
         })
     }
 
-    fn trim(&mut self, now: Instant) {
+    fn trim(&mut self, now: Moment) {
         // An entry is somebody's place until the next one is too old as well.
         while let (Some(oldest), Some(next)) = (self.entries.front(), self.entries.get(1))
-            && (self.bytes > self.bounds.bytes
-                || now.saturating_duration_since(next.at) > self.bounds.age)
+            && (self.bytes > self.bounds.bytes || now.since(next.at) > self.bounds.age)
         {
-            self.floor = oldest.number();
+            self.floor = self.number(oldest);
             self.bytes -= oldest.bytes();
             self.entries.pop_front();
-        }
-        // Gives back the memory that a burst took.
-        if self.entries.capacity() > 4 * self.entries.len().max(256) {
-            self.entries.shrink_to(2 * self.entries.len());
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::compact::Era;
 
     const AGE: Duration = Duration::from_secs(100);
 
@@ -204,17 +254,19 @@ mod tests {
         }
     }
 
-    fn entry(at: Instant) -> Entry {
-        Entry {
-            at,
-            recipients: 0,
-            delivery: Delivery {
-                body: "a body".into(),
-                routing_key: "key".to_owned(),
-                published_at: None,
-                position: None,
-            },
+    fn delivery(offset: u64) -> Delivery<'static> {
+        Delivery {
+            body: b"a body",
+            routing_key: "key",
+            published_at: offset
+                .is_multiple_of(2)
+                .then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(offset)),
+            position: None,
         }
+    }
+
+    fn entry(offset: u64, at: Moment) -> Entry {
+        Entry::new(offset, &delivery(offset), 0, at)
     }
 
     fn offsets(ring: &Ring) -> Vec<u64> {
@@ -222,11 +274,66 @@ mod tests {
     }
 
     #[test]
+    fn what_was_delivered_is_what_is_here() {
+        let now = Era::begin().moment(Instant::now());
+        let mut ring = ring(1 << 20);
+        for offset in [5, 6] {
+            ring.push(entry(offset, now));
+            let number = ring.last();
+            let position = Some(LogPosition { offset, number });
+            let delivered = Delivery {
+                position,
+                ..delivery(offset)
+            };
+            assert_eq!(ring.newest(), Some(delivered));
+            assert_eq!(ring.at(offset), Some(delivered));
+        }
+        assert_eq!(size_of::<Entry>(), 48);
+    }
+
+    #[cfg(feature = "cli")] // That brings the allocator.
+    #[test]
+    fn entries_cost_what_they_weigh() {
+        use crate::compact::bytes_taken_by;
+
+        let now = Era::begin().moment(Instant::now());
+        for (count, bytes) in [(1_000, 670), (1_300, 257), (9_000, 1_100)] {
+            let body = vec![b'x'; bytes];
+            let (taken, ring) = bytes_taken_by(|| {
+                let mut ring = ring(1 << 30);
+                for offset in 0..count {
+                    let routing_key = "user.usr_0123456789.message";
+                    let delivery = Delivery {
+                        body: &body,
+                        routing_key,
+                        ..delivery(offset)
+                    };
+                    ring.push(Entry::new(offset, &delivery, 0, now));
+                }
+                ring
+            });
+            let count = ring.count();
+            let most = count * ((bytes + 27) * 5 / 4 + 64) + 1_024;
+            assert!(
+                taken <= most,
+                "{} bytes for an update of {bytes}",
+                taken / count
+            );
+            // What the limit counts.
+            let counted = ring.bytes();
+            assert!(
+                taken <= counted * 5 / 4 && counted <= taken * 5 / 4,
+                "{taken}, not {counted}"
+            );
+        }
+    }
+
+    #[test]
     fn the_oldest_make_way_and_the_floor_follows() {
-        let now = Instant::now();
-        let mut ring = ring(3 * entry(now).bytes());
+        let now = Era::begin().moment(Instant::now());
+        let mut ring = ring(3 * entry(5, now).bytes());
         for offset in [5, 6, 8, 9] {
-            ring.push(offset, entry(now));
+            ring.push(entry(offset, now));
         }
         assert_eq!(offsets(&ring), [6, 8, 9]);
         let number = |offset| ring.at(offset).unwrap().position.unwrap().number;
@@ -238,29 +345,26 @@ mod tests {
 
     #[test]
     fn after_a_long_silence_the_place_of_all_clients_is_still_here() {
-        let begun = Instant::now();
+        let (era, begun) = (Era::begin(), Instant::now());
         let mut ring = ring(1 << 20);
-        ring.push(1, entry(begun));
-        ring.push(2, entry(begun));
-        ring.push(3, entry(begun + 2 * AGE));
+        ring.push(entry(1, era.moment(begun)));
+        ring.push(entry(2, era.moment(begun)));
+        ring.push(entry(3, era.moment(begun + 2 * AGE)));
         assert_eq!(offsets(&ring), [2, 3]);
-        ring.push(4, entry(begun + 4 * AGE));
+        ring.push(entry(4, era.moment(begun + 4 * AGE)));
         assert_eq!(offsets(&ring), [3, 4]);
     }
 
     #[test]
     fn what_is_read_back_goes_before_and_old_timestamps_end_nothing() {
-        let now = Instant::now() + 100 * AGE;
-        let mut ring = ring(4 * entry(now).bytes());
-        ring.push(10, entry(now));
-        let old = now.checked_sub(9 * AGE).unwrap();
-        assert!(ring.prepend(10, vec![(7, entry(now)), (9, entry(old))], now));
+        let now = Era::begin().moment(Instant::now());
+        let mut ring = ring(4 * entry(10, now).bytes());
+        ring.push(entry(10, now));
+        let old = now.before(9 * AGE);
+        assert!(ring.prepend(10, vec![entry(7, now), entry(9, old)], now));
         assert_eq!(offsets(&ring), [7, 9, 10]);
-        assert!(
-            !ring.prepend(9, vec![(3, entry(now))], now),
-            "it begins at 7"
-        );
-        assert!(!ring.prepend(7, vec![(4, entry(now)), (5, entry(now))], now));
+        assert!(!ring.prepend(9, vec![entry(3, now)], now), "it begins at 7");
+        assert!(!ring.prepend(7, vec![entry(4, now), entry(5, now)], now));
         assert_eq!(offsets(&ring), [5, 7, 9, 10]);
         assert_eq!(
             ring.floor() + 1,
@@ -270,13 +374,13 @@ mod tests {
 
     #[test]
     fn behind_a_cut_numbers_go_on_and_nothing_goes_before() {
-        let now = Instant::now();
+        let now = Era::begin().moment(Instant::now());
         let mut ring = ring(1 << 20);
-        ring.push(1_000, entry(now));
+        ring.push(entry(1_000, now));
         let last = ring.last();
         ring.cut();
         assert!(ring.floor() > last && ring.at(1_000).is_none());
-        ring.push(0, entry(now));
+        ring.push(entry(0, now));
         assert!(ring.last() > last + 1);
         assert_eq!(ring.begins(), None);
         assert!(!ring.prepend(0, Vec::new(), now));

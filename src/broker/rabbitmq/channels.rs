@@ -275,7 +275,7 @@ impl Channels {
         queues: Vec<(String, D)>,
     ) -> Result<(), LinkError>
     where
-        D: Fn(&Delivery) + Send + 'static,
+        D: Fn(&Delivery<'_>) -> bool + Send + 'static,
     {
         let (channel, prefetch) = (on.channel.channel.clone(), self.prefetch);
         let (acks, handing_off) = (on.acks.clone(), self.handing_off.clone());
@@ -289,9 +289,9 @@ impl Channels {
                     .finish();
                 let (_, messages) = channel.basic_consume_rx(arguments).await?;
                 let received = received.clone();
-                let deliver = move |delivery: &Delivery| {
+                let deliver = move |delivery: &Delivery<'_>| {
                     received.fetch_add(1, Ordering::Relaxed);
-                    deliver(delivery);
+                    deliver(delivery)
                 };
                 handing_off.spawn(consumer::consume(messages, acks.clone(), deliver));
             }

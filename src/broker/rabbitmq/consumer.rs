@@ -6,8 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use amqprs::channel::ConsumerMessage;
-use bytes::Bytes;
+use amqprs::{BasicProperties, channel::ConsumerMessage};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::error;
 
@@ -35,37 +34,48 @@ impl Turn {
     }
 }
 
-/// Hands a queue's updates to `deliver` until the consumer has ended, and settles
-/// each. What amqprs buffers in `messages` is bounded by the prefetch.
+/// Hands a queue's updates to `deliver`, which returns whether they are for somebody, until the
+/// consumer has ended, and settles each. What amqprs buffers in `messages` is bounded by the
+/// prefetch.
 pub(super) async fn consume(
     mut messages: UnboundedReceiver<ConsumerMessage>,
     acks: Arc<Acks>,
-    deliver: impl Fn(&Delivery) + Send,
+    deliver: impl Fn(&Delivery<'_>) -> bool + Send,
 ) {
     let mut turn = Turn::default();
-    while let Some(message) = messages.recv().await {
-        // Every message has one.
-        let Some(deliver_method) = message.deliver else {
-            continue;
-        };
-        let properties = message.basic_properties.unwrap_or_default();
-        let content = message.content.unwrap_or_default();
-        let bytes = content.len();
-        deliver(&Delivery {
-            // The body may be kept for long: drop the spare capacity from reading.
-            body: Bytes::from(content.into_boxed_slice()),
-            routing_key: deliver_method.routing_key().clone(),
-            published_at: properties.timestamp().and_then(published_at),
-            position: None,
-        });
-        acks.settle(deliver_method.delivery_tag());
+    // A user may have a consumer: what is here while it waits is small.
+    while let Some(bytes) = messages
+        .recv()
+        .await
+        .map(|message| take(&message, &acks, &deliver))
+    {
         turn.took(bytes).await;
     }
 }
 
+/// Hands a message to `deliver`, and settles it. Returns the bytes that sockets have to write
+/// now.
+fn take(message: &ConsumerMessage, acks: &Acks, deliver: impl Fn(&Delivery<'_>) -> bool) -> usize {
+    // Every message has one.
+    let Some(method) = &message.deliver else {
+        return 0;
+    };
+    let properties = message.basic_properties.as_ref();
+    let timestamp = properties.and_then(BasicProperties::timestamp);
+    let body = message.content.as_deref().unwrap_or_default();
+    let is_claimed = deliver(&Delivery {
+        body,
+        routing_key: method.routing_key(),
+        published_at: timestamp.and_then(published_at),
+        position: None,
+    });
+    acks.settle(method.delivery_tag());
+    if is_claimed { body.len() } else { 0 }
+}
+
 /// Calls a handler. One that panics must neither end its user's subscription nor leave
 /// a gap that holds up all acknowledgements.
-pub(super) fn hand_off(handler: &Handler, delivery: &Delivery) {
+pub(super) fn hand_off(handler: &Handler, delivery: &Delivery<'_>) {
     if catch_unwind(AssertUnwindSafe(|| handler(delivery))).is_err() {
         error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
     }

@@ -13,10 +13,15 @@
 //! exactly once and in order. Of the second: each readable message that RabbitMQ still has is
 //! handed on at least once, but for what lies between unreadable messages at the very start.
 
-use amqprs::{BasicProperties, FieldValue};
+use std::sync::LazyLock;
 
-/// The header with a message's place, and the argument that says where to begin.
+use amqprs::{BasicProperties, FieldName, FieldValue};
+
+/// The argument that says where to begin.
 pub(super) const OFFSET: &str = "x-stream-offset";
+
+/// The header with a message's place, made once: each message is asked for it.
+static HEADER: LazyLock<FieldName> = LazyLock::new(|| OFFSET.try_into().expect("a short name"));
 
 /// No stream gets so far. A publisher can send two headers of that name: RabbitMQ 3.10 replaces
 /// the first by its own, and passes on the second. Events are numbered by twice the offset.
@@ -50,8 +55,7 @@ pub(super) enum Offset {
 
 impl Offset {
     pub(super) fn of(properties: &BasicProperties) -> Self {
-        let name = OFFSET.try_into().expect("a short name");
-        match properties.headers().and_then(|it| it.get(&name)) {
+        match properties.headers().and_then(|it| it.get(&HEADER)) {
             None => Self::None,
             Some(FieldValue::l(offset)) => match u64::try_from(*offset) {
                 Ok(offset) if offset < MAX_OFFSET => Self::At(offset),
@@ -234,13 +238,13 @@ impl Place {
         let (start, expected) = match (self.last, self.past, self.search) {
             (Some(_), Some(past), _) => (StartAt::Offset(past), Expected::Past(past)),
             (Some(last), None, _) => (StartAt::Offset(last), Expected::TheLast),
-            (None, _, Some(search)) => match search.found() {
-                Some(offset) => (StartAt::Offset(offset), Expected::Any),
-                None => {
-                    let offset = search.next();
-                    (StartAt::Offset(offset), Expected::Tried(offset))
-                }
-            },
+            (None, _, Some(search)) if let Some(offset) = search.found() => {
+                (StartAt::Offset(offset), Expected::Any)
+            }
+            (None, _, Some(search)) => {
+                let offset = search.next();
+                (StartAt::Offset(offset), Expected::Tried(offset))
+            }
             (None, _, None) if self.reads_everything => (StartAt::First, Expected::Any),
             (None, _, None) => (StartAt::Next, Expected::Any),
         };

@@ -241,7 +241,9 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::{super::topology::Refusal, *};
-    use crate::{config::RabbitMqConfig, observability::metrics::Metrics, user::UserId};
+    use crate::{
+        broker::Delivery, config::RabbitMqConfig, observability::metrics::Metrics, user::UserId,
+    };
 
     fn user(id: usize) -> User {
         User {
@@ -568,7 +570,7 @@ mod tests {
             for event in events {
                 match event {
                     Event::Subscribe(id) => {
-                        let handler = Arc::new(|_: &_| {});
+                        let handler = Arc::new(|_: &Delivery<'_>| {});
                         wanted.insert(id, bench.shared.desired.subscribe(&user(id), handler));
                     }
                     Event::Unsubscribe(id) => {

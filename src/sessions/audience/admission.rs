@@ -74,7 +74,7 @@ impl<P: Peer> Audience<P> {
         let pid = match (claim, &past, &self.shared.common) {
             (Claim::Resume { pid, .. }, ..) if is_resumed => *pid,
             (_, Some(past), Some(common)) => {
-                let start = past.newest().and_then(|newest| common.seal.place(newest));
+                let start = past.newest().and_then(|newest| common.seal.place(&newest));
                 let ticket = Ticket::new(id, start);
                 Pid::Sealed(common.seal.seal(&self.user, &ticket))
             }

@@ -35,7 +35,7 @@ enum Waiting<'a> {
     /// An update in the user's log, ready to be sent.
     Kept(&'a Entry),
     /// An update in the history, with its number, as it was published.
-    Past(u64, &'a Delivery),
+    Past(u64, Delivery<'a>),
     /// Something that is no longer kept.
     Lost,
 }
@@ -128,10 +128,10 @@ impl<P: Peer> Audience<P> {
                 emitted
             };
             let (emitted, last, skipped) = match waiting {
-                Waiting::Kept(entry) => (self.with_kept(log, entry, &mut emit), entry.last, 0),
+                Waiting::Kept(entry) => (self.with_kept(log, entry, &mut emit), entry.last(), 0),
                 Waiting::Past(number, delivery) => {
                     let (last, bytes) = (2 * number + 1, delivery.body.len() as u64);
-                    (self.with_past(number, delivery, &mut emit), last, bytes)
+                    (self.with_past(number, &delivery, &mut emit), last, bytes)
                 }
                 Waiting::Nothing | Waiting::Lost => continue,
             };
@@ -229,7 +229,7 @@ impl<P: Peer> Audience<P> {
     fn with_past<T>(
         &self,
         number: u64,
-        delivery: &Delivery,
+        delivery: &Delivery<'_>,
         emit: impl FnOnce(&Events<'_>) -> T,
     ) -> Option<T> {
         let update = self.accept(delivery).ok()?;

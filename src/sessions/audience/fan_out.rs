@@ -30,7 +30,7 @@ impl<P: Peer> Audience<P> {
     #[cfg_attr(feature = "otlp", tracing::instrument(level = "debug", name = "deliver", skip_all, fields(otel.kind = "consumer", user_id = %self.user.id, routing_key = delivery.routing_key)))]
     ///
     /// Where there is a history, it is locked: it is fed here, and must not be looked at.
-    pub(in crate::sessions) fn deliver(self: &Arc<Self>, delivery: &Delivery) {
+    pub(in crate::sessions) fn deliver(self: &Arc<Self>, delivery: &Delivery<'_>) {
         let metrics = &self.shared.metrics;
         metrics.updates_received.inc();
         let update = match self.accept(delivery) {
@@ -52,9 +52,9 @@ impl<P: Peer> Audience<P> {
         let decoded = rewritten.as_ref().map(|body| (body, Update::decode(body)));
         // From here on, everything is about the body that is sent.
         let (body, update) = match decoded {
-            Some((body, Ok(rewritten))) => (body, rewritten),
+            Some((body, Ok(rewritten))) => (&body[..], rewritten),
             // Rewritten, the body would be nested too deep.
-            _ => (&delivery.body, update),
+            _ => (delivery.body, update),
         };
         let now = self.shared.clock.now();
         let mut roster = self.roster();
@@ -70,8 +70,8 @@ impl<P: Peer> Audience<P> {
             let place = is_told.then(|| common.seal.place(delivery)).flatten();
             Events::of_history(position.number, place, &update, specialised)
         } else {
-            let events = 1 + u64::from(specialised.is_some());
-            let first = log.append(body.clone(), events, now);
+            let events = 1 + u8::from(specialised.is_some());
+            let first = log.append(body, events, now);
             Events::of_log(log, first, &update, specialised)
         };
         let seen_before = events.first() - 1;
@@ -122,13 +122,13 @@ impl<P: Peer> Audience<P> {
     }
 
     /// Decodes an update, and refuses one that is not this user's.
-    pub(super) fn accept<'a>(&self, delivery: &'a Delivery) -> Result<Update<'a>, Rejection> {
-        let update = Update::decode(&delivery.body)?;
+    pub(super) fn accept<'a>(&self, delivery: &'a Delivery<'_>) -> Result<Update<'a>, Rejection> {
+        let update = Update::decode(delivery.body)?;
         update.check_recipient(&self.user)?;
         Ok(update)
     }
 
-    fn reject(&self, delivery: &Delivery, rejection: Rejection) {
+    fn reject(&self, delivery: &Delivery<'_>, rejection: Rejection) {
         self.shared.metrics.update_rejected(rejection.label());
         let (user_id, routing_key) = (&self.user.id, &delivery.routing_key);
         let bytes = delivery.body.len();

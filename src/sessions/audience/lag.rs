@@ -159,7 +159,7 @@ impl<P: Peer> Audience<P> {
             None => roster.log.bytes_after(seen),
             Some(past) => {
                 let next = |number| past.next_for(&self.user, number);
-                let number = |it: &&Delivery| it.position.map_or(u64::MAX, |it| it.number);
+                let number = |it: &Delivery<'_>| it.position.map_or(u64::MAX, |it| it.number);
                 let updates = successors(next(seen / 2), |last| next(number(last)));
                 updates.map(|update| update.body.len()).sum()
             }

@@ -35,7 +35,7 @@ impl<P: Peer> Audience<P> {
                 continue;
             }
             if text.is_none() {
-                let place = past.newest().and_then(|newest| common.seal.place(newest));
+                let place = past.newest().and_then(|newest| common.seal.place(&newest));
                 let Some(place) = place else { return };
                 let is_last = true;
                 let offset = Offset::Shared { place, is_last }.to_string();

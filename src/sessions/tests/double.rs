@@ -209,8 +209,8 @@ impl Exchange {
         let handler = handler.clone();
         drop(subscriptions);
         handler(&Delivery {
-            body: body.into(),
-            routing_key: String::new(),
+            body: &body.into(),
+            routing_key: "",
             published_at: None,
             position: None,
         });

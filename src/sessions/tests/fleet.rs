@@ -13,6 +13,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 use super::double::{Emitted, Wire, user};
 use crate::{
@@ -122,20 +123,28 @@ struct Published {
 }
 
 impl Published {
-    fn delivery(self) -> Delivery {
+    fn body(self) -> Vec<u8> {
         let (id, user) = (self.id, USERS[self.user]);
         let kind = match self.is_message {
             true => "message.create",
             false => "user.typing",
         };
-        let body =
-            format!(r#"{{"userId":"{user}","eventType":"{kind}","data":{{"id":{id}}},"id":{id}}}"#);
-        Delivery {
-            body: body.into(),
-            routing_key: format!("user.{user}.update"),
+        format!(r#"{{"userId":"{user}","eventType":"{kind}","data":{{"id":{id}}},"id":{id}}}"#)
+            .into()
+    }
+
+    fn key(self) -> String {
+        format!("user.{}.update", USERS[self.user])
+    }
+
+    /// Calls `take` with it, as it comes.
+    fn deliver<T>(self, take: impl FnOnce(&Delivery<'_>) -> T) -> T {
+        take(&Delivery {
+            body: &self.body(),
+            routing_key: &self.key(),
             published_at: None,
             position: None,
-        }
+        })
     }
 }
 
@@ -250,17 +259,20 @@ impl Instance {
             .history
             .look()
             .at(until)
-            .map(|it| it.body.clone());
+            .map(|it| it.body.to_vec());
         let there = log.entries.iter().find(|(at, _)| *at == until);
-        if here != there.map(|(_, published)| published.delivery().body) {
+        if here != there.map(|(_, published)| published.body()) {
             return;
         }
         let before = log.entries.iter().filter(|(at, _)| *at < until);
         let mut run: Vec<_> = before.copied().collect();
         run.drain(..run.len().saturating_sub(count));
         let run = run.into_iter();
-        let run = run.map(|(at, published)| (at, published.delivery(), true));
-        self.broker.history.prepend(until, run.collect());
+        let history = &self.broker.history;
+        let run = run.map(|(at, published)| {
+            published.deliver(|delivery| history.earlier(at, delivery, true))
+        });
+        history.prepend(until, run.collect());
     }
 }
 
@@ -268,15 +280,16 @@ impl Feed {
     fn push(&self, offset: u64, published: Published) {
         let handlers: Vec<_> = {
             let subscriptions = self.subscriptions.lock().unwrap();
-            let key = published.delivery().routing_key;
+            let key = published.key();
             let meant = subscriptions
                 .iter()
                 .filter(|(user, _)| self.keys.are_for(user, &key));
             meant.map(|(_, (handler, _))| handler.clone()).collect()
         };
-        let past = self.history.push(offset, published.delivery(), true);
+        let past =
+            published.deliver(|delivery| self.history.push(offset, delivery, true, Instant::now()));
         for handler in handlers {
-            handler(past.newest().unwrap());
+            handler(&past.newest().unwrap());
         }
     }
 }

@@ -35,6 +35,7 @@ use super::{
     routes::Routes,
 };
 use crate::{
+    broker::Delivery,
     observability::metrics::GaugeGuard,
     user::{User, UserId},
 };
@@ -162,9 +163,7 @@ impl CommonQueues {
         ));
         let deliver = {
             let routes = routes.clone();
-            move |delivery: &_| {
-                routes.deliver(delivery);
-            }
+            move |delivery: &Delivery<'_>| routes.deliver(delivery)
         };
         let on = &channels.consumers[index % channels.consumers.len()];
         channels.consume(on, vec![(name.clone(), deliver)]).await?;

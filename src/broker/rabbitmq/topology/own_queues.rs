@@ -206,7 +206,10 @@ impl OwnQueues {
     async fn consume(channels: &Channels, queues: &[Queue]) -> Result<(), LinkError> {
         let with_handler = |queue: &Queue| {
             let handler = queue.subscription.handler.clone();
-            let deliver = move |delivery: &Delivery| hand_off(&handler, delivery);
+            let deliver = move |delivery: &Delivery<'_>| {
+                hand_off(&handler, delivery);
+                true
+            };
             (queue.name.clone(), deliver)
         };
         let queues = queues.iter().map(with_handler).collect();

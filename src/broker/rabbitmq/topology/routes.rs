@@ -72,16 +72,16 @@ impl Routes {
     }
 
     /// Hands an update to each user it is addressed to; returns whether there is one.
-    pub(super) fn deliver(&self, delivery: &Delivery) -> bool {
+    pub(super) fn deliver(&self, delivery: &Delivery<'_>) -> bool {
         let mut is_claimed = false;
         for recipient in self
-            .find(&delivery.routing_key)
+            .find(delivery.routing_key)
             .iter()
             .flat_map(|all| all.iter())
         {
             if self
                 .binding_keys
-                .are_for(&recipient.user, &delivery.routing_key)
+                .are_for(&recipient.user, delivery.routing_key)
             {
                 is_claimed = true;
                 hand_off(&recipient.handler, delivery);
@@ -137,7 +137,7 @@ mod tests {
     fn counting() -> (Handler, Arc<AtomicUsize>) {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = count.clone();
-        let handler = move |_: &Delivery| {
+        let handler = move |_: &Delivery<'_>| {
             counted.fetch_add(1, Ordering::Relaxed);
         };
         (Arc::new(handler), count)
@@ -145,8 +145,8 @@ mod tests {
 
     fn deliver(routes: &Routes, routing_key: &str) {
         routes.deliver(&Delivery {
-            body: "x".into(),
-            routing_key: routing_key.to_owned(),
+            body: b"x",
+            routing_key,
             published_at: None,
             position: None,
         });

@@ -39,7 +39,7 @@ use super::{
     attempts::Attempt,
     message::{Message, parse},
 };
-use crate::broker::{Delivery, history::History};
+use crate::broker::history::{Entry, History};
 
 /// Offsets of the first run. On RabbitMQ 3.10 they take about half a second.
 const FIRST_RUN: u64 = 2_500;
@@ -113,7 +113,7 @@ enum From {
 /// A part of the stream, oldest message first.
 #[derive(Default)]
 struct Run {
-    messages: VecDeque<(u64, Delivery, bool)>,
+    messages: VecDeque<Entry>,
     bytes: usize,
     /// Whether the message at its end came.
     is_complete: bool,
@@ -196,7 +196,6 @@ impl ReadBack<'_> {
         since: SystemTime,
         until: u64,
     ) -> Result<(u64, Option<Run>), LinkError> {
-        let most = self.history.bounds().bytes;
         loop {
             let mut run = Run::default();
             let mut oldest = None;
@@ -205,7 +204,7 @@ impl ReadBack<'_> {
                 .consume(From::Time(since), |message| {
                     let offset = message.offset;
                     let first = *oldest.get_or_insert(offset);
-                    run.add(message, until, most);
+                    self.add(&mut run, &message, until);
                     is_short(first) && offset < until
                 })
                 .await;
@@ -220,7 +219,6 @@ impl ReadBack<'_> {
 
     /// Reads all messages from `from` to `until`. The message at `until` must come last.
     async fn read_run(&mut self, from: u64, until: u64) -> Result<Run, LinkError> {
-        let most = self.history.bounds().bytes;
         let mut run = Run::default();
         let mut next = from;
         loop {
@@ -230,7 +228,7 @@ impl ReadBack<'_> {
                     // RabbitMQ begins at the chunk of an offset, and amqprs may repeat.
                     if offset >= next {
                         next = offset + 1;
-                        run.add(message, until, most);
+                        self.add(&mut run, &message, until);
                     }
                     offset < until
                 })
@@ -255,6 +253,18 @@ impl ReadBack<'_> {
         }
     }
 
+    /// Adds a message before `until` to a run.
+    fn add(&self, run: &mut Run, message: &Message<'_>, until: u64) {
+        let offset = message.offset;
+        if offset >= until {
+            run.is_complete = offset == until;
+            return;
+        }
+        let (delivery, is_update) = (&message.delivery, !message.is_marker);
+        let entry = self.history.earlier(offset, delivery, is_update);
+        run.add(entry, self.history.bounds().bytes);
+    }
+
     /// Counts a connection that ended too early.
     async fn failed(&mut self, error: LinkError) -> Result<(), LinkError> {
         self.failures += 1;
@@ -270,7 +280,7 @@ impl ReadBack<'_> {
     async fn consume(
         &self,
         from: From,
-        mut take: impl FnMut(Message) -> bool,
+        mut take: impl FnMut(Message<'_>) -> bool,
     ) -> Result<(), LinkError> {
         let config = &self.shared.config;
         let name = format!("chat3-gateway history {}", self.shared.instance);
@@ -321,7 +331,7 @@ impl ReadBack<'_> {
                 };
                 count += 1;
                 let tag = message.deliver.as_ref().map(amqprs::Deliver::delivery_tag);
-                if let Some(message) = parse(message, self.markers)
+                if let Some(message) = parse(&message, self.markers)
                     && !take(message)
                 {
                     // RabbitMQ 3.10 goes on counting a consumer that was not cancelled.
@@ -349,23 +359,14 @@ impl ReadBack<'_> {
 }
 
 impl Run {
-    /// Adds a message before `until`, and drops the oldest beyond `most` bytes.
-    fn add(&mut self, message: Message, until: u64, most: usize) {
-        let Message {
-            offset,
-            is_marker,
-            delivery,
-        } = message;
-        if offset >= until {
-            self.is_complete = offset == until;
-            return;
-        }
-        self.bytes += delivery.body.len();
-        self.messages.push_back((offset, delivery, !is_marker));
+    /// Adds a message, and drops the oldest beyond `most` bytes.
+    fn add(&mut self, entry: Entry, most: usize) {
+        self.bytes += entry.bytes();
+        self.messages.push_back(entry);
         while self.bytes > most
-            && let Some((_, oldest, _)) = self.messages.pop_front()
+            && let Some(oldest) = self.messages.pop_front()
         {
-            self.bytes -= oldest.body.len();
+            self.bytes -= oldest.bytes();
         }
     }
 }

@@ -36,7 +36,7 @@ use super::{
     read_back,
 };
 use crate::{
-    broker::{Handler, history::History},
+    broker::{Delivery, Handler, LogPosition, history::History},
     observability::metrics::Metrics,
     user::User,
 };
@@ -204,7 +204,7 @@ impl Reader {
         while let Some(message) = messages.recv().await {
             let tag = message.deliver.as_ref().map(amqprs::Deliver::delivery_tag);
             let bytes = message.content.as_ref().map_or(0, Vec::len);
-            if let Some(message) = parse(message, &self.markers) {
+            if let Some(message) = parse(&message, &self.markers) {
                 self.receive(shared, attachment, message);
             } else {
                 debug!("RabbitMQ message without a place in the stream");
@@ -216,7 +216,7 @@ impl Reader {
         }
     }
 
-    fn receive(&self, shared: &Shared, attachment: u64, message: Message) {
+    fn receive(&self, shared: &Shared, attachment: u64, message: Message<'_>) {
         let Message {
             offset,
             is_marker,
@@ -233,7 +233,7 @@ impl Reader {
         state.pulse.message(now);
         if is_marker
             && delivery.routing_key == self.instance
-            && let Some(number) = number(&delivery.body)
+            && let Some(number) = number(delivery.body)
             && let Some(took) = state.pulse.back(number, now)
         {
             self.metrics.stream_round_trip.observe(took.as_secs_f64());
@@ -272,11 +272,13 @@ impl Reader {
         if !was_certain {
             self.came.notify_waiters();
         }
-        let past = self.history.push(offset, delivery, !is_marker);
-        if !is_marker
-            && let Some(delivery) = past.newest()
-            && self.routes.deliver(delivery)
-        {
+        let past = self.history.push(offset, &delivery, !is_marker, now);
+        let number = past.last();
+        let delivery = Delivery {
+            position: Some(LogPosition { offset, number }),
+            ..delivery
+        };
+        if !is_marker && self.routes.deliver(&delivery) {
             self.received.fetch_add(1, Ordering::Relaxed);
         }
     }
