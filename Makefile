@@ -12,7 +12,8 @@ export DEBIAN_FRONTEND := noninteractive
 release := $(abspath $(or $(CARGO_TARGET_DIR),target))/release
 
 # $(call need,COMMAND-OR-FILE,PACKAGES): installs PACKAGES unless COMMAND exists.
-need = @command -v $(1) >/dev/null || { echo "$(1) is missing: installing $(2) with apt-get"; $(as_root) apt-get update -qq && \
+need = @command -v $(1) >/dev/null || { $(as_root) apt-get update -qq && \
+	echo "$(1) is missing: apt-get installs $(2), $$(apt-get install -s --no-install-recommends $(2) | grep -c ^Inst) packages in all" && \
 	$(as_root) apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
 
 # $(call need-cargo,COMMAND): the same for a command that is a crate.
@@ -184,7 +185,7 @@ dashboard: rabbitmq chromium tests/node_modules ## Grafana's dashboard drawn fro
 	cargo build --locked
 	cd tests && $(as-script) dashboard.mjs
 
-deploy: rabbitmq haproxy tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
+deploy: rabbitmq haproxy $(client) tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
 	$(call need,promtool,prometheus)
 	$(call need,systemd-analyze,systemd)
 	cargo build --locked

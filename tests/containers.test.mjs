@@ -3,12 +3,14 @@
 // not the images of others. Run by `make deploy`, in namespaces of its own.
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
 import { after, before, test } from 'node:test';
 
 import amqplib from 'amqplib';
 
-import { buildImage, composeOf, makeBases, podman, reasonToSkip, runHealthChecks, start } from './containers/podman.mjs';
-import { Tab, gatewayBinary, token, until } from './e2e/harness.mjs';
+import { buildImage, composeOf, makeBases, podman, podmanInForeground, reasonToSkip, runHealthChecks, start } from './containers/podman.mjs';
+import { Tab, gatewayBinary, testsFolder, token, until } from './e2e/harness.mjs';
 
 const skip = reasonToSkip();
 const SCALE = 'compose.scale.yml';
@@ -67,6 +69,21 @@ test('a container without rights is healthy at whichever port it was given', { s
       await podman('rm', 'one');
     }
   }
+});
+
+test('the first command of README.md leads to the page with its client, and Ctrl-C ends it', { skip }, async () => {
+  const [, command] = readFileSync(path.join(testsFolder, '..', 'README.md'), 'utf8').match(/^```sh\ndocker (run .*) dev\n```/m);
+  await podman('tag', 'chat3-gateway', command.split(' ').at(-1));
+  const container = podmanInForeground(...command.split(' '), 'dev');
+  let output = '';
+  for (const stream of [container.stdout, container.stderr]) stream.on('data', (data) => (output += data));
+  const ended = new Promise((resolve) => container.once('exit', resolve));
+  const statusOf = (file) => fetch(`${URL}${file}`).then(({ status }) => status, () => 0);
+  await until('the page', async () => (await statusOf('/')) === 200);
+  assert.equal(await statusOf('/dev/socket.io.js'), 200);
+  container.kill('SIGINT');
+  await ended;
+  assert.match(output, /Page +http:\/\/localhost:3001\/[\s\S]* Stopped/);
 });
 
 /** A client with the cookie that a browser of that instance has. */

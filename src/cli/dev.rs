@@ -190,9 +190,9 @@ async fn templates() -> Json<Value> {
     };
     Json(json!({
         "documented": DOCUMENTED_TYPES,
-        "original": of(Generation::Original),
-        "0.0.77": of(Generation::V0_0_77),
         "current": of(Generation::Current),
+        "0.0.77": of(Generation::V0_0_77),
+        "original": of(Generation::Original),
     }))
 }
 

@@ -15,11 +15,11 @@ const BUSY = 0.6;
 /** A reader of a stream that is slower than what is published falls behind for ever. */
 const READER_RESERVE = 3;
 /** What one reader of a stream takes a second, by the version from which on it does: docs/SCALING.md. */
-const READERS = [['4.2', 115_000], ['4.1', 13_500], ['3.10', 5_000]];
+export const READERS = [['4.2', 115_000], ['4.1', 13_500], ['3.10', 5_000]];
 /** RabbitMQ stops publishers at this share of a node's memory, by default and in all versions at most. */
 const WATERMARK = 0.4;
 /** A stream's size at the broker, and a segment more. */
-const STREAM_BYTES = 2_020_000_000;
+export const STREAM_BYTES = 2_020_000_000;
 /** 1.75 of the default RECOVERY_WINDOW: docs/SCALING.md. */
 const RECOVERY_SECONDS = 210;
 /** Of an update in a stream, beyond its body: docs/SCALING.md. */

@@ -39,6 +39,9 @@ let env;
 
 export const podman = async (...args) => (await run('podman', args, { env, maxBuffer: 1 << 26, timeout: SLOW_MS })).stdout.trim();
 
+/** Podman in the foreground, as in a terminal. Returns it, to be ended. */
+export const podmanInForeground = (...args) => spawn('podman', args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
+
 /** `docker compose` with a file of docker/. */
 export async function composeOf(file, ...args) {
   const path_ = path.resolve(testsFolder, '..', 'docker', file);

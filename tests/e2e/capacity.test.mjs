@@ -8,7 +8,7 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
 import { PAGES, examples, writeExamples } from '../bench/examples.mjs';
-import { figures, measured, plans } from '../bench/plan.mjs';
+import { READERS, STREAM_BYTES, figures, measured, plans } from '../bench/plan.mjs';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const wanted = { users: 20_000, updates: 1_000, rabbitmq: '3.13' };
@@ -32,6 +32,14 @@ test('the tables of the benchmark are read as they are written', () => {
   assert.deepEqual([gateway.shared.atRate, gateway.shared.atSaturation, gateway.shared.brokerAtSaturation], row('10,000 users', 0).slice(2, 5));
   assert.equal(gateway.shared.perSocketKb, row('10,000 users', 1)[5]);
   for (const cost of Object.values(gateway)) for (const [name, value] of Object.entries(cost)) assert.ok(Number.isFinite(value) && value >= 0, name);
+});
+
+test('what no benchmark measures is what the pages and the code say', () => {
+  const scaling = readFileSync(join(root, 'docs/SCALING.md'), 'utf8');
+  for (const [version, rate] of READERS) assert.match(scaling, new RegExp(`^\\| RabbitMQ ${version.replace('.', '\\.')}\\b.*\\| ${rate.toLocaleString('en-US')}\\b`, 'm'));
+  const stream = readFileSync(join(root, 'src/broker/rabbitmq/topology/stream.rs'), 'utf8');
+  const [most, segment] = ['MAX_BYTES', 'SEGMENT_BYTES'].map((name) => Number(stream.match(new RegExp(`const ${name}: i64 = ([\\d_]+);`))[1].replaceAll('_', '')));
+  assert.equal(STREAM_BYTES, most + segment);
 });
 
 test('one instance may fail: the others have room for its sockets and updates', () => {

@@ -235,6 +235,11 @@ test('page: each type of each generation shows the documented events, to both us
   const page = await openPage();
   const templates = await gateway.json('/dev/templates');
   assert.equal(templates.documented.length, 13);
+  // Today's first.
+  const generations = await page.locator('#publish-generation option').evaluateAll((all) => all.map(({ value }) => value));
+  assert.deepEqual(generations, ['current', '0.0.77', 'original']);
+  assert.deepEqual(Object.keys(templates), ['documented', ...generations]);
+  assert.equal(await page.inputValue('#publish-generation'), 'current');
   await page.selectOption('#publish-to', 'both');
   for (const generation of ['original', '0.0.77', 'current']) {
     await page.selectOption('#publish-generation', generation);

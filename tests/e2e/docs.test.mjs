@@ -187,6 +187,14 @@ test('make run asks for neither node nor npm, and says what it is about to do', 
   assert.match(without.stderr, /Rust is missing: get it from https:\/\/rustup\.rs\//);
 });
 
+test('what a target installs is named first, with how much that is', async () => {
+  const aptGet = 'case "$*" in *" -s "*) printf "Inst a (1)\\nInst b (1)\\nConf a (1)\\n" ;; update*) ;; *) [ -z "$FAILS" ] || exit 100; echo "got $*" >&2 ;; esac';
+  const PATH = stubFolder({ sh: 'exec /bin/sh "$@"', id: 'echo 0', grep: 'exec /bin/grep "$@"', 'apt-get': aptGet });
+  const installing = await withStubs({}, 'env', [`PATH=${PATH}`, 'sh', '-c', '/usr/bin/make curl 2>&1']);
+  assert.match(installing.stdout, /^curl is missing: apt-get installs curl ca-certificates, 2 packages in all\ngot install -y /m);
+  assert.equal((await withStubs({}, 'env', [`PATH=${PATH}`, 'FAILS=1', '/usr/bin/make', 'curl'])).code, 2);
+});
+
 // The release workflow's own steps, with a stub of docker, then the README's commands on what they made.
 for (const page of ['README.md', 'docs/ru/README.md']) {
   test(`the binary of a release is downloaded, checked and run by the commands of ${page}`, async () => {
