@@ -2,7 +2,7 @@
 # that are missing (of Debian, npm and cargo), and nothing else, and says so first.
 
 .PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies chaos chaos-lean soak jitter fleet \
-	bench bench-broker bench-quick plan proxies dashboard deploy otlp fuzz deny dependencies msrv clean help
+	presence bench bench-broker bench-quick plan proxies dashboard deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -169,6 +169,10 @@ plan: ## Topology, instances, nodes and memory for USERS= UPDATES= RABBITMQ= (SO
 
 fleet: bench-needs haproxy ## Restarts under load: three instances with 3,000 sockets, and one with 10,000; prints figures (FLEET_SCENARIOS= FLEET_TOPOLOGIES=)
 	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) fleet.mjs
+
+presence: rabbitmq tests/node_modules ## Presence of 10,000 users who come, lose their instance, leave and return at once; prints figures (PRESENCE_USERS=10000)
+	cargo build --locked --release
+	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) presence.mjs $(PRESENCE_USERS)
 
 proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of proxies with the real nginx, HAProxy and Caddy, and how soon clients are back when a gateway goes
 	$(call need,/usr/sbin/nginx,nginx)

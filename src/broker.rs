@@ -6,6 +6,7 @@
 
 pub mod embedded;
 pub mod history;
+pub mod presence;
 pub mod rabbitmq;
 pub(crate) mod survey;
 
@@ -15,7 +16,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use self::history::History;
+use self::{
+    history::History,
+    presence::{Asked, Attendance, State},
+};
 use crate::{observability::metrics::Metrics, user::User};
 
 /// One update, as the exchange delivered it. Who keeps it makes a copy: what it borrows from
@@ -137,6 +141,17 @@ pub trait Broker: Send + Sync {
 
     /// The latest updates of everybody, if the broker has a log of them.
     fn history(&self) -> Option<Arc<History>> {
+        None
+    }
+
+    /// Where to note who has sockets at this instance, if the broker tells others who is online.
+    fn attendance(&self) -> Option<Arc<Attendance>> {
+        None
+    }
+
+    /// Whether these users are online in the whole fleet, in their order; `None` if that is not
+    /// known, or not within seconds.
+    async fn presence(&self, _: &[Asked]) -> Option<Vec<State>> {
         None
     }
 

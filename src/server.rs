@@ -8,6 +8,7 @@ pub(crate) mod admin;
 mod builder;
 mod orders;
 mod origins;
+mod presence;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 

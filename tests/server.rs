@@ -299,6 +299,11 @@ async fn wrong_settings_are_told_before_anything_is_started() {
     let error = Server::builder(one_exchange).bind().await.err().unwrap();
     assert!(matches!(error, BindError::ControlExchange), "{error}");
 
+    let mut one_exchange = config();
+    one_exchange.rabbitmq.presence_exchange = one_exchange.rabbitmq.exchange.clone();
+    let error = Server::builder(one_exchange).bind().await.err().unwrap();
+    assert!(matches!(error, BindError::PresenceExchange), "{error}");
+
     let server = Running::start(config(), exchange("user.{userId}.*")).await;
     let port = server.address.port();
     let mut taken = config();

@@ -8,12 +8,13 @@
 //! - `reconciler`: brings the broker's actual state in line with the desired one, and
 //!   handles the broker's refusals; `refused` says when a refused user is tried again
 //! - `control`: the orders from other instances, on a connection of their own
+//! - `presence`: who is online in the fleet, on a connection of its own
 //! - `topology`: the actual state, in queues and bindings
 //! - `place`: where a reader stands in a stream
 //! - `exchange_probe`, `silence`: the checks of the exchange, and the search for the cause when
 //!   no updates arrive
 //! - `orders`, `outbox`: what is published
-//! - `channels`, `connection`, `consumer`, `acks`, `unreadable`, `link_error`: AMQP
+//! - `channels`, `connection`, `confirms`, `consumer`, `acks`, `unreadable`, `link_error`: AMQP
 //! - `side_connection`: connections of others than the link
 //!
 //! Imports run down this list. Nothing here ever sees a socket.
@@ -22,6 +23,7 @@ mod acks;
 mod arguments;
 mod backoff;
 mod channels;
+mod confirms;
 mod connection;
 mod consumer;
 pub(crate) mod control;
@@ -33,6 +35,7 @@ mod link_error;
 mod orders;
 mod outbox;
 mod place;
+pub(crate) mod presence;
 mod reconciler;
 mod refused;
 mod service;

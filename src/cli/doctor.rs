@@ -17,6 +17,7 @@ mod jwt;
 mod listening;
 mod login;
 mod network;
+mod presence;
 mod report;
 mod rights;
 mod stream;

@@ -87,6 +87,23 @@ pub fn parse_optional_stream_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// An exchange after which queues with longer names are called.
+pub fn parse_presence_exchange(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=200 => Ok(text.to_owned()),
+        _ => Err("must have at most 200 bytes".to_owned()),
+    }
+}
+
+/// Long enough for a reload, and for the rate of events that one client can cause.
+pub fn parse_grace(text: &str) -> Result<Duration, String> {
+    let grace = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match (Duration::from_secs(1)..=Duration::from_hours(1)).contains(&grace) {
+        true => Ok(grace),
+        false => Err("must be from 1s to 1h".to_owned()),
+    }
+}
+
 /// How long orders are kept: no order holds for longer than a year.
 pub fn parse_kept(text: &str) -> Result<Duration, String> {
     let kept = humantime::parse_duration(text).map_err(|error| error.to_string())?;

@@ -8,8 +8,9 @@ use super::{
     amqp_url,
     headings::RABBITMQ,
     parse::{
-        parse_delay, parse_heartbeat, parse_instance_name, parse_kept, parse_optional_short_name,
-        parse_optional_stream_name, parse_short_name, parse_window, text,
+        parse_delay, parse_grace, parse_heartbeat, parse_instance_name, parse_kept,
+        parse_optional_short_name, parse_optional_stream_name, parse_presence_exchange,
+        parse_short_name, parse_window, text,
     },
 };
 
@@ -102,6 +103,18 @@ pub struct RabbitMqConfig {
         value_name = "DURATION", default_value = text(Self::default().revocations_kept),
         value_parser = parse_kept, help_heading = RABBITMQ))]
     pub revocations_kept: Duration,
+    /// Topic exchange to which the gateway publishes who comes online and goes offline in the
+    /// whole fleet; declared by the gateway; empty for none
+    #[cfg_attr(feature = "cli", arg(long = "presence-exchange", env = "PRESENCE_EXCHANGE",
+        value_name = "NAME", default_value = "", hide_default_value = true,
+        value_parser = parse_presence_exchange, help_heading = RABBITMQ))]
+    pub presence_exchange: String,
+    /// How long after the end of a user's last socket the user still counts as online, so that
+    /// reloads are no news
+    #[cfg_attr(feature = "cli", arg(long = "presence-grace", env = "PRESENCE_GRACE",
+        value_name = "DURATION", default_value = text(Self::default().presence_grace),
+        value_parser = parse_grace, help_heading = RABBITMQ))]
+    pub presence_grace: Duration,
     /// How long users may be online without an update before the gateway checks whether their
     /// updates are published with keys that it does not bind; 0 for never
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-silence-check",
@@ -187,6 +200,8 @@ impl Default for RabbitMqConfig {
             control_exchange: String::new(),
             control_stream: "chat3-gateway.orders".to_owned(),
             revocations_kept: Duration::from_hours(24),
+            presence_exchange: String::new(),
+            presence_grace: Duration::from_secs(10),
             silence_check: Duration::from_secs(5 * 60),
             instance_name: String::new(),
             tls: RabbitMqTls::default(),
@@ -207,6 +222,11 @@ impl RabbitMqConfig {
     pub(crate) fn shares_a_stream(&self) -> bool {
         let reads_updates = self.topology == Topology::Stream;
         self.keeps_orders() && reads_updates && self.control_stream == self.stream
+    }
+
+    /// Whether the gateway publishes who is online.
+    pub fn tells_presence(&self) -> bool {
+        !self.presence_exchange.is_empty()
     }
 
     /// Shortest time that RabbitMQ keeps updates in the stream.

@@ -64,6 +64,11 @@ pub struct Metrics {
     pub(crate) control_connected: Gauge,
     pub(crate) control_stream: Gauge,
     pub(crate) orders_read: Counter,
+    pub(crate) presence_connected: Gauge,
+    pub(crate) presence_keeper: Gauge,
+    pub(crate) presence_users: Gauge,
+    presence_events: Family<Event, Counter>,
+    pub(crate) presence_unconfirmed: Counter,
     pub(crate) bindings_dead: Gauge,
     silence_looks: Family<Outcome, Counter>,
     pub(crate) broker_reconnects: Counter,
@@ -120,6 +125,11 @@ impl Metrics {
             control_connected: r.metric("rabbitmq_control_connected", "1 while orders come from and go to the other instances"),
             control_stream: r.metric("rabbitmq_control_stream", "1 while orders come from the stream in which RabbitMQ keeps them"),
             orders_read: r.metric("orders_read", "Orders that RabbitMQ had kept and that were read after a start or a lost connection"),
+            presence_connected: r.metric("presence_connected", "1 while the other instances hear who is online here"),
+            presence_keeper: r.metric("presence_keeper", "1 while this instance keeps who is online for the fleet, and publishes it"),
+            presence_users: r.metric("presence_users", "Users online in the fleet, as published; 0 at instances that do not keep it"),
+            presence_events: r.metric("presence_events", "Presence events published and confirmed, by event: online or offline"),
+            presence_unconfirmed: r.metric("presence_unconfirmed", "Presence events that RabbitMQ did not confirm; they are published again"),
             bindings_dead: r.metric("rabbitmq_bindings_dead", "1 while updates of users online are published with keys that no binding matches"),
             silence_looks: r.metric("rabbitmq_silence_looks", "Looks at what is published, since no update came, by what they found"),
             broker_reconnects: r.metric("rabbitmq_reconnects", "RabbitMQ connections established after the first"),
@@ -202,6 +212,11 @@ impl Metrics {
     /// Counts a check for the reason why no updates arrive.
     pub(crate) fn silence_look(&self, outcome: &'static str) {
         self.silence_looks.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts an event that consumers of presence were sent.
+    pub(crate) fn presence_event(&self, event: &'static str) {
+        self.presence_events.get_or_create(&Event { event }).inc();
     }
 
     /// Counts a read of the key set.

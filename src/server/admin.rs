@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tracing::warn;
 
+use super::presence;
 use crate::{
     config::{HttpConfig, MIN_ADMIN_TOKEN_BYTES, Secret, TrustedProxies},
     observability::metrics::{self, Metrics},
@@ -88,6 +89,11 @@ pub fn routers(
         .route("/api/users/{user_id}/disconnect", post(disconnect_user))
         .route("/api/tokens/{token_id}/revoke", post(revoke_token))
         .route_layer(middleware::from_fn(whole_body::<MAX_ORDER_BYTES>))
+        .merge(
+            Router::new()
+                .route("/api/presence", post(presence_of_many))
+                .route_layer(middleware::from_fn(whole_body::<{ presence::MAX_BYTES }>)),
+        )
         .route_layer(middleware::from_fn_with_state(state.clone(), require_admin));
     let operators = Router::new()
         .route("/metrics", get(exposition))
@@ -154,9 +160,18 @@ async fn user(State(http): State<Http>, Path(user_id): Path<String>) -> Response
     let Ok(user_id) = UserId::parse(&user_id) else {
         return error(StatusCode::BAD_REQUEST, "user id not acceptable");
     };
-    let presence = http.hub.describe(&user_id);
-    Json(json!({"isSubscribed": presence.is_subscribed, "sockets": presence.sockets}))
-        .into_response()
+    let here = http.hub.describe(&user_id);
+    let mut answer = json!({"isSubscribed": here.is_subscribed, "sockets": here.sockets});
+    presence::add_to(&mut answer, user_id, &http.hub).await;
+    Json(answer).into_response()
+}
+
+/// Whether users are online in the whole fleet.
+async fn presence_of_many(State(http): State<Http>, body: Bytes) -> Response {
+    match presence::answer(&body, &http.hub).await {
+        Ok(answer) => Json(answer).into_response(),
+        Err((status, problem)) => error(status, &problem),
+    }
 }
 
 /// Disconnects a user's sockets on all instances that can be reached.

@@ -47,6 +47,11 @@ pub enum BindError {
         "RABBITMQ_CONTROL_EXCHANGE is RABBITMQ_UPDATES_EXCHANGE: orders need an exchange of their own"
     )]
     ControlExchange,
+    /// Presence would share an exchange with updates or orders.
+    #[error(
+        "PRESENCE_EXCHANGE is that of the updates or of the orders: presence needs an exchange of its own"
+    )]
+    PresenceExchange,
     /// Orders and updates would share one stream.
     #[error("RABBITMQ_CONTROL_STREAM is RABBITMQ_STREAM: orders need a stream of their own")]
     ControlStream,
@@ -120,6 +125,12 @@ impl ServerBuilder {
             Some(broker) => (broker.metrics(), broker.needs_tenant()),
             None if rabbitmq.control_exchange == rabbitmq.exchange => {
                 return Err(BindError::ControlExchange);
+            }
+            None if rabbitmq.tells_presence()
+                && [&rabbitmq.exchange, &rabbitmq.control_exchange]
+                    .contains(&&rabbitmq.presence_exchange) =>
+            {
+                return Err(BindError::PresenceExchange);
             }
             None if rabbitmq.shares_a_stream() => return Err(BindError::ControlStream),
             None => (None, rabbitmq.binding_keys.need_tenant()),

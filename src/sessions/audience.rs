@@ -65,6 +65,8 @@ struct Roster<P: Peer> {
     stretch: u64,
     /// `None` without a member.
     counted: Option<UserCounted>,
+    /// The sockets that the attendance, if there is one, knows of.
+    noted: usize,
 }
 
 /// Counts the user as online or as away.
@@ -140,6 +142,7 @@ impl<P: Peer> Audience<P> {
                 log: Log::new(shared.kept.clone()),
                 stretch: 0,
                 counted: None,
+                noted: 0,
             }),
             shared,
         }
@@ -331,7 +334,14 @@ impl<P: Peer> Audience<P> {
                 },
             });
         }
-        self.trim(roster, self.shared.clock.now());
+        let now = self.shared.clock.now();
+        if let Some(attendance) = &self.shared.attendance {
+            let sockets = roster.sockets();
+            if std::mem::replace(&mut roster.noted, sockets) != sockets {
+                attendance.note(&self.user, sockets, now);
+            }
+        }
+        self.trim(roster, now);
     }
 
     /// Drops from the log what nobody can come back for.

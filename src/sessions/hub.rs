@@ -28,7 +28,7 @@ use crate::{
     broker::{Broker, Delivery},
     config::HttpConfig,
     observability::metrics::Metrics,
-    user::{User, UserId},
+    user::{TenantId, User, UserId},
 };
 
 /// Time between two looks at whether all sockets have caught up.
@@ -73,9 +73,9 @@ impl<P: Peer> Hub<P> {
         config: &HttpConfig,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let history = broker.history();
+        let (history, attendance) = (broker.history(), broker.attendance());
         Arc::new(Self {
-            shared: Arc::new(Shared::new(config, history, metrics)),
+            shared: Arc::new(Shared::new(config, history, attendance, metrics)),
             broker,
             users: Mutex::default(),
             sessions: AtomicU64::new(0),
@@ -185,9 +185,16 @@ impl<P: Peer> Hub<P> {
     /// The presence of a user id over all tenants. Takes time in proportion to the
     /// number of users online, so it is meant for an operator's question.
     pub fn describe(&self, id: &UserId) -> Presence {
+        self.describe_in(id, None)
+    }
+
+    /// As [`Hub::describe`], in one tenant if one is named.
+    pub fn describe_in(&self, id: &UserId, tenant: Option<&TenantId>) -> Presence {
         let users = self.users();
         let mut presence = Presence::default();
-        for (user, audience) in users.iter().filter(|(user, _)| user.id == *id) {
+        let is_one =
+            |user: &User| user.id == *id && (tenant.is_none() || user.tenant.as_ref() == tenant);
+        for (user, audience) in users.iter().filter(|(user, _)| is_one(user)) {
             presence.is_subscribed |= self.broker.is_user_subscribed(user);
             presence.sockets += audience.sockets();
         }

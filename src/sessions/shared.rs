@@ -17,7 +17,10 @@ use super::{
     seal::{self, Seal},
 };
 use crate::{
-    broker::history::{Bounds, History},
+    broker::{
+        history::{Bounds, History},
+        presence::Attendance,
+    },
     config::{Envelope, HttpConfig, RecoveryConfig},
     observability::metrics::Metrics,
     user::User,
@@ -70,6 +73,8 @@ pub(super) struct Shared {
     /// The sessions that are away.
     pub(super) departures: Departures,
     pub(super) kept: Kept,
+    /// Where to note how many sockets users have, if others want to know.
+    pub(super) attendance: Option<Arc<Attendance>>,
     pub(super) sockets: Count,
     /// Users with a socket.
     pub(super) users: Count,
@@ -82,6 +87,7 @@ impl Shared {
     pub(super) fn new(
         config: &HttpConfig,
         history: Option<Arc<History>>,
+        attendance: Option<Arc<Attendance>>,
         metrics: Metrics,
     ) -> Self {
         let recovery = &config.recovery;
@@ -104,6 +110,7 @@ impl Shared {
             clock: Clock::default(),
             departures: Departures::default(),
             kept: Kept::new(recovery.total_bytes, &metrics),
+            attendance,
             sockets: Count::new(&metrics.sockets),
             users: Count::new(&metrics.users),
             users_away: Count::new(&metrics.users_away),

@@ -229,8 +229,8 @@ test('every page says first whom it is for, and what they can do with it', () =>
 
 test('docs/ru mirrors the pages for users, and no other', () => {
   const mirrored = [
-    'ADMIN_API.md', 'CAPACITY.md', 'CONFIGURATION.md', 'DEPLOYMENT.md', 'DOCTOR.md', 'GETTING_STARTED.md', 'MIGRATION.md', 'OPERATIONS.md', 'PROTOCOL.md',
-    'README.md', 'RECOVERY.md', 'TROUBLESHOOTING.md',
+    'ADMIN_API.md', 'CAPACITY.md', 'CONFIGURATION.md', 'DEPLOYMENT.md', 'DOCTOR.md', 'GETTING_STARTED.md', 'MIGRATION.md', 'OPERATIONS.md',
+    'PRESENCE.md', 'PROTOCOL.md', 'README.md', 'RECOVERY.md', 'TROUBLESHOOTING.md',
   ];
   assert.deepEqual(readdirSync(join(root, 'docs/ru')).sort(), mirrored);
   // The same sections in the same order, so that a page's mirror lacks none.

@@ -31,6 +31,7 @@ use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
 use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber, warn};
 
 use super::{
+    confirms::Confirms,
     link_error::{LinkError, ServerClose, login_error},
     unreadable::Unreadable,
 };
@@ -114,11 +115,13 @@ pub(crate) async fn open_channel(
     let channel = connection.open_channel(None).await?;
     let close_reason = Arc::new(OnceLock::new());
     let returned = Arc::new(AtomicU64::new(0));
+    let confirms = Arc::new(Confirms::default());
     channel
         .register_callback(OnChannel {
             close_reason: close_reason.clone(),
             cancelled: cancelled.clone(),
             returned: returned.clone(),
+            confirms: confirms.clone(),
             _lost: lost,
         })
         .await?;
@@ -126,6 +129,7 @@ pub(crate) async fn open_channel(
         channel,
         close_reason,
         returned,
+        confirms,
     })
 }
 
@@ -146,6 +150,7 @@ pub(crate) struct OpenChannel {
     /// Counts messages that were published as mandatory and reached no queue.
     #[cfg_attr(not(feature = "cli"), allow(dead_code))] // For `publish`.
     pub(crate) returned: Arc<AtomicU64>,
+    pub(super) confirms: Arc<Confirms>,
 }
 
 impl OpenChannel {
@@ -214,6 +219,7 @@ struct OnChannel {
     close_reason: Arc<OnceLock<ServerClose>>,
     cancelled: mpsc::UnboundedSender<String>,
     returned: Arc<AtomicU64>,
+    confirms: Arc<Confirms>,
     _lost: Option<DropGuard>,
 }
 
@@ -246,11 +252,18 @@ impl ChannelCallback for OnChannel {
         Ok(active)
     }
 
-    async fn publish_ack(&mut self, _: &Channel, _: PublisherAck) {}
+    async fn publish_ack(&mut self, _: &Channel, ack: PublisherAck) {
+        let tags = (ack.delivery_tag(), ack.mutiple());
+        self.confirms.answered(tags, true);
+    }
 
-    async fn publish_nack(&mut self, _: &Channel, _: PublisherNack) {}
+    async fn publish_nack(&mut self, _: &Channel, nack: PublisherNack) {
+        let tags = (nack.delivery_tag(), nack.multiple());
+        self.confirms.answered(tags, false);
+    }
 
-    async fn publish_return(&mut self, _: &Channel, _: Return, _: BasicProperties, _: Vec<u8>) {
+    async fn publish_return(&mut self, _: &Channel, back: Return, _: BasicProperties, _: Vec<u8>) {
         self.returned.fetch_add(1, Ordering::Relaxed);
+        self.confirms.returned(back.routing_key());
     }
 }

@@ -10,12 +10,17 @@ use tracing::warn;
 
 use super::{
     orders::Orders,
+    presence::Presence,
     shared::Shared,
     supervisor::supervise,
     topology::{self, Reader},
 };
 use crate::{
-    broker::{BroadcastHandler, Broker, Handler, Subscribed, history::History},
+    broker::{
+        BroadcastHandler, Broker, Handler, Subscribed,
+        history::History,
+        presence::{Asked, Attendance, State},
+    },
     config::RabbitMqConfig,
     observability::metrics::Metrics,
     user::User,
@@ -27,6 +32,8 @@ pub struct RabbitMqService {
     orders: Orders,
     /// What all users share, in the topology that has such a thing.
     reader: Option<Arc<Reader>>,
+    /// `None`: nobody is told who is online.
+    presence: Option<Arc<Presence>>,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -57,11 +64,17 @@ impl RabbitMqService {
     pub fn connect(config: RabbitMqConfig, metrics: Metrics) -> Self {
         let shared = Arc::new(Shared::new(config, metrics));
         let reader = topology::reader(&shared);
-        let supervisor = tokio::spawn(supervise(shared.clone(), reader.clone()));
+        let presence = shared
+            .config
+            .tells_presence()
+            .then(Arc::<Presence>::default);
+        let supervising = supervise(shared.clone(), reader.clone(), presence.clone());
+        let supervisor = tokio::spawn(supervising);
         Self {
             orders: Orders::new(shared.clone()),
             shared,
             reader,
+            presence,
             supervisor: Mutex::new(Some(supervisor)),
         }
     }
@@ -153,6 +166,15 @@ impl Broker for RabbitMqService {
 
     fn history(&self) -> Option<Arc<History>> {
         self.reader.as_ref().map(|reader| reader.history().clone())
+    }
+
+    fn attendance(&self) -> Option<Arc<Attendance>> {
+        let presence = self.presence.as_ref();
+        presence.map(|presence| presence.attendance.clone())
+    }
+
+    async fn presence(&self, users: &[Asked]) -> Option<Vec<State>> {
+        self.presence.as_ref()?.states(users).await
     }
 
     fn metrics(&self) -> Option<Metrics> {

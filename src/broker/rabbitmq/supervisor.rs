@@ -16,13 +16,18 @@ use super::{
     control,
     link::{Ended, Link},
     link_error::LinkError,
+    presence::{self, Presence},
     shared::Shared,
     silence,
     topology::Reader,
 };
 
 /// Connects, runs the link until it is lost, and again.
-pub(super) async fn supervise(shared: Arc<Shared>, reader: Option<Arc<Reader>>) {
+pub(super) async fn supervise(
+    shared: Arc<Shared>,
+    reader: Option<Arc<Reader>>,
+    presence: Option<Arc<Presence>>,
+) {
     let mut backoff = Backoff::new(
         shared.config.reconnect_delay,
         shared.config.url.nodes().len(),
@@ -30,6 +35,8 @@ pub(super) async fn supervise(shared: Arc<Shared>, reader: Option<Arc<Reader>>) 
     let mut linked_before = false;
     let mut refused = IndexSet::new();
     let control = AbortOnDropHandle::new(tokio::spawn(control::listen(shared.clone())));
+    let presence =
+        AbortOnDropHandle::new(tokio::spawn(presence::take_part(shared.clone(), presence)));
     let silence = AbortOnDropHandle::new(tokio::spawn(silence::watch(shared.clone())));
     for epoch in 0_u64.. {
         let opened = tokio::select! {
@@ -83,6 +90,7 @@ pub(super) async fn supervise(shared: Arc<Shared>, reader: Option<Arc<Reader>>) 
     let _ = silence.await;
     shared.consuming.send_replace(false);
     let _ = control.await;
+    let _ = presence.await;
 }
 
 /// Follows the desired state through `link` until it is lost or the service is closed.

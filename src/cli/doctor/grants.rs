@@ -17,9 +17,14 @@ pub(super) fn permissions(config: &RabbitMqConfig) -> String {
         others.push(format!("{}(\\.markers)?", pattern(&config.control_stream)));
     }
     let any_of = |names: &[String]| format!("^({})$", names.join("|"));
-    let own_only = match others.is_empty() {
+    // To declare and to publish, not to read.
+    let mut written = others.clone();
+    if config.tells_presence() {
+        written.push(pattern(&config.presence_exchange));
+    }
+    let own_only = match written.is_empty() {
         true => r"^chat3-gateway\.".to_owned(),
-        false => any_of(&[std::slice::from_ref(&own), others.as_slice()].concat()),
+        false => any_of(&[std::slice::from_ref(&own), written.as_slice()].concat()),
     };
     let updates = pattern(&config.exchange);
     let all = any_of(&[&[own, updates], others.as_slice()].concat());
@@ -99,6 +104,17 @@ mod tests {
             ..own
         };
         assert!(!permissions(&without_exchange).contains("orders"));
+    }
+
+    #[test]
+    fn the_exchange_of_presence_need_not_be_read() {
+        let presence = RabbitMqConfig {
+            presence_exchange: "p.x".to_owned(),
+            ..config("u", "")
+        };
+        assert!(permissions(&presence).ends_with(
+            r"'^(chat3-gateway\..*|p\.x)$' '^(chat3-gateway\..*|p\.x)$' '^(chat3-gateway\..*|u)$'"
+        ));
     }
 
     #[test]

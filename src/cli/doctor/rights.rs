@@ -13,6 +13,7 @@ use super::{
     control_stream,
     exchange::{self, Exchange},
     grants::permissions,
+    presence,
     report::Report,
 };
 use crate::{
@@ -125,6 +126,7 @@ async fn rights(
     rights.exchange = updates_exchange(side, config, &bound, report).await?;
     control(side, config, Some(&queue), report).await?;
     control_stream::examine(side, config, report).await?;
+    presence::examine(side, config, report).await?;
     // Its consumer was only a try; a new queue listens later.
     match side.delete(&queue).await {
         Ok(()) | Err(LinkError::Closed(_)) => {}

@@ -1,0 +1,284 @@
+//! The connection, and its channels: each publishes with confirms, and may consume. The end of
+//! one channel is the end of the connection.
+
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+
+use amqprs::{
+    BasicProperties,
+    channel::{
+        BasicAckArguments, BasicConsumeArguments, BasicGetArguments, BasicPublishArguments,
+        Channel, ConfirmSelectArguments, ConsumerMessage,
+    },
+    connection::Connection,
+    error::Error,
+};
+use serde::Serialize;
+use tokio::{
+    sync::mpsc::{self, UnboundedReceiver},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::super::{
+    connection::{OnConnection, OpenChannel, barrier, open_channel, open_connection},
+    link_error::{LinkError, ServerClose},
+    shared::Shared,
+};
+
+/// Time limit of one request, and of the confirms of one batch. RabbitMQ takes nothing while it
+/// is short of memory or disk.
+const STEP: Duration = Duration::from_secs(20);
+
+/// Limit of the goodbye to a broker that may not be listening.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Messages that are under way to this process at once, on each channel: of up to 60 KB.
+const PREFETCH: u16 = 32;
+
+pub(super) struct Wire {
+    connection: Connection,
+    lost: CancellationToken,
+    close_reason: Arc<OnceLock<ServerClose>>,
+    unreadable: Arc<OnceLock<&'static str>>,
+    /// Tags of consumers whose queue was deleted.
+    pub(super) cancelled: UnboundedReceiver<String>,
+    cancelled_sender: mpsc::UnboundedSender<String>,
+    name: String,
+}
+
+/// A channel.
+pub(super) struct Line {
+    open: OpenChannel,
+    lost: CancellationToken,
+    /// The author of what is published.
+    name: String,
+}
+
+/// What is published, and where to.
+pub(super) struct Letter {
+    pub(super) exchange: String,
+    pub(super) routing_key: String,
+    pub(super) body: Vec<u8>,
+    /// Whether RabbitMQ tells if no queue gets it.
+    pub(super) mandatory: bool,
+    pub(super) persistent: bool,
+}
+
+impl Letter {
+    /// A message within the fleet.
+    pub(super) fn within(fleet: &str, routing_key: &str, message: &impl Serialize) -> Self {
+        Self {
+            exchange: fleet.to_owned(),
+            routing_key: routing_key.to_owned(),
+            body: serde_json::to_vec(message).expect("plain JSON"),
+            mandatory: true,
+            persistent: false,
+        }
+    }
+}
+
+impl Wire {
+    /// Connects and logs in.
+    pub(super) async fn open(shared: &Shared) -> Result<Self, LinkError> {
+        let config = &shared.config;
+        let name = format!("chat3-gateway {} presence", shared.instance);
+        let (limit, heartbeat) = (config.connect_timeout, config.heartbeat);
+        let opening = open_connection(&config.url, &config.tls, &name, heartbeat, limit);
+        let (connection, _) = opening.await?;
+        let lost = CancellationToken::new();
+        let close_reason = Arc::new(OnceLock::new());
+        let unreadable = Arc::new(OnceLock::new());
+        let on_connection = OnConnection {
+            close_reason: close_reason.clone(),
+            unreadable: unreadable.clone(),
+            _lost: lost.clone().drop_guard(),
+        };
+        connection.register_callback(on_connection).await?;
+        let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
+        Ok(Self {
+            connection,
+            lost,
+            close_reason,
+            unreadable,
+            cancelled,
+            cancelled_sender,
+            name: shared.instance.clone(),
+        })
+    }
+
+    /// Opens a channel, in confirm mode.
+    pub(super) async fn line(&self) -> Result<Line, LinkError> {
+        self.another_line().await
+    }
+
+    /// As [`Wire::line`], for later.
+    pub(super) fn another_line(&self) -> impl Future<Output = Result<Line, LinkError>> + use<> {
+        let (connection, lost) = (self.connection.clone(), self.lost.clone());
+        let (cancelled, name) = (self.cancelled_sender.clone(), self.name.clone());
+        async move {
+            let guard = lost.clone().drop_guard();
+            let opening = async move {
+                let open = open_channel(&connection, Some(guard), &cancelled).await?;
+                open.channel
+                    .confirm_select(ConfirmSelectArguments::default())
+                    .await?;
+                barrier(&open.channel, PREFETCH).await?;
+                Ok::<_, LinkError>(open)
+            };
+            // In a separate task: a call to amqprs must not be dropped before it has ended.
+            let open = match timeout(STEP, tokio::spawn(opening)).await {
+                Ok(Ok(opened)) => opened?,
+                Ok(Err(panic)) => return Err(LinkError::Amqp(panic.to_string())),
+                Err(_) => return Err(LinkError::Timeout(STEP)),
+            };
+            Ok(Line { open, lost, name })
+        }
+    }
+
+    /// Returns when the connection, or one of its channels, is lost.
+    pub(super) fn lost(&self) -> impl Future<Output = ()> + use<> {
+        self.lost.clone().cancelled_owned()
+    }
+
+    /// Why the connection is lost.
+    pub(super) fn loss(&self) -> LinkError {
+        match (self.close_reason.get(), self.unreadable.get()) {
+            (Some(close), _) => LinkError::Closed(close.clone()),
+            (None, Some(cause)) => LinkError::Unreadable(cause),
+            (None, None) => LinkError::Amqp("the connection broke".to_owned()),
+        }
+    }
+
+    /// Closes the connection; bounded in time, because the broker may not answer.
+    pub(super) async fn close(self) {
+        let closing = tokio::spawn(async move { self.connection.close().await });
+        if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+            debug!("RabbitMQ connection for presence not closed in time");
+        }
+    }
+}
+
+impl Line {
+    /// Makes one request.
+    pub(super) async fn ask<T, F>(
+        &self,
+        question: impl FnOnce(Channel) -> F,
+    ) -> Result<T, LinkError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let asking = self.open.ask(STEP, question(self.open.channel.clone()));
+        tokio::select! {
+            biased;
+            answer = asking => answer,
+            () = self.lost.cancelled() => Err(self.loss()),
+        }
+    }
+
+    /// Publishes `letters`, in their order; returns when RabbitMQ has them all, with the routing
+    /// keys of those that reached no queue.
+    pub(super) async fn publish(&mut self, letters: Vec<Letter>) -> Result<Vec<String>, LinkError> {
+        let (confirms, name) = (self.open.confirms.clone(), self.name.clone());
+        self.ask(|channel| async move {
+            for letter in letters {
+                confirms.publishing();
+                let mut arguments =
+                    BasicPublishArguments::new(&letter.exchange, &letter.routing_key);
+                arguments.mandatory(letter.mandatory);
+                let properties = BasicProperties::default()
+                    .with_content_type("application/json")
+                    .with_persistence(letter.persistent)
+                    .with_app_id(&name)
+                    .with_timestamp(millis_since_1970())
+                    .finish();
+                channel
+                    .basic_publish(properties, letter.body, arguments)
+                    .await?;
+            }
+            Ok(())
+        })
+        .await?;
+        let outcome = tokio::select! {
+            outcome = timeout(STEP, self.open.confirms.outcome()) => outcome,
+            () = self.lost.cancelled() => return Err(self.loss()),
+        };
+        match outcome {
+            Ok(outcome) if outcome.refused > 0 => {
+                Err(LinkError::Amqp("it refused a message".to_owned()))
+            }
+            Ok(outcome) => Ok(outcome.returned),
+            Err(_) => Err(LinkError::Timeout(STEP)),
+        }
+    }
+
+    /// Consumes a queue.
+    pub(super) async fn consume(
+        &mut self,
+        queue: &str,
+        tag: &str,
+    ) -> Result<UnboundedReceiver<ConsumerMessage>, LinkError> {
+        let consume = BasicConsumeArguments::new(queue, tag)
+            .manual_ack(true)
+            .finish();
+        self.ask(|channel| async move {
+            let (_, messages) = channel.basic_consume_rx(consume).await?;
+            Ok(messages)
+        })
+        .await
+    }
+
+    /// Takes the first message out of a queue, or, if it is to be `kept`, until it is
+    /// acknowledged. `None` if the queue is empty.
+    pub(super) async fn get(&self, queue: &str, kept: bool) -> Result<Option<Vec<u8>>, LinkError> {
+        let get = BasicGetArguments::new(queue).no_ack(!kept).finish();
+        let got = self
+            .ask(|channel| async move { channel.basic_get(get).await })
+            .await?;
+        Ok(got.map(|(_, _, body)| body))
+    }
+
+    /// Acknowledges everything up to `tag`; 0 for everything there is.
+    pub(super) async fn acknowledge(&self, tag: u64) -> Result<(), LinkError> {
+        let ack = BasicAckArguments::new(tag, true);
+        self.ask(|channel| async move { channel.basic_ack(ack).await })
+            .await
+    }
+
+    fn loss(&self) -> LinkError {
+        match self.open.close_reason.get() {
+            Some(close) => LinkError::Closed(close.clone()),
+            None => LinkError::Amqp("the connection broke".to_owned()),
+        }
+    }
+}
+
+fn millis_since_1970() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The keeper's clock: never goes back.
+pub(super) struct Clock {
+    start: tokio::time::Instant,
+    started_at: u64,
+}
+
+impl Clock {
+    pub(super) fn new() -> Self {
+        Self {
+            start: tokio::time::Instant::now(),
+            started_at: millis_since_1970(),
+        }
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        let elapsed = u64::try_from(self.start.elapsed().as_millis());
+        self.started_at.saturating_add(elapsed.unwrap_or(u64::MAX))
+    }
+}
