@@ -2,7 +2,7 @@
 # that are missing (of Debian, npm and cargo), and nothing else, and says so first.
 
 .PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies chaos chaos-lean soak jitter fleet \
-	presence bench bench-quick proxies deploy otlp fuzz deny dependencies msrv clean help
+	presence bench bench-broker bench-quick plan proxies dashboard deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -121,6 +121,7 @@ test-topologies: rabbitmq openssl $(client) tests/node_modules ## The suites tha
 docs: tests/node_modules ## Write the lists of docs/CONFIGURATION.md from the code, and docs/DATA.md from the fixtures
 	UPDATE_DOCS=1 cargo test --locked --quiet --test configuration_docs
 	UPDATE_DOCS=1 node --test tests/e2e/data_docs.test.mjs
+	UPDATE_DOCS=1 node --test tests/e2e/capacity.test.mjs
 	UPDATE_DOCS=1 node --test --test-name-pattern='help texts' tests/e2e/drift.test.mjs
 
 # The runs are scripts with a verdict of their own; node's test report means nothing there.
@@ -158,6 +159,14 @@ bench-quick: bench-needs ## A short turn of each with 1,000 users; prints the ta
 	$(bench-run) --quick ../target/bench/quick.json
 	node tests/bench/report.mjs target/bench/quick.json
 
+bench-broker: rabbitmq tests/node_modules ## What users and updates cost RabbitMQ, for the planner (5 min)
+	cd tests && $(as-script) bench/broker.mjs bench/broker.json
+	UPDATE_DOCS=1 node --test tests/e2e/capacity.test.mjs
+
+# Node alone is needed.
+plan: ## Topology, instances, nodes and memory for USERS= UPDATES= RABBITMQ= (SOCKETS= NODES= BYTES=)
+	@node tests/bench/plan.mjs
+
 fleet: bench-needs haproxy ## Restarts under load: three instances with 3,000 sockets, and one with 10,000; prints figures (FLEET_SCENARIOS= FLEET_TOPOLOGIES=)
 	cd tests && GATEWAY_BIN=$(release)/chat3-gateway $(as-script) fleet.mjs
 
@@ -174,6 +183,11 @@ proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of pro
 	@# In a network namespace of its own, so that addresses can go; without one it says that it skips.
 	cd tests && alone='unshare --map-root-user --net' && { $$alone true 2>/dev/null || alone=; } && \
 		$$alone sh -c 'ip link set lo up 2>/dev/null; exec node --test handover.test.mjs'
+
+dashboard: rabbitmq chromium tests/node_modules ## Grafana's dashboard drawn from four minutes of load and trouble; writes docs/images/dashboard.png
+	$(call need,prometheus,prometheus)
+	cargo build --locked
+	cd tests && $(as-script) dashboard.mjs
 
 deploy: rabbitmq haproxy $(client) tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
 	$(call need,promtool,prometheus)

@@ -55,7 +55,7 @@ test('Prometheus scrapes a gateway by the shipped configuration', async () => {
   await until('an alert', async () => (await query('ALERTS{alertname="Chat3GatewayRabbitMqDisconnected"}')).length === 1);
   // Each query of the dashboard is one that Prometheus understands.
   const { panels } = JSON.parse(read('grafana', 'dashboards', 'chat3-gateway.json'));
-  for (const { title, targets } of panels) {
+  for (const { title, targets = [] } of panels) {
     for (const { expr } of targets) {
       const expression = expr.replaceAll('$instance', '.*').replaceAll('$__rate_interval', '5m').replaceAll('$__range', '15m');
       const answer = await fetch(`http://127.0.0.1:${port}/api/v1/query?query=${encodeURIComponent(expression)}`);

@@ -1,12 +1,13 @@
 // Renders what `run.mjs` has measured.
 //
 //   node report.mjs RESULTS.json             prints the tables
-//   node report.mjs RESULTS.json --write     writes them to docs/BENCHMARKS.md, and the plot beside
+//   node report.mjs RESULTS.json --write     writes them to docs/BENCHMARKS.md, the plot beside, and what docs/CAPACITY.md computes from them
 
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
+import { writeExamples } from './examples.mjs';
 import { Figures } from './figures.mjs';
 import { judge } from './goals.mjs';
 import { plot } from './plot.mjs';
@@ -45,6 +46,7 @@ if (isWriting) {
   const [head, rest] = readFileSync(page, 'utf8').split(BEGIN);
   const tail = rest.split(END)[1];
   writeFileSync(page, `${head}${BEGIN}\n\n${text.join('\n\n')}\n\n${END}${tail}`);
+  writeExamples();
   console.log(`written: ${page}`);
 } else {
   console.log(text.join('\n\n'));

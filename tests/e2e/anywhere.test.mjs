@@ -10,8 +10,8 @@ import amqplib from 'amqplib';
 import { io as io46 } from 'socket.io-client-4.6';
 
 import { ConfirmingPublisher } from './cluster.mjs';
-import { Broker, Gateway, Network, Publisher, Tab, token, until } from './harness.mjs';
-import { Poisoner, UNREADABLE } from './poison.mjs';
+import { Broker, EXCHANGE, Gateway, Network, Publisher, Tab, anUpdate, token, until } from './harness.mjs';
+import { Poisoner, UNREADABLE, forgedOffset } from './poison.mjs';
 
 const STREAM = 'chat3-gateway.updates';
 
@@ -416,4 +416,48 @@ test('what RabbitMQ no longer keeps is a gap, and who stayed is told', async () 
   const count = tab.ids.length;
   await tab.saw(publisher.update('usr_retained'));
   assert.ok(tab.ids.length - count < 2_000 && new Set(tab.ids).size === tab.ids.length);
+});
+
+/** The offset of the newest message of the stream. */
+async function newestOffset() {
+  const connection = await amqplib.connect(broker.url);
+  const channel = await connection.createChannel();
+  await channel.prefetch(1_000);
+  let newest;
+  await channel.consume(STREAM, (message) => {
+    newest = message.properties.headers['x-stream-offset'];
+    channel.ack(message);
+  }, { arguments: { 'x-stream-offset': 'last' } });
+  await until('the last message', () => newest !== undefined);
+  await connection.close();
+  return newest;
+}
+
+test('a place that a publisher forges hides no update from a client that comes to an instance that starts later', async () => {
+  const one = await start();
+  const front = await Front.of(one);
+  const tab = await Tab.open(one, 'usr_forged', { url: front.url, transports: ['websocket'] });
+  const [poisoner, publisher] = [await Poisoner.connect(broker), await Publisher.connect(broker)];
+  await tab.saw(publisher.update('usr_forged'));
+  front.moveTo({ url: 'http://127.0.0.1:9' });
+  // More than is read back at the first go.
+  for (let i = 0; i < 3_000; i += 1) publisher.update('usr_other');
+  await publisher.channel.checkExchange(EXCHANGE);
+  await one.metricIs('sockets', 0);
+  const forged = forgedOffset(await newestOffset() + 4);
+  await poisoner.publishTo(EXCHANGE, 'user.usr_other.x', forged, JSON.stringify(anUpdate('usr_other')));
+  const missed = [1, 2, 3, 4].map(() => publisher.update('usr_forged'));
+  await publisher.channel.checkExchange(EXCHANGE);
+  const later = await start();
+  await later.logged(/stream (not )?read back/);
+  front.moveTo(later);
+  await tab.when('back', () => tab.connects === 2);
+  if (tab.recovered.at(-1)) {
+    await tab.saw(missed.at(-1));
+    assert.deepEqual(tab.ids.slice(1), missed.map(({ _id }) => _id));
+  }
+  await later.logged(/stream not read back/);
+  await poisoner.close();
+  tab.close();
+  for (const gateway of [one, later]) await gateway.kill();
 });

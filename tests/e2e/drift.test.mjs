@@ -172,6 +172,25 @@ test('docs/METRICS.md repeats the help texts of the code', () => {
   else assert.ok(read('docs/METRICS.md') === updated, 'docs/METRICS.md has other help texts than the code: make docs');
 });
 
+test('each panel of the dashboard has a place of its own, a unit and a description', () => {
+  const { panels } = JSON.parse(read('docker/grafana/dashboards/chat3-gateway.json'));
+  const taken = new Map();
+  for (const { id, title, type, gridPos: { x, y, w, h }, description, fieldConfig, targets = [] } of panels) {
+    assert.ok(x + w <= 24, title);
+    for (let column = x; column < x + w; column += 1) {
+      for (let row = y; row < y + h; row += 1) {
+        assert.equal(taken.get(`${column},${row}`), undefined, `${title} lies on another panel`);
+        taken.set(`${column},${row}`, id);
+      }
+    }
+    if (type === 'row') continue;
+    assert.ok(description && fieldConfig.defaults.unit, `${title}: a unit and a description`);
+    assert.equal(new Set(targets.map(({ refId }) => refId)).size, targets.length, title);
+    for (const { expr } of targets) assert.match(expr, /\{instance=~"\$instance"/, `${title}: ${expr}`);
+  }
+  assert.equal(new Set(panels.map(({ id }) => id)).size, panels.length);
+});
+
 // ---- Pages ---------------------------------------------------------------------------------
 
 /** The anchors that GitHub makes of a page's headings. */
@@ -210,8 +229,8 @@ test('every page says first whom it is for, and what they can do with it', () =>
 
 test('docs/ru mirrors the pages for users, and no other', () => {
   const mirrored = [
-    'ADMIN_API.md', 'CONFIGURATION.md', 'DEPLOYMENT.md', 'DOCTOR.md', 'GETTING_STARTED.md', 'MIGRATION.md', 'OPERATIONS.md', 'PRESENCE.md',
-    'PROTOCOL.md', 'README.md', 'RECOVERY.md', 'TROUBLESHOOTING.md',
+    'ADMIN_API.md', 'CAPACITY.md', 'CONFIGURATION.md', 'DEPLOYMENT.md', 'DOCTOR.md', 'GETTING_STARTED.md', 'MIGRATION.md', 'OPERATIONS.md',
+    'PRESENCE.md', 'PROTOCOL.md', 'README.md', 'RECOVERY.md', 'TROUBLESHOOTING.md',
   ];
   assert.deepEqual(readdirSync(join(root, 'docs/ru')).sort(), mirrored);
   // The same sections in the same order, so that a page's mirror lacks none.

@@ -23,7 +23,10 @@ before(async () => {
   const jwk = generateKeyPairSync('ed25519').publicKey.export({ format: 'jwk' });
   writeFileSync(keys, JSON.stringify({ keys: [{ ...jwk, kid: 'a' }] }));
   const gateway = await Gateway.start(broker, {
-    env: { JWT_JWKS: keys, RECOVERY_WINDOW: '1s', RABBITMQ_SILENCE_CHECK: '500ms', ADMIN_TOKEN: 'an-admin-token-of-thirty-two-bytes' },
+    env: {
+      JWT_JWKS: keys, RECOVERY_WINDOW: '1s', RABBITMQ_SILENCE_CHECK: '500ms', ADMIN_TOKEN: 'an-admin-token-of-thirty-two-bytes',
+      PRESENCE_EXCHANGE: 'chat3_presence',
+    },
   });
   const network = await Network.to(gateway);
 
@@ -43,6 +46,7 @@ before(async () => {
   network.restore();
   tab.socket.connect();
   await tab.when('connected again', () => tab.connects === 2);
+  await until('the user to be told', async () => (await gateway.metric('presence_events_total{event="online"}')) > 0);
   await until('a look at why nothing comes', async () => (await gateway.metric('rabbitmq_silence_looks_total{outcome="quiet"}')) > 0);
 
   const text = await (await gateway.get('/metrics')).text();

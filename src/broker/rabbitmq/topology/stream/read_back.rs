@@ -110,6 +110,22 @@ enum From {
     Offset(u64),
 }
 
+/// Offsets ascend, on one connection. One that does not follows one that a publisher has
+/// forged: what was skipped for it cannot be known.
+#[derive(Default)]
+struct Order {
+    newest: u64,
+    is_broken: bool,
+}
+
+impl Order {
+    fn goes_on_with(&mut self, offset: u64) -> bool {
+        self.is_broken |= offset < self.newest;
+        self.newest = offset;
+        !self.is_broken
+    }
+}
+
 /// A part of the stream, oldest message first.
 #[derive(Default)]
 struct Run {
@@ -199,10 +215,14 @@ impl ReadBack<'_> {
         loop {
             let mut run = Run::default();
             let mut oldest = None;
+            let mut order = Order::default();
             let is_short = |offset: u64| until.saturating_sub(offset) <= FIRST_RUN;
             let ended = self
                 .consume(From::Time(since), |message| {
                     let offset = message.offset;
+                    if !order.goes_on_with(offset) {
+                        return false;
+                    }
                     let first = *oldest.get_or_insert(offset);
                     self.add(&mut run, &message, until);
                     is_short(first) && offset < until
@@ -222,9 +242,13 @@ impl ReadBack<'_> {
         let mut run = Run::default();
         let mut next = from;
         loop {
+            let mut order = Order::default();
             let ended = self
                 .consume(From::Offset(next), |message| {
                     let offset = message.offset;
+                    if !order.goes_on_with(offset) {
+                        return false;
+                    }
                     // RabbitMQ begins at the chunk of an offset, and amqprs may repeat.
                     if offset >= next {
                         next = offset + 1;
@@ -235,6 +259,9 @@ impl ReadBack<'_> {
                 .await;
             if run.is_complete {
                 return Ok(run);
+            }
+            if order.is_broken {
+                return Err(LinkError::Stopped);
             }
             let error = match ended {
                 Ok(()) => LinkError::Stopped,
