@@ -95,6 +95,19 @@ pub(super) fn published_at(timestamp: u64) -> Option<SystemTime> {
 mod tests {
     use super::*;
 
+    /// A user has one in the topology `per-user`. A message alone takes 544 bytes.
+    #[test]
+    fn a_consumer_that_waits_is_small() {
+        let (_sender, messages) = tokio::sync::mpsc::unbounded_channel();
+        let handler: Handler = Arc::new(|_| {});
+        let deliver = move |delivery: &Delivery<'_>| {
+            hand_off(&handler, delivery);
+            true
+        };
+        let consuming = consume(messages, Arc::new(Acks::new(1)), deliver);
+        assert!(size_of_val(&consuming) <= 256);
+    }
+
     #[test]
     fn only_millisecond_timestamps_measure_latency() {
         assert_eq!(published_at(1_763_551_369), None);
