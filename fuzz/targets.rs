@@ -299,14 +299,12 @@ pub fn frame_boundaries(data: &[u8]) {
     }
     let mut rest = bytes;
     while let Some(length) = frame_length(rest) {
-        match rest.get(length..) {
-            Some(next) => rest = next,
-            None => {
-                assert!(!frames.is_between());
-                assert_eq!(frames.left(), Some(length - rest.len()));
-                return;
-            }
-        }
+        let Some(next) = rest.get(length..) else {
+            assert!(!frames.is_between());
+            assert_eq!(frames.left(), Some(length - rest.len()));
+            return;
+        };
+        rest = next;
     }
     assert_eq!(frames.is_between(), rest.is_empty());
     assert_eq!(frames.left().is_none(), !rest.is_empty());

@@ -126,19 +126,20 @@ impl Peer for SocketPeer {
     }
 
     async fn takes_more(&self) {
-        match self.direct() {
-            Some(connection) => connection.takes_more(self.0.session).await,
-            None => {
-                let Inner {
-                    socket, transports, ..
-                } = &*self.0;
-                let is_over = || !socket.connected() || self.direct().is_some();
-                self.0
-                    .polled
-                    .takes_more(|| transports.taken(socket), is_over)
-                    .await;
-            }
+        let Inner {
+            socket,
+            transports,
+            session,
+            polled,
+            ..
+        } = &*self.0;
+        if let Some(connection) = self.direct() {
+            return connection.takes_more(*session).await;
         }
+        let is_over = || !socket.connected() || self.direct().is_some();
+        polled
+            .takes_more(|| transports.taken(socket), is_over)
+            .await;
     }
 
     fn more_waits(&self, waits: bool) {

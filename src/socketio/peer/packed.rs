@@ -65,9 +65,9 @@ mod tests {
                     payload: &payload,
                     offset,
                 };
-                let packet = format!(r#"42["message:new",{payload}{written}]"#);
-                assert_eq!(packet_bytes(&event), packet.len());
-                put_into_frame(&packet, &mut expected);
+                let text = format!(r#"42["message:new",{payload}{written}]"#);
+                assert_eq!(packet_bytes(&event), text.len());
+                put_into_frame(&text, &mut expected);
                 pack(&[event], &mut packed);
                 assert_eq!(packed.ends.last(), Some(&expected.len()));
             }

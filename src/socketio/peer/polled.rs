@@ -89,7 +89,7 @@ mod tests {
         polled.add(600_000);
         // Pings were taken as well.
         assert!(!polled.is_full(|| 900_000));
-        polled.add(MAX_AHEAD_BYTES as usize + 1);
+        polled.add(600_000);
         assert!(polled.is_full(|| 900_000));
     }
 
