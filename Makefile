@@ -1,7 +1,7 @@
 # The commands of this repository. Every target installs the packages that it needs and
 # that are missing (of Debian, npm and cargo), and nothing else, and says so first.
 
-.PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies chaos chaos-lean soak jitter fleet \
+.PHONY: run react test docs lint toolchain format clippy clippy-otlp library rustdoc test-rust test-e2e test-topologies-lean test-topologies test-indirect chaos chaos-lean soak jitter fleet \
 	presence bench bench-broker bench-quick plan proxies dashboard deploy otlp fuzz deny dependencies msrv clean help
 .DEFAULT_GOAL := help
 
@@ -128,6 +128,10 @@ docs: tests/node_modules ## Write the lists of docs/CONFIGURATION.md from the co
 as-script = node --test-reporter=tap --test-reporter-destination=/dev/null
 chaos-needs: rabbitmq haproxy tests/node_modules
 	cargo build --locked
+
+test-indirect: rabbitmq openssl $(client) tests/node_modules ## The suites that concern what sockets are sent, with events written by Socket.IO's tasks (DIRECT_WRITES=false)
+	cargo build --locked
+	cd tests && DIRECT_WRITES=false node --test --test-concurrency=$$(nproc) $(addprefix e2e/,$(addsuffix .test.mjs,delivery faults recovery shutdown upgrade anywhere security))
 
 CHAOS_MINUTES ?= 10
 chaos: chaos-needs ## Three RabbitMQ nodes, three gateways, HAProxy, 300 clients; something dies every few seconds (CHAOS_MINUTES=10 CHAOS_SEED=)

@@ -36,7 +36,7 @@ pub struct HttpConfig {
         help_heading = LISTENER))]
     pub socket_write_timeout: Duration,
     /// Write a websocket's events from the task that has the update; with false, hand them to
-    /// Socket.IO's tasks, which costs more and is for comparisons
+    /// Socket.IO's tasks, for comparisons
     #[cfg_attr(feature = "cli", arg(long, env, value_name = "BOOL",
         default_value_t = Self::default().direct_writes, action = clap::ArgAction::Set,
         value_parser = clap::builder::BoolishValueParser::new(), help_heading = LISTENER))]

@@ -334,6 +334,7 @@ export class Gateway {
       LOG_FILE: '',
       RABBITMQ_RECONNECT_DELAY: '200ms',
       RABBITMQ_TOPOLOGY: topology,
+      DIRECT_WRITES: process.env.DIRECT_WRITES ?? 'true',
       RABBITMQ_SHARED_QUEUES: String(SHARED_QUEUES),
       // Most tests are about the sockets that stay; resync.test.mjs has the default.
       RESYNC_ON_GAP: 'false',
