@@ -4,9 +4,9 @@
 //! One instance, the keeper, knows the fleet and alone publishes events, so that these have one
 //! order. Which instance that is, and how messages travel, is the broker's side.
 //!
-//! - [`attendance`]: the users who have sockets at this instance
-//! - [`fleet`]: the keeper's knowledge, and its decisions
-//! - [`words`]: the messages between instances, the ledger and the events
+//! - `attendance`: the users who have sockets at this instance
+//! - `fleet`: the keeper's knowledge, and its decisions
+//! - `words`: the messages between instances, the ledger and the events
 //!
 //! Pure but for the lock of an [`Attendance`]. Invariant: once nothing changes any more, every
 //! instance has reported, and the grace is over, the last event of each user is true.

@@ -1,7 +1,7 @@
 //! The users who have sockets at this instance, and which of them changed since that was last
 //! reported.
 //!
-//! Invariant: what was reported, together with what [`Attendance::changes`] still has, is what is
+//! Invariant: what was reported, together with what `Attendance::changes` still has, is what is
 //! true. While nobody listens, nothing is remembered but what is true.
 
 use std::{
