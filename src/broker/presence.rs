@@ -25,7 +25,7 @@ use crate::user::{TenantId, UserId};
 /// what one AMQP frame holds, and neither keeps the keeper from its work.
 pub const MOST_ASKED: usize = 250;
 
-/// Whose presence is asked for.
+/// The users that a question is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
     /// Unique within its tenant only.

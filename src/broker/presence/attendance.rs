@@ -23,7 +23,7 @@ pub struct Attendance {
 
 #[derive(Debug, Default)]
 struct Book {
-    /// Users with sockets, and those whose departure is not reported yet.
+    /// Users with sockets, and users who left and are not reported as gone yet.
     users: HashMap<User, Entry>,
     /// Users with an unreported change, each once.
     changes: Vec<User>,

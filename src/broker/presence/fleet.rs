@@ -3,7 +3,7 @@
 //!
 //! Pure: time is an argument, in milliseconds, and never goes back. Invariant: whoever has a
 //! socket and was not told to be online is due, and so is, after the grace, whoever has none and
-//! was not told to be offline. Users of whom neither is known are not here.
+//! was not told to be offline. All other users have no entry.
 
 mod person;
 

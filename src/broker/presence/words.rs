@@ -95,7 +95,7 @@ pub struct Line {
     pub instance: String,
 }
 
-/// A user whom a question is about: the tenant may be left open.
+/// A user in a question. Without a tenant, the users of that id in all tenants are meant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     try_from = "(Option<String>, String)",
@@ -118,7 +118,7 @@ pub struct Event {
     pub sockets: u64,
 }
 
-/// The word in routing keys for users whose token names no tenant.
+/// Stands for the tenant in the routing key of a user without one.
 const NO_TENANT: &str = "-";
 
 impl Event {

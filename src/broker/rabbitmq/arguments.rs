@@ -2,7 +2,7 @@
 
 use amqprs::{FieldTable, FieldValue};
 
-/// A table of these entries, whose names are short and differ.
+/// Makes a table of the entries. Names must be short and unique.
 pub(super) fn table<const N: usize>(entries: [(&str, FieldValue); N]) -> FieldTable {
     let mut table = FieldTable::new();
     for (name, value) in entries {

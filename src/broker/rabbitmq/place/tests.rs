@@ -270,7 +270,7 @@ proptest! {
 
 // ---- One step after another ------------------------------------------------------------------
 
-/// Places of both kinds of readers, whose last message is at this offset.
+/// Both kinds of places, each with its last message at `offset`.
 fn both_at(offset: u64) -> [Kept<&'static str>; 2] {
     [Place::from_now_on(), Place::from_the_start()].map(|place| at(place, offset))
 }

@@ -23,7 +23,7 @@ const SPARE_PAGES: usize = 64;
 const AT_ONCE: usize = 16;
 
 pub(super) struct Ledger {
-    /// Takes messages out. Apart from the keeper's channel, whose deliveries have other tags.
+    /// The channel that takes messages out. The keeper's channel has delivery tags of its own.
     reader: Line,
     name: String,
     fleet: String,

@@ -45,7 +45,7 @@ pub(super) struct Wire {
     lost: CancellationToken,
     close_reason: Arc<OnceLock<ServerClose>>,
     unreadable: Arc<OnceLock<&'static str>>,
-    /// Tags of consumers whose queue was deleted.
+    /// Tags of consumers that the server cancelled because their queue was deleted.
     pub(super) cancelled: UnboundedReceiver<String>,
     cancelled_sender: mpsc::UnboundedSender<String>,
     name: String,
