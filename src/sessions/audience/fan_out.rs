@@ -98,6 +98,10 @@ impl<P: Peer> Audience<P> {
                         Ok(true) => handed_off += 1,
                         Ok(false) => {
                             kept = true;
+                            // The rest is counted when it is handed over.
+                            for name in events.names(0, seen) {
+                                metrics.emitted(name, 1);
+                            }
                             late.push((member.session, peer.clone()));
                             self.falls_behind(member, seen);
                         }

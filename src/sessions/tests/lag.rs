@@ -52,6 +52,11 @@ fn the_events_of_an_update_are_handed_over_together_and_go_on_where_they_were_cu
     let names: Vec<_> = wire.state().emitted.iter().map(|it| it.name).collect();
     let pair = ["chat3:update", "message:update"];
     assert_eq!(names, [pair, pair].concat());
+    for name in pair {
+        house.says(&format!(
+            "chat3_gateway_events_emitted_total{{event=\"{name}\"}} 2"
+        ));
+    }
 }
 
 #[test]

@@ -233,8 +233,8 @@ impl Line {
         .await
     }
 
-    /// Takes the first message out of a queue, or, if it is to be `kept`, until it is
-    /// acknowledged. `None` if the queue is empty.
+    /// Takes the first message out of a queue. A message that is `kept` is unacknowledged, and comes
+    /// back with the end of the channel. `None` if the queue is empty.
     pub(super) async fn get(&self, queue: &str, kept: bool) -> Result<Option<Vec<u8>>, LinkError> {
         let get = BasicGetArguments::new(queue).no_ack(!kept).finish();
         let got = self
