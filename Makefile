@@ -98,25 +98,39 @@ test-e2e: rabbitmq chromium openssl curl python3 $(client) tests/node_modules ex
 	cargo build --locked --bins --examples
 	cd tests && node --test --test-concurrency=$$(nproc) e2e/*.test.mjs
 
-# $(call over-topologies,COMMANDS): COMMANDS for each topology that is not the default.
-# All of them run; if one fails, the target fails at the end.
-over-topologies = failed=; for topology in shared firehose stream; do export RABBITMQ_TOPOLOGY=$$topology; $(1) done; test -z "$$failed"
+# $(call both,COMMAND,COMMAND): the second one runs even if the first one fails.
+both = failed=0; ($(1)) || failed=1; ($(2)) || failed=1; exit $$failed
+
+# As many topologies at once as there are cores, like suites; each prints when it has ended.
+# All of them run.
+topologies := shared firehose stream
+over-topologies = +$(MAKE) --no-print-directory --keep-going --jobs=$$(nproc) --output-sync=target $(addprefix $(1)-,$(topologies))
 
 # The tests that differ most between topologies run with every `make test`; test-topologies
 # runs all tests that concern the broker.
 test-topologies-lean: rabbitmq tests/node_modules
 	cargo build --locked
-	$(call over-topologies, \
-		(cd tests && node --test --test-name-pattern='killing the broker|operator deletes|two tenants|leaves and returns|acknowledged|without settings|permits some' \
-			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs) || failed=1; \
-		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens || failed=1;)
+	cargo test --locked --test rabbitmq_service --no-run
+	$(call over-topologies,broker-lean)
+
+broker-lean-%: export RABBITMQ_TOPOLOGY = $*
+broker-lean-%:
+	@$(call both, \
+		cd tests && node --test --test-name-pattern='killing the broker|operator deletes|two tenants|leaves and returns|acknowledged|without settings|permits some' \
+			e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs, \
+		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens)
 
 test-topologies: rabbitmq openssl $(client) tests/node_modules ## The suites that concern the broker, over shared queues, a firehose and a stream
 	cargo build --locked
-	$(call over-topologies, \
-		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service || failed=1; \
-		(cd tests && node --test e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs e2e/faults.test.mjs e2e/lifecycle.test.mjs \
-			e2e/recovery.test.mjs e2e/shutdown.test.mjs e2e/rabbitmq_security.test.mjs) || failed=1;)
+	cargo test --locked --test rabbitmq_service --no-run
+	$(call over-topologies,broker)
+
+broker-%: export RABBITMQ_TOPOLOGY = $*
+broker-%:
+	@$(call both, \
+		RUST_TEST_THREADS=2 cargo test --locked --test rabbitmq_service, \
+		cd tests && node --test e2e/broker.test.mjs e2e/binding_keys.test.mjs e2e/delivery.test.mjs e2e/faults.test.mjs e2e/lifecycle.test.mjs \
+			e2e/recovery.test.mjs e2e/shutdown.test.mjs e2e/rabbitmq_security.test.mjs)
 
 docs: tests/node_modules ## Write the lists of docs/CONFIGURATION.md from the code, and docs/DATA.md from the fixtures
 	UPDATE_DOCS=1 cargo test --locked --quiet --test configuration_docs

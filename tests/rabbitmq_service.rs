@@ -257,6 +257,19 @@ async fn whatever_happens_meanwhile_exactly_the_desired_users_end_up_subscribed(
         let is_desired = desired.contains(&id);
         assert_eq!(service.is_user_subscribed(&user(&id)), is_desired, "{id}");
     }
+    // Users of a stream stay subscribed while its reader is refused, or attaches again.
+    let publisher = Publisher::connect(&broker).await;
+    let one = desired.iter().next().expect("a user").clone();
+    let key = format!("user.{one}.x");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        publisher.publish(&key, "early").await;
+        match timeout(Duration::from_millis(100), updates.recv()).await {
+            Ok(early) => break assert_eq!(early, Some((one, "early".to_owned()))),
+            Err(_) => assert!(Instant::now() < deadline, "nothing is read"),
+        }
+    }
+    drop(publisher);
     let queues_are_consumed = || {
         let (mut queues, mut consumed) = (broker.queues(), broker.consumed_queues());
         queues.sort();
@@ -277,6 +290,9 @@ async fn whatever_happens_meanwhile_exactly_the_desired_users_end_up_subscribed(
     while received.len() < desired.len() {
         let update = timeout(DEADLINE, updates.recv()).await;
         let (id, body) = update.expect("an update in time").unwrap();
+        if body == "early" {
+            continue;
+        }
         assert_eq!(id, body);
         assert!(received.insert(id));
     }
