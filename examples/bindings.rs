@@ -68,7 +68,7 @@ async fn subscribe(
             id: UserId::parse(&format!("usr_{i}"))?,
             tenant: Some(TenantId::parse("tnt_default")?),
         };
-        drop(service.subscribe_user(&user, Arc::new(|_| {})));
+        drop(service.subscribe_user(&user, Arc::new(|_: &Delivery<'_>| {})));
     }
     let all = || service.subscribers_count() == users;
     until_within(DEADLINE, "all subscriptions", all).await;

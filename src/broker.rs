@@ -45,9 +45,27 @@ pub struct LogPosition {
     pub number: u64,
 }
 
-/// Receives a user's updates, one at a time and in queue order. The update is
-/// acknowledged when the handler returns, so a handler must not block: it hands off.
-pub type Handler = Arc<dyn Fn(&Delivery<'_>) + Send + Sync>;
+/// Receives a user's updates, one at a time and in queue order. A closure is one that has
+/// nothing to flush.
+pub trait UpdateHandler: Send + Sync {
+    /// Takes an update, which is acknowledged when this returns. Must not block: it hands off.
+    /// Returns whether [`Self::flush`] is to be called once no other update is there.
+    fn handle(&self, delivery: &Delivery<'_>) -> bool;
+
+    /// The end of a turn: no other update is there now, or others get a turn. Called without
+    /// any wait in between. Must not block.
+    fn flush(&self) {}
+}
+
+impl<F: Fn(&Delivery<'_>) + Send + Sync> UpdateHandler for F {
+    fn handle(&self, delivery: &Delivery<'_>) -> bool {
+        self(delivery);
+        false
+    }
+}
+
+/// The handler of one subscription.
+pub type Handler = Arc<dyn UpdateHandler>;
 
 /// A message that another instance broadcast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -578,7 +578,7 @@ async fn closing_hands_off_what_was_received() {
     let ((handler, mut inbox), (marking, mut marked)) = (inbox(), inbox());
     let slow: Handler = Arc::new(move |delivery: &Delivery| {
         std::thread::sleep(Duration::from_millis(2));
-        handler(delivery);
+        handler.handle(delivery);
     });
     service.subscribe_user(&user("carl"), slow).ready().await;
     service.subscribe_user(&user("dora"), marking).ready().await;

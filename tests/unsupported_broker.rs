@@ -157,7 +157,10 @@ async fn a_broker_that_refuses_the_kind_of_queue_is_asked_ever_more_rarely_up_to
         for i in 0..100 {
             let id = UserId::parse(&format!("usr_{i}")).unwrap();
             let user = User { id, tenant: None };
-            service.subscribe_user(&user, Arc::new(|_| {}));
+            service.subscribe_user(
+                &user,
+                Arc::new(|_: &chat3_gateway::broker::Delivery<'_>| {}),
+            );
         }
         service
     };

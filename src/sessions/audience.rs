@@ -2,7 +2,7 @@
 //! how long the log keeps what they may come back for.
 //!
 //! [`admission`] decides what a joining session begins with, [`fan_out`] hands an update to
-//! all sockets, [`catch_up`] hands one socket what waits for it, [`lag`] limits how far a
+//! all sockets and has them send it, [`catch_up`] hands one socket what waits for it, [`lag`] limits how far a
 //! socket may lag, [`gap`] finds the sockets that may have missed updates, [`quiet`] tells
 //! sockets that were sent nothing where they stand, and [`events`] are what an update turns
 //! into for a socket.
@@ -59,6 +59,8 @@ pub(super) struct Audience<P: Peer> {
 struct Roster<P: Peer> {
     members: Vec<Member<P>>,
     log: Log,
+    /// The last event that live sockets were handed, while they still have to send it.
+    unsent: Option<u64>,
     /// The run of updates that the log's newest belong to, see [`Subscribed::stretch`].
     stretch: u64,
     /// `None` without a member.
@@ -103,7 +105,7 @@ enum Status<P> {
     /// Admitted, and handed everything up to the event `seen`; the log has the rest.
     /// Lasts until [`Audience::catch_up`] is done. `peer` is set once that has begun.
     Behind { seen: u64, peer: Option<P> },
-    /// Handed every event at once, until it takes no more.
+    /// Handed every event at once, until it takes no more or cannot send what it took.
     Live(P),
     /// Did not keep up: its transport is closed, and nothing is sent any more.
     Cut,
@@ -130,6 +132,7 @@ impl<P: Peer> Audience<P> {
                 // Most users have one session.
                 members: Vec::with_capacity(1),
                 log: Log::new(shared.kept.clone()),
+                unsent: None,
                 stretch: 0,
                 counted: None,
                 noted: 0,

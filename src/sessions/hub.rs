@@ -25,7 +25,7 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    broker::{Broker, Delivery},
+    broker::{Broker, Delivery, UpdateHandler},
     config::HttpConfig,
     observability::metrics::Metrics,
     user::{TenantId, User, UserId},
@@ -47,6 +47,19 @@ pub struct Hub<P: Peer> {
     users: Mutex<HashMap<User, Arc<Audience<P>>>>,
     /// How many sessions were begun so far; numbers the next one.
     sessions: AtomicU64,
+}
+
+/// An audience as the broker knows it.
+struct Recipient<P: Peer>(Arc<Audience<P>>);
+
+impl<P: Peer> UpdateHandler for Recipient<P> {
+    fn handle(&self, delivery: &Delivery<'_>) -> bool {
+        self.0.deliver(delivery)
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
 }
 
 /// What [`Hub::describe`] says about a user id.
@@ -108,10 +121,7 @@ impl<P: Peer> Hub<P> {
 
     fn bring_online(&self, user: &User) -> Arc<Audience<P>> {
         let audience = Arc::new(Audience::new(user.clone(), self.shared.clone()));
-        let handler = {
-            let audience = audience.clone();
-            Arc::new(move |delivery: &Delivery<'_>| audience.deliver(delivery))
-        };
+        let handler = Arc::new(Recipient(audience.clone()));
         audience.subscribed_by(self.broker.subscribe_user(user, handler));
         audience
     }

@@ -25,14 +25,24 @@ pub trait Peer: Clone + Send + Sync + 'static {
     /// The socket's name.
     fn id(&self) -> Self::Id;
 
-    /// Hands the socket as many of `events` as it takes, after those that it was handed before.
-    /// `encoded` is what peers have made of the same events so far, and empty at first.
+    /// Hands the socket `events`, after those that it was handed before. Returns whether the
+    /// socket took them, all or none. `encoded` is what peers have made of the same events so
+    /// far, and empty at first.
+    ///
+    /// What the socket took is sent by [`Self::flush`] at the latest.
     ///
     /// # Errors
     /// [`Closed`] if the socket has disconnected.
-    fn emit(&self, events: &[Event<'_>], encoded: &mut Self::Encoded) -> Result<Handed, Closed>;
+    fn emit(&self, events: &[Event<'_>], encoded: &mut Self::Encoded) -> Result<bool, Closed>;
 
-    /// Returns once the socket may take more, or has disconnected. A peer that takes one byte
+    /// Sends what the socket took. Returns whether all of that is sent; if not,
+    /// [`Self::takes_more`] tells when to try again.
+    ///
+    /// # Errors
+    /// [`Closed`] if the socket has disconnected.
+    fn flush(&self) -> Result<bool, Closed>;
+
+    /// Returns once the socket may send more, or has disconnected. A peer that takes one byte
     /// an hour counts as one that takes nothing.
     fn takes_more(&self) -> impl Future<Output = ()> + Send;
 
@@ -51,16 +61,6 @@ pub struct Event<'a> {
     pub payload: &'a RawValue,
     /// The second argument, for clients that may resume.
     pub offset: Option<&'a str>,
-}
-
-/// How much of what it was offered a [`Peer`] took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Handed {
-    /// How many of the events, from the first.
-    pub events: usize,
-    /// Whether the socket takes more now. If not, [`Peer::takes_more`] tells when, and the events
-    /// that it took may need one more call of [`Peer::emit`] to be sent, with or without events.
-    pub takes_more: bool,
 }
 
 /// The socket has disconnected.

@@ -1,7 +1,7 @@
 //! A Socket.IO socket as the sessions' [`Peer`]: how an event is encoded, and which way it
 //! takes.
 //!
-//! - [`packed`]: events as frames, which are written to the socket's connection at once
+//! - [`packed`]: events as frames, which are written to the socket's connection in one go
 //! - [`polled`]: how far a client that polls lags behind what Socket.IO was given for it
 //!
 //! A websocket's events are written directly, see [`Connection::ask`]; those of a client that
@@ -15,12 +15,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use socketioxide::{TransportType, extract::SocketRef, socket::Sid};
 
 use self::polled::Polled;
 use crate::{
-    sessions::peer::{Closed, Event, Handed, Peer},
-    socketio::transport::{Connection, MARKER, PING_INTERVAL, PING_TIMEOUT, Packed, Transports},
+    sessions::peer::{Closed, Event, Peer},
+    socketio::transport::{Connection, MARKER, PING_INTERVAL, PING_TIMEOUT, Transports},
 };
 
 /// A session's socket, and the transports that know its connection.
@@ -49,8 +50,24 @@ impl SocketPeer {
         }))
     }
 
-    /// The connection to write to. `None` while events go through Socket.IO.
-    fn direct(&self) -> Option<&Connection> {
+    /// The connection to write to, which the session asks for. `None` while events go through
+    /// Socket.IO.
+    fn direct(&self) -> Result<Option<&Connection>, Closed> {
+        let Inner {
+            socket, session, ..
+        } = &*self.0;
+        if !socket.connected() {
+            return Err(Closed);
+        }
+        let connection = self.websocket();
+        if connection.is_some_and(|connection| connection.ask(*session)) {
+            // Behind everything that Socket.IO has for the socket.
+            socket.emit(MARKER, &(session,)).map_err(|_| Closed)?;
+        }
+        Ok(connection)
+    }
+
+    fn websocket(&self) -> Option<&Connection> {
         let Inner {
             socket, transports, ..
         } = &*self.0;
@@ -64,17 +81,19 @@ impl SocketPeer {
         Some(self.0.websocket.get_or_init(|| websocket))
     }
 
-    /// Hands events to Socket.IO, as many as the client may lag behind.
-    fn emit_through_socket_io(&self, events: &[Event<'_>]) -> Result<Handed, Closed> {
+    /// Whether the client lags as far behind as it may what Socket.IO was given for it.
+    fn is_full(&self) -> bool {
+        let taken = || self.0.transports.taken(&self.0.socket);
+        self.0.polled.is_full(taken)
+    }
+
+    /// Hands events to Socket.IO, unless the client lags too far behind.
+    fn emit_through_socket_io(&self, events: &[Event<'_>]) -> Result<bool, Closed> {
         let Inner { socket, polled, .. } = &*self.0;
-        let taken = || self.0.transports.taken(socket);
-        for (number, event) in events.iter().enumerate() {
-            if polled.is_full(taken) {
-                return Ok(Handed {
-                    events: number,
-                    takes_more: false,
-                });
-            }
+        if self.is_full() {
+            return Ok(false);
+        }
+        for event in events {
             // A tuple's items are the event's arguments, also if one is an array.
             let emitted = match event.offset {
                 Some(offset) => socket.emit(event.name, &(event.payload, offset)),
@@ -84,16 +103,14 @@ impl SocketPeer {
             emitted.map_err(|_| Closed)?;
             polled.add(packed::packet_bytes(event));
         }
-        Ok(Handed {
-            events: events.len(),
-            takes_more: !polled.is_full(taken),
-        })
+        Ok(true)
     }
 }
 
 impl Peer for SocketPeer {
     type Id = Sid;
-    type Encoded = Packed;
+    /// Frames.
+    type Encoded = Bytes;
 
     /// A ping is sent after an interval and not answered in time; the rest allows for a
     /// process that is late itself.
@@ -105,24 +122,21 @@ impl Peer for SocketPeer {
         self.0.socket.id
     }
 
-    fn emit(&self, events: &[Event<'_>], encoded: &mut Packed) -> Result<Handed, Closed> {
-        let Inner {
-            socket, session, ..
-        } = &*self.0;
-        if !socket.connected() {
-            return Err(Closed);
-        }
-        let Some(connection) = self.direct() else {
+    fn emit(&self, events: &[Event<'_>], encoded: &mut Bytes) -> Result<bool, Closed> {
+        let Some(connection) = self.direct()? else {
             return self.emit_through_socket_io(events);
         };
-        if connection.ask(*session) {
-            // Behind everything that Socket.IO has for the socket.
-            socket.emit(MARKER, &(session,)).map_err(|_| Closed)?;
+        if encoded.is_empty() {
+            *encoded = packed::pack(events);
         }
-        if encoded.bytes.is_empty() {
-            packed::pack(events, encoded);
+        connection.hold(self.0.session, encoded)
+    }
+
+    fn flush(&self) -> Result<bool, Closed> {
+        match self.direct()? {
+            Some(connection) => connection.flush(self.0.session),
+            None => Ok(!self.is_full()),
         }
-        connection.write(*session, encoded)
     }
 
     async fn takes_more(&self) {
@@ -133,10 +147,10 @@ impl Peer for SocketPeer {
             polled,
             ..
         } = &*self.0;
-        if let Some(connection) = self.direct() {
+        if let Some(connection) = self.websocket() {
             return connection.takes_more(*session).await;
         }
-        let is_over = || !socket.connected() || self.direct().is_some();
+        let is_over = || !socket.connected() || self.websocket().is_some();
         polled
             .takes_more(|| transports.taken(socket), is_over)
             .await;

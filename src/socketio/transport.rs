@@ -66,16 +66,9 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 pub use self::{
-    body::whole_body,
-    budget::MAX_MESSAGE_BYTES,
-    connection::Connection,
-    engine::Engine,
-    frames::Frames,
-    guard::guard,
-    open_packet::MAX_PAYLOAD_BYTES,
-    outlet::{MARKER, Packed},
-    query::session_id,
-    serve::serve,
+    body::whole_body, budget::MAX_MESSAGE_BYTES, connection::Connection, engine::Engine,
+    frames::Frames, guard::guard, open_packet::MAX_PAYLOAD_BYTES, outlet::MARKER,
+    query::session_id, serve::serve,
 };
 use self::{
     budget::{Budget, Excess},

@@ -45,7 +45,7 @@ use tracing::{debug, warn};
 use super::{
     acks::Acks,
     connection::{OnConnection, OpenChannel, barrier, open_channel, open_connection},
-    consumer,
+    consumer::{self, Turn},
     link_error::{LinkError, ServerClose},
     shared::Shared,
 };
@@ -275,7 +275,7 @@ impl Channels {
         queues: Vec<(String, D)>,
     ) -> Result<(), LinkError>
     where
-        D: Fn(&Delivery<'_>) -> bool + Send + 'static,
+        D: Fn(&Delivery<'_>, &mut Turn) + Send + 'static,
     {
         let (channel, prefetch) = (on.channel.channel.clone(), self.prefetch);
         let (acks, handing_off) = (on.acks.clone(), self.handing_off.clone());
@@ -289,9 +289,9 @@ impl Channels {
                     .finish();
                 let (_, messages) = channel.basic_consume_rx(arguments).await?;
                 let received = received.clone();
-                let deliver = move |delivery: &Delivery<'_>| {
+                let deliver = move |delivery: &Delivery<'_>, turn: &mut Turn| {
                     received.fetch_add(1, Ordering::Relaxed);
-                    deliver(delivery)
+                    deliver(delivery, turn);
                 };
                 handing_off.spawn(consumer::consume(messages, acks.clone(), deliver));
             }

@@ -1,4 +1,5 @@
-//! The consumer of a queue: takes messages from amqprs, calls the handlers, and settles.
+//! The consumer of a queue: takes messages from amqprs, calls the handlers, and settles. What
+//! is there at once is one turn, at whose end the handlers send.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -7,78 +8,112 @@ use std::{
 };
 
 use amqprs::{BasicProperties, channel::ConsumerMessage};
+use smallvec::SmallVec;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::error;
 
 use super::acks::Acks;
 use crate::broker::{Delivery, Handler};
 
-/// Bytes of updates after which a consumer yields, so that the sockets can write: on one
-/// thread they would otherwise lag further behind during a burst.
-const TURN_BYTES: usize = 8 * 1024;
+/// Bytes of messages after which a turn ends, so that other tasks get theirs.
+const TURN_BYTES: usize = 64 * 1024;
 
-/// A consumer's turn, which ends with enough bytes.
+/// What a message costs besides its body, in bytes of a turn.
+const MESSAGE_BYTES: usize = 256;
+
+/// A consumer's turn: the messages that are there, up to a limit. The handlers flush at its end.
 #[derive(Default)]
 pub(super) struct Turn {
     bytes: usize,
+    /// The handlers that have something to flush. A user may have a consumer of its own.
+    unflushed: SmallVec<[Handler; 1]>,
 }
 
 impl Turn {
-    /// As many bytes were handed off; yields if that is enough for one turn.
-    pub(super) async fn took(&mut self, bytes: usize) {
-        self.bytes += bytes;
-        if self.bytes >= TURN_BYTES {
-            self.bytes = 0;
+    /// Calls a handler. One that panics must neither end its user's subscription nor leave
+    /// a gap that holds up all acknowledgements.
+    pub(super) fn hand_off(&mut self, handler: &Handler, delivery: &Delivery<'_>) {
+        match catch_unwind(AssertUnwindSafe(|| handler.handle(delivery))) {
+            Ok(true) => self.unflushed.push(handler.clone()),
+            Ok(false) => {}
+            Err(_) => {
+                error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
+            }
+        }
+    }
+
+    fn is_long(&self) -> bool {
+        self.bytes >= TURN_BYTES
+    }
+
+    fn take(
+        &mut self,
+        message: &ConsumerMessage,
+        take: &mut impl FnMut(&ConsumerMessage, &mut Self),
+    ) {
+        self.bytes += MESSAGE_BYTES + message.content.as_ref().map_or(0, Vec::len);
+        take(message, self);
+    }
+
+    /// Has the handlers send what they were handed.
+    fn end(&mut self) {
+        self.bytes = 0;
+        for handler in self.unflushed.drain(..) {
+            if catch_unwind(AssertUnwindSafe(|| handler.flush())).is_err() {
+                error!("RabbitMQ update handler panicked");
+            }
+        }
+    }
+}
+
+/// Calls `take` with each message until the consumer has ended. What amqprs buffers in
+/// `messages` is bounded by the prefetch.
+pub(super) async fn in_turns(
+    mut messages: UnboundedReceiver<ConsumerMessage>,
+    mut take: impl FnMut(&ConsumerMessage, &mut Turn),
+) {
+    let mut turn = Turn::default();
+    // A user may have a consumer: what is here while it waits is small.
+    while (messages.recv().await)
+        .map(|message| turn.take(&message, &mut take))
+        .is_some()
+    {
+        while !turn.is_long()
+            && (messages.try_recv())
+                .map(|message| turn.take(&message, &mut take))
+                .is_ok()
+        {}
+        let is_long = turn.is_long();
+        turn.end();
+        if is_long {
             tokio::task::yield_now().await;
         }
     }
 }
 
-/// Hands a queue's updates to `deliver`, which returns whether they are for somebody, until the
-/// consumer has ended, and settles each. What amqprs buffers in `messages` is bounded by the
-/// prefetch.
+/// Hands a queue's updates to `deliver` until the consumer has ended, and settles each.
 pub(super) async fn consume(
-    mut messages: UnboundedReceiver<ConsumerMessage>,
+    messages: UnboundedReceiver<ConsumerMessage>,
     acks: Arc<Acks>,
-    deliver: impl Fn(&Delivery<'_>) -> bool + Send,
+    deliver: impl Fn(&Delivery<'_>, &mut Turn) + Send,
 ) {
-    let mut turn = Turn::default();
-    // A user may have a consumer: what is here while it waits is small.
-    while let Some(bytes) = messages
-        .recv()
-        .await
-        .map(|message| take(&message, &acks, &deliver))
-    {
-        turn.took(bytes).await;
-    }
-}
-
-/// Hands a message to `deliver`, and settles it. Returns the bytes that sockets have to write
-/// now.
-fn take(message: &ConsumerMessage, acks: &Acks, deliver: impl Fn(&Delivery<'_>) -> bool) -> usize {
-    // Every message has one.
-    let Some(method) = &message.deliver else {
-        return 0;
+    let take = move |message: &ConsumerMessage, turn: &mut Turn| {
+        // Every message has one.
+        let Some(method) = &message.deliver else {
+            return;
+        };
+        let properties = message.basic_properties.as_ref();
+        let timestamp = properties.and_then(BasicProperties::timestamp);
+        let delivery = Delivery {
+            body: message.content.as_deref().unwrap_or_default(),
+            routing_key: method.routing_key(),
+            published_at: timestamp.and_then(published_at),
+            position: None,
+        };
+        deliver(&delivery, turn);
+        acks.settle(method.delivery_tag());
     };
-    let properties = message.basic_properties.as_ref();
-    let timestamp = properties.and_then(BasicProperties::timestamp);
-    let body = message.content.as_deref().unwrap_or_default();
-    let is_claimed = deliver(&Delivery {
-        body,
-        routing_key: method.routing_key(),
-        published_at: timestamp.and_then(published_at),
-        position: None,
-    });
-    acks.settle(method.delivery_tag());
-    if is_claimed { body.len() } else { 0 }
-}
-
-/// Calls a handler. One that panics must neither end its user's subscription nor leave
-/// a gap that holds up all acknowledgements.
-pub(super) fn hand_off(handler: &Handler, delivery: &Delivery<'_>) {
-    if catch_unwind(AssertUnwindSafe(|| handler(delivery))).is_err() {
-        error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
-    }
+    in_turns(messages, take).await;
 }
 
 /// Reads a timestamp in milliseconds, as Chat3 sets it, although AMQP 0-9-1 means
@@ -99,10 +134,9 @@ mod tests {
     #[test]
     fn a_consumer_that_waits_is_small() {
         let (_sender, messages) = tokio::sync::mpsc::unbounded_channel();
-        let handler: Handler = Arc::new(|_| {});
-        let deliver = move |delivery: &Delivery<'_>| {
-            hand_off(&handler, delivery);
-            true
+        let handler: Handler = Arc::new(|_: &Delivery<'_>| {});
+        let deliver = move |delivery: &Delivery<'_>, turn: &mut Turn| {
+            turn.hand_off(&handler, delivery);
         };
         let consuming = consume(messages, Arc::new(Acks::new(1)), deliver);
         assert!(size_of_val(&consuming) <= 256);

@@ -259,7 +259,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::user::UserId;
+    use crate::{broker::Delivery, user::UserId};
 
     fn user(id: impl ToString) -> User {
         User {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     fn nothing() -> Handler {
-        Arc::new(|_| {})
+        Arc::new(|_: &Delivery<'_>| {})
     }
 
     fn names(changes: &[Change]) -> Vec<&str> {

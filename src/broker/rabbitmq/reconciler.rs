@@ -398,7 +398,10 @@ mod tests {
 
         fn subscribe(&self, ids: impl IntoIterator<Item = usize>) {
             for id in ids {
-                let _ = self.shared.desired.subscribe(&user(id), Arc::new(|_| {}));
+                let _ = self
+                    .shared
+                    .desired
+                    .subscribe(&user(id), Arc::new(|_: &Delivery<'_>| {}));
             }
         }
 

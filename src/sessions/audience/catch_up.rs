@@ -83,12 +83,10 @@ impl<P: Peer> Audience<P> {
             return Fed::Over;
         };
         // What the socket took earlier may still have to be sent.
-        let mut takes_more = peer
-            .emit(&[], &mut P::Encoded::default())
-            .map(|it| it.takes_more);
+        let mut took = peer.flush();
         let mut in_turn = 0;
         let fed = loop {
-            match takes_more {
+            match took {
                 Ok(true) => {}
                 Ok(false) => break Fed::Full,
                 Err(Closed) => break Fed::Over,
@@ -109,7 +107,7 @@ impl<P: Peer> Audience<P> {
                 let seen_before = seen;
                 let mut encoded = P::Encoded::default();
                 let emitted = events.emit(peer, &mut seen, with_offsets, &mut encoded);
-                for name in events.names(seen_before, seen) {
+                for name in events.names(seen_before).filter(|_| emitted == Ok(true)) {
                     self.shared.metrics.emitted(name, 1);
                 }
                 emitted
@@ -124,8 +122,13 @@ impl<P: Peer> Audience<P> {
             match emitted {
                 // One that the user is not sent.
                 None => seen = last,
-                Some(emitted) => takes_more = emitted,
+                Some(emitted) => took = emitted,
             }
+        };
+        let fed = match (fed, peer.flush()) {
+            (Fed::Live | Fed::Turn, Ok(false)) => Fed::Full,
+            (Fed::Live | Fed::Turn, Err(Closed)) => Fed::Over,
+            (fed, _) => fed,
         };
         let now = self.shared.clock.now();
         member.status = match fed {

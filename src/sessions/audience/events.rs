@@ -75,9 +75,19 @@ impl<'a> Events<'a> {
         })
     }
 
-    /// Hands the events after number `seen` to a peer, and moves `seen` to the last one that the
-    /// peer took. `encoded` belongs to these events, and to `with_offsets`. Returns whether the
-    /// peer takes more.
+    /// The number of the event before these.
+    pub(super) fn before(&self) -> u64 {
+        self.first - 1
+    }
+
+    /// The number of the last event.
+    pub(super) fn last(&self) -> u64 {
+        self.first + u64::from(self.specialised.is_some())
+    }
+
+    /// Hands the events after number `seen` to a peer, and moves `seen` to the last one if the
+    /// peer took them. `encoded` belongs to these events, and to `with_offsets`. Returns whether
+    /// the peer took them.
     pub(super) fn emit<P: Peer>(
         &self,
         peer: &P,
@@ -92,19 +102,20 @@ impl<'a> Events<'a> {
         for (slot, (_, event)) in events.iter_mut().zip(after) {
             *slot = Some(event);
         }
-        let handed = match events {
+        let took = match events {
             [Some(one), Some(two)] => peer.emit(&[one, two], encoded)?,
             [Some(one), None] => peer.emit(&[one], encoded)?,
-            _ => return Ok(true),
+            _ => true,
         };
-        *seen = (*seen).max(self.first - 1) + handed.events as u64;
-        Ok(handed.takes_more)
+        if took {
+            *seen = (*seen).max(self.last());
+        }
+        Ok(took)
     }
 
-    /// The names of the events after number `after`, up to and including `until`.
-    pub(super) fn names(&self, after: u64, until: u64) -> impl Iterator<Item = &'static str> {
-        let is_between = move |number: u64| number > after && number <= until;
+    /// The names of the events after number `after`.
+    pub(super) fn names(&self, after: u64) -> impl Iterator<Item = &'static str> {
         self.numbered(false)
-            .filter_map(move |(number, event)| is_between(number).then_some(event.name))
+            .filter_map(move |(number, event)| (number > after).then_some(event.name))
     }
 }

@@ -1,5 +1,5 @@
 //! Fan-out: one update is checked for its recipient, kept in the log, and handed to
-//! all of the user's live sockets.
+//! all of the user's live sockets, which send it with the others of the same turn.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -26,16 +26,20 @@ const REPEATED: &str = "repeated";
 static REJECTED: Sampled = Sampled::new();
 
 impl<P: Peer> Audience<P> {
-    /// Hands one update to all sockets, and keeps it. Called for one update at a time.
+    /// Hands one update to all sockets, and keeps it. Called for one update at a time. Returns
+    /// whether [`Self::flush`] must follow, before whoever calls waits for anything.
     #[cfg_attr(feature = "otlp", tracing::instrument(level = "debug", name = "deliver", skip_all, fields(otel.kind = "consumer", user_id = %self.user.id, routing_key = delivery.routing_key)))]
     ///
     /// Where there is a history, it is locked: it is fed here, and must not be looked at.
-    pub(in crate::sessions) fn deliver(self: &Arc<Self>, delivery: &Delivery<'_>) {
+    pub(in crate::sessions) fn deliver(self: &Arc<Self>, delivery: &Delivery<'_>) -> bool {
         let metrics = &self.shared.metrics;
         metrics.updates_received.inc();
         let update = match self.accept(delivery) {
             Ok(update) => update,
-            Err(rejection) => return self.reject(delivery, rejection),
+            Err(rejection) => {
+                self.reject(delivery, rejection);
+                return false;
+            }
         };
         debug!(
             user_id = %self.user.id,
@@ -45,7 +49,8 @@ impl<P: Peer> Audience<P> {
         );
         let number = delivery.position.map(|position| position.number);
         if self.is_repeated(&update, number) {
-            return metrics.update_rejected(REPEATED);
+            metrics.update_rejected(REPEATED);
+            return false;
         }
         let envelope = self.shared.envelope;
         let rewritten = update.rewritten(envelope);
@@ -73,7 +78,7 @@ impl<P: Peer> Audience<P> {
             let first = log.append(body, events, now);
             Events::of_log(log, first, &update, specialised)
         };
-        let (mut handed_off, mut kept, mut late) = (0, false, Vec::new());
+        let (mut handed_off, mut kept) = (0, false);
         // For the sockets without offsets, and for those with.
         let mut encoded = <[P::Encoded; 2]>::default();
         for member in members {
@@ -93,17 +98,11 @@ impl<P: Peer> Audience<P> {
                 Status::Live(peer) => {
                     let with_offsets = member.recovery.is_some();
                     let encoded = &mut encoded[usize::from(with_offsets)];
-                    let mut seen = 0;
-                    match events.emit(peer, &mut seen, with_offsets, encoded) {
+                    match events.emit(peer, &mut 0, with_offsets, encoded) {
                         Ok(true) => handed_off += 1,
                         Ok(false) => {
                             kept = true;
-                            // The rest is counted when it is handed over.
-                            for name in events.names(0, seen) {
-                                metrics.emitted(name, 1);
-                            }
-                            late.push((member.session, peer.clone()));
-                            self.falls_behind(member, seen);
+                            self.falls_behind(member, events.before());
                         }
                         // It will report its disconnect.
                         Err(Closed) => kept |= with_offsets,
@@ -112,18 +111,17 @@ impl<P: Peer> Audience<P> {
                 }
             }
         }
+        let last = events.last();
         self.trim(&mut roster, now);
+        let must_flush = handed_off > 0 && roster.unsent.replace(last).is_none();
         drop(roster);
-        for (session, peer) in late {
-            let audience = self.clone();
-            tokio::spawn(async move { audience.catch_up(session, &peer).await });
-        }
         if handed_off == 0 {
-            return match kept {
+            match kept {
                 true => _ = metrics.updates_kept.inc(),
                 // The last socket left while the update was on its way.
                 false => metrics.update_rejected("no_socket"),
-            };
+            }
+            return must_flush;
         }
         metrics.updates_delivered.inc();
         metrics.emitted(CHAT3_UPDATE, handed_off);
@@ -134,6 +132,22 @@ impl<P: Peer> Audience<P> {
             // Clocks differ: an update from the future took no time.
             let latency = SystemTime::now().duration_since(published_at);
             metrics.latency(latency.unwrap_or_default());
+        }
+        must_flush
+    }
+
+    /// Has all sockets send what they were handed.
+    pub(in crate::sessions) fn flush(self: &Arc<Self>) {
+        let mut roster = self.roster();
+        let Some(last) = roster.unsent.take() else {
+            return;
+        };
+        for member in &mut roster.members {
+            if let Status::Live(peer) = &member.status
+                && peer.flush() == Ok(false)
+            {
+                self.falls_behind(member, last);
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! the log, once for all of the user's sockets. When too much waits there, the socket is cut:
 //! its transport is closed. A reconnect is better than a hole in the stream of updates.
 
-use std::iter::successors;
+use std::{iter::successors, sync::Arc};
 
 use tracing::{debug, warn};
 
@@ -22,8 +22,8 @@ const MAX_BEHIND_BYTES: usize = 8 * 1024 * 1024;
 
 impl<P: Peer> Audience<P> {
     /// Puts a live member behind, whose socket took the events up to `seen` and takes no more.
-    /// [`Audience::catch_up`] must then hand it the others.
-    pub(super) fn falls_behind(&self, member: &mut Member<P>, seen: u64) {
+    /// A task of its own hands it the others.
+    pub(super) fn falls_behind(self: &Arc<Self>, member: &mut Member<P>, seen: u64) {
         let Status::Live(peer) = &member.status else {
             return;
         };
@@ -32,10 +32,12 @@ impl<P: Peer> Audience<P> {
         if let Some(recovery) = &mut member.recovery {
             recovery.fall_behind();
         }
+        let (audience, session, peer) = (self.clone(), member.session, peer.clone());
         member.status = Status::Behind {
             seen,
             peer: Some(peer.clone()),
         };
+        tokio::spawn(async move { audience.catch_up(session, &peer).await });
     }
 
     /// Whether more waits for a socket that has seen all up to `seen` than may wait.

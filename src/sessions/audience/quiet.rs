@@ -47,9 +47,10 @@ impl<P: Peer> Audience<P> {
                 payload,
                 offset: None,
             };
-            // A socket that takes no more lags, and needs no newer place.
-            let emitted = peer.emit(&[event], &mut encoded);
-            if emitted.is_ok_and(|handed| handed.events == 1) {
+            // A socket that takes no more lags, and needs no newer place. What it took and
+            // cannot send goes before the next update.
+            if peer.emit(&[event], &mut encoded) == Ok(true) {
+                let _ = peer.flush();
                 member.told_at = now;
                 self.shared.metrics.emitted(RECOVERY_OFFSET, 1);
             }

@@ -1,7 +1,7 @@
 //! Doubles of the two sides of sessions: a client's socket and a broker.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -12,9 +12,12 @@ use tokio::sync::Notify;
 
 use crate::{
     broker::{Activation, BroadcastHandler, Broker, Delivery, Handler, Subscribed},
-    sessions::peer::{Closed, Event, Handed, Peer},
+    sessions::peer::{Closed, Event, Peer},
     user::{TenantId, User, UserId},
 };
+
+/// How many events a socket holds before it has to send some.
+const HELD: usize = 4;
 
 /// A socket that records what it is handed, and whose client takes what a test tells it
 /// to.
@@ -25,15 +28,18 @@ pub struct Wire(Arc<Mutex<State>>, Arc<Notify>);
 #[allow(clippy::struct_excessive_bools)] // They are independent.
 pub struct State {
     pub id: u32,
+    /// What was sent.
     pub emitted: Vec<Emitted>,
+    /// What the socket took and has not sent yet.
+    held: VecDeque<Emitted>,
     /// How many events the client has taken.
     pub taken: usize,
     /// How many events that the client has not taken fit into the system's buffer.
     pub capacity: usize,
     /// Whether nothing is taken until [`Wire::open`].
     pub is_shut: bool,
-    /// How often events were emitted together.
-    pub emits: usize,
+    /// How often something was sent.
+    pub sends: usize,
     pub waits: bool,
     pub is_disconnected: bool,
     pub is_closed: bool,
@@ -55,6 +61,14 @@ impl State {
             true => 0,
             false => self.capacity.saturating_sub(waits),
         }
+    }
+
+    /// Sends as much of what is held as fits; returns whether that is all.
+    fn send(&mut self) -> bool {
+        let room = self.room().min(self.held.len());
+        self.sends += usize::from(room > 0);
+        self.emitted.extend(self.held.drain(..room));
+        self.held.is_empty() && !self.is_shut
     }
 }
 
@@ -117,26 +131,30 @@ impl Peer for Wire {
         self.state().id
     }
 
-    fn emit(&self, events: &[Event<'_>], encoded: &mut usize) -> Result<Handed, Closed> {
+    fn emit(&self, events: &[Event<'_>], encoded: &mut usize) -> Result<bool, Closed> {
         let mut state = self.state();
         assert!(!state.is_closed, "a closed socket is handed nothing");
         if state.is_disconnected {
             return Err(Closed);
         }
         *encoded += 1;
-        state.emits += 1;
-        let room = state.room().min(events.len());
-        for event in &events[..room] {
-            state.emitted.push(Emitted {
-                name: event.name,
-                payload: event.payload.get().to_owned(),
-                offset: event.offset.map(str::to_owned),
-            });
+        if state.is_shut || (state.held.len() >= HELD && !state.send()) {
+            return Ok(false);
         }
-        Ok(Handed {
-            events: room,
-            takes_more: room == events.len() && !state.is_shut,
-        })
+        state.held.extend(events.iter().map(|event| Emitted {
+            name: event.name,
+            payload: event.payload.get().to_owned(),
+            offset: event.offset.map(str::to_owned),
+        }));
+        Ok(true)
+    }
+
+    fn flush(&self) -> Result<bool, Closed> {
+        let mut state = self.state();
+        match state.is_disconnected {
+            true => Err(Closed),
+            false => Ok(state.send()),
+        }
     }
 
     async fn takes_more(&self) {
@@ -189,12 +207,15 @@ impl Exchange {
         };
         let handler = handler.clone();
         drop(subscriptions);
-        handler(&Delivery {
+        let must_flush = handler.handle(&Delivery {
             body: &body.into(),
             routing_key: "",
             published_at: None,
             position: None,
         });
+        if must_flush {
+            handler.flush();
+        }
         true
     }
 }

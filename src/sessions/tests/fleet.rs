@@ -289,7 +289,10 @@ impl Feed {
         let past =
             published.deliver(|delivery| self.history.push(offset, delivery, true, Instant::now()));
         for handler in handlers {
-            handler(&past.newest().unwrap());
+            let must_flush = handler.handle(&past.newest().unwrap());
+            if must_flush {
+                handler.flush();
+            }
         }
     }
 }

@@ -3,12 +3,13 @@
 //!
 //! Pure. Names are the gateway's own, and offsets plain ASCII, so that neither needs escapes.
 
+use bytes::Bytes;
 use tungstenite::protocol::frame::{
     FrameHeader,
     coding::{Data, OpCode},
 };
 
-use crate::{sessions::peer::Event, socketio::transport::Packed};
+use crate::sessions::peer::Event;
 
 /// Bytes of an event's packet.
 pub(super) fn packet_bytes(event: &Event<'_>) -> usize {
@@ -19,16 +20,18 @@ pub(super) fn packet_bytes(event: &Event<'_>) -> usize {
 }
 
 /// Puts events into frames.
-pub(super) fn pack(events: &[Event<'_>], packed: &mut Packed) {
+pub(super) fn pack(events: &[Event<'_>]) -> Bytes {
     let header = FrameHeader {
         opcode: OpCode::Data(Data::Text),
         ..FrameHeader::default()
     };
-    let bytes = events.iter().map(packet_bytes).sum::<usize>();
-    // With the longest headers.
-    packed.bytes.reserve(bytes + 10 * events.len());
+    let frame_bytes = |event| {
+        let packet = packet_bytes(event);
+        header.len(packet as u64) + packet
+    };
+    let mut frames = Vec::with_capacity(events.iter().map(frame_bytes).sum());
     for event in events {
-        let bytes = &mut packed.bytes;
+        let bytes = &mut frames;
         let written = header.format(packet_bytes(event) as u64, bytes);
         written.expect("a vector takes everything");
         bytes.extend_from_slice(br#"42[""#);
@@ -41,8 +44,8 @@ pub(super) fn pack(events: &[Event<'_>], packed: &mut Packed) {
             bytes.push(b'"');
         }
         bytes.push(b']');
-        packed.ends.push(packed.bytes.len());
     }
+    frames.into()
 }
 
 #[cfg(test)]
@@ -57,7 +60,7 @@ mod tests {
                 (None, String::new()),
                 (Some("0badcafe-1f"), r#","0badcafe-1f""#.to_owned()),
             ];
-            let mut packed = Packed::default();
+            let mut packed = Vec::new();
             let mut expected = Vec::new();
             for (offset, written) in args {
                 let event = Event {
@@ -68,11 +71,10 @@ mod tests {
                 let text = format!(r#"42["message:new",{payload}{written}]"#);
                 assert_eq!(packet_bytes(&event), text.len());
                 put_into_frame(&text, &mut expected);
-                pack(&[event], &mut packed);
-                assert_eq!(packed.ends.last(), Some(&expected.len()));
+                let frames = pack(&[event]);
+                packed.extend(frames);
             }
-            assert_eq!(packed.bytes, expected);
-            assert_eq!(packed.ends.len(), 2);
+            assert_eq!(packed, expected);
         }
     }
 

@@ -18,16 +18,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{
-    connect_reply::ConnectReply,
-    lock,
-    outlet::{Outlet, Packed},
-};
-use crate::sessions::peer::{Closed, Handed};
+use super::{connect_reply::ConnectReply, lock, outlet::Outlet};
+use crate::sessions::peer::Closed;
 
 /// A handle to one TCP connection; clones are of the same connection.
 #[derive(Clone, Debug)]
@@ -99,25 +96,35 @@ impl Connection {
         self.0.outlet.ask(session)
     }
 
-    /// Writes frames of a session, or what is left of those that it wrote before.
+    /// Holds whole frames of a session until [`Self::flush`], or writes some to make room.
+    /// Returns whether the frames were taken.
     ///
     /// # Errors
     /// If the connection has ended.
-    pub fn write(&self, session: u64, packed: &Packed) -> Result<Handed, Closed> {
-        match self.0.outlet.write_directly(session, packed) {
-            Ok(written) => {
-                self.note_write(written.is_all, written.bytes);
-                Ok(Handed {
-                    events: written.frames,
-                    takes_more: written.is_all,
-                })
-            }
-            Err(error) => {
-                debug!(peer = %self.0.peer, %error, "cannot write an event");
-                self.close();
-                Err(Closed)
-            }
+    pub fn hold(&self, session: u64, frames: &Bytes) -> Result<bool, Closed> {
+        let hold = || self.0.outlet.hold(session, frames);
+        match hold() {
+            Ok(false) if self.flush(session)? => self.or_close(hold()),
+            held => self.or_close(held),
         }
+    }
+
+    /// Writes what is held for a session. Returns whether all of it is written.
+    ///
+    /// # Errors
+    /// If the connection has ended.
+    pub fn flush(&self, session: u64) -> Result<bool, Closed> {
+        let written = self.or_close(self.0.outlet.flush(session))?;
+        self.note_write(written.is_all, written.bytes);
+        Ok(written.is_all)
+    }
+
+    fn or_close<T>(&self, result: io::Result<T>) -> Result<T, Closed> {
+        result.map_err(|error| {
+            debug!(peer = %self.0.peer, %error, "cannot write an event");
+            self.close();
+            Closed
+        })
     }
 
     /// Returns once the session may write and the peer takes something, or when the connection

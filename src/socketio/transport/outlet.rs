@@ -6,8 +6,8 @@
 //! a packet of the gateway's own, sent through Socket.IO and taken away here. What Socket.IO had
 //! for the socket before is out then.
 //!
-//! Knows frames and their boundaries, and no event. What the peer takes is up to the kernel:
-//! nothing waits here but the rest of one frame.
+//! Knows frames and their boundaries, and no event. A session's frames are held for a moment, so
+//! that those of one turn are written together. What the peer takes then is up to the kernel.
 //!
 //! Invariants: no writer begins while a frame of the other one is written in part; a session
 //! writes directly only between its marker and the next session's; nothing is written directly
@@ -20,10 +20,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use bytes::Bytes;
 use tokio::{net::TcpStream, sync::Notify};
 
+pub use self::writer::MARKER;
 use self::writer::Writer;
-pub use self::writer::{MARKER, Packed};
 pub(super) use self::writer::{Next, Written};
 use super::lock;
 
@@ -89,15 +90,29 @@ impl Outlet {
         next
     }
 
-    /// Writes a session's frames, or what is left of those that it wrote before.
+    /// Holds a session's frames until they are flushed. Returns whether they are held.
+    ///
+    /// # Errors
+    /// If the connection has ended.
+    pub(super) fn hold(&self, session: u64, frames: &Bytes) -> io::Result<bool> {
+        let mut state = lock(&self.state);
+        let State { tcp, writer } = &mut *state;
+        let _tcp = tcp.as_ref().ok_or(io::ErrorKind::ConnectionAborted)?;
+        writer.hold(session, frames)
+    }
+
+    /// Writes the frames that are held for a session.
     ///
     /// # Errors
     /// Those of the system, if the connection has ended.
-    pub(super) fn write_directly(&self, session: u64, packed: &Packed) -> io::Result<Written> {
+    pub(super) fn flush(&self, session: u64) -> io::Result<Written> {
         let mut state = lock(&self.state);
         let State { tcp, writer } = &mut *state;
         let tcp = tcp.as_ref().ok_or(io::ErrorKind::ConnectionAborted)?;
-        writer.write_directly(session, packed, |bytes| tcp.try_write(bytes))
+        writer.flush(session, |frames| match frames {
+            [one] => tcp.try_write(one),
+            several => tcp.try_write_vectored(several),
+        })
     }
 
     /// Returns once a session may write directly and the peer takes something, or when the

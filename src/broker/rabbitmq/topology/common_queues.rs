@@ -24,6 +24,7 @@ use tracing::{debug, info};
 use super::{
     super::{
         channels::{ADMIN_CHANNELS, Answer, Channels},
+        consumer::Turn,
         desired::Subscription,
         link_error::{LinkError, NOT_FOUND, ServerClose},
         refused::RETRY_PAUSE,
@@ -163,7 +164,9 @@ impl CommonQueues {
         ));
         let deliver = {
             let routes = routes.clone();
-            move |delivery: &Delivery<'_>| routes.deliver(delivery)
+            move |delivery: &Delivery<'_>, turn: &mut Turn| {
+                routes.deliver(delivery, turn);
+            }
         };
         let on = &channels.consumers[index % channels.consumers.len()];
         channels.consume(on, vec![(name.clone(), deliver)]).await?;

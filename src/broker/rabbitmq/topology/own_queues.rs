@@ -20,7 +20,7 @@ use tracing::{debug, info};
 use super::{
     super::{
         channels::{ADMIN_CHANNELS, Answer, Channels},
-        consumer::hand_off,
+        consumer::Turn,
         desired::Subscription,
         link_error::{LinkError, ServerClose},
         shared::Shared,
@@ -206,9 +206,8 @@ impl OwnQueues {
     async fn consume(channels: &Channels, queues: &[Queue]) -> Result<(), LinkError> {
         let with_handler = |queue: &Queue| {
             let handler = queue.subscription.handler.clone();
-            let deliver = move |delivery: &Delivery<'_>| {
-                hand_off(&handler, delivery);
-                true
+            let deliver = move |delivery: &Delivery<'_>, turn: &mut Turn| {
+                turn.hand_off(&handler, delivery);
             };
             (queue.name.clone(), deliver)
         };

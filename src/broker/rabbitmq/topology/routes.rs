@@ -12,7 +12,7 @@ use std::{
 use smallvec::SmallVec;
 use tracing::debug;
 
-use super::super::consumer::hand_off;
+use super::super::consumer::Turn;
 use crate::{
     broker::{Delivery, Handler},
     config::BindingKeys,
@@ -72,7 +72,7 @@ impl Routes {
     }
 
     /// Hands an update to each user it is addressed to; returns whether there is one.
-    pub(super) fn deliver(&self, delivery: &Delivery<'_>) -> bool {
+    pub(super) fn deliver(&self, delivery: &Delivery<'_>, turn: &mut Turn) -> bool {
         let mut is_claimed = false;
         for recipient in self
             .find(delivery.routing_key)
@@ -84,7 +84,7 @@ impl Routes {
                 .are_for(&recipient.user, delivery.routing_key)
             {
                 is_claimed = true;
-                hand_off(&recipient.handler, delivery);
+                turn.hand_off(&recipient.handler, delivery);
             }
         }
         if !is_claimed {
@@ -144,12 +144,13 @@ mod tests {
     }
 
     fn deliver(routes: &Routes, routing_key: &str) {
-        routes.deliver(&Delivery {
+        let delivery = Delivery {
             body: b"x",
             routing_key,
             published_at: None,
             position: None,
-        });
+        };
+        routes.deliver(&delivery, &mut Turn::default());
     }
 
     #[test]
@@ -188,7 +189,7 @@ mod tests {
         let routes = Routes::new("user.{userId}.*".parse().unwrap(), Metrics::new());
         routes.insert(
             &user("carl", Some("t1")),
-            Arc::new(|_| panic!("on purpose")),
+            Arc::new(|_: &Delivery<'_>| panic!("on purpose")),
         );
         let (handler, count) = counting();
         routes.insert(&user("carl", Some("t2")), handler);

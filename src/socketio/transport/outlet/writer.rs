@@ -3,7 +3,7 @@
 //!
 //! Pure; whoever calls says how bytes are written.
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use bytes::{Buf, Bytes};
 use smallvec::SmallVec;
@@ -18,22 +18,19 @@ pub const MARKER: &str = "chat3-gateway:direct";
 /// protocol v5).
 const MARKER_START: &[u8] = br#"42["chat3-gateway:direct","#;
 
-/// Frames that are written together.
-#[derive(Debug, Default)]
-pub struct Packed {
-    pub bytes: Vec<u8>,
-    /// Where each frame ends.
-    pub ends: SmallVec<[usize; 2]>,
-}
+/// Bytes of frames that are held until they are written together; the last frames may go
+/// beyond.
+const MAX_HELD: usize = 64 * 1024;
+
+/// Held frames that are written in one call.
+const SLICES: usize = 64;
 
 /// What became of a direct write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
-    /// Frames that were taken, from the first. The last one may be written in part.
-    pub frames: usize,
     /// Bytes that were written.
     pub bytes: usize,
-    /// Whether all of it was written.
+    /// Whether all that was held is written.
     pub is_all: bool,
 }
 
@@ -59,13 +56,53 @@ enum Way {
 /// The decisions, without a socket.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
-    /// Follows what is written; `None` before the websocket.
+    /// Follows what Socket.IO writes; `None` before the websocket.
     sent: Option<Frames>,
-    /// What is left of a direct frame.
-    rest: Bytes,
+    held: Held,
     way: Way,
     /// Markers on their way through Socket.IO.
     markers: u32,
+}
+
+/// Whole frames of the session that writes directly, in pieces.
+#[derive(Debug, Default)]
+struct Held {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+    /// Whether the first piece is written in part. The rest of it goes before anything else.
+    is_begun: bool,
+}
+
+impl Held {
+    fn push(&mut self, piece: Bytes) {
+        self.bytes += piece.len();
+        self.pieces.push(piece);
+    }
+
+    /// Takes away what was written.
+    fn wrote(&mut self, mut bytes: usize) {
+        self.bytes -= bytes;
+        let mut whole = 0;
+        while let Some(piece) = self.pieces.get(whole)
+            && let Some(left) = bytes.checked_sub(piece.len())
+        {
+            bytes = left;
+            whole += 1;
+        }
+        self.pieces.drain(..whole);
+        self.is_begun = bytes > 0 || (self.is_begun && whole == 0);
+        match self.pieces.first_mut() {
+            Some(first) => first.advance(bytes),
+            // Idle connections keep no memory for it.
+            None => self.pieces = Vec::new(),
+        }
+    }
+
+    /// Forgets what nothing was written of.
+    fn drop_whole(&mut self) {
+        self.pieces.truncate(usize::from(self.is_begun));
+        self.bytes = self.pieces.iter().map(Bytes::len).sum();
+    }
 }
 
 impl Writer {
@@ -75,13 +112,13 @@ impl Writer {
     }
 
     pub(super) fn is_between(&self) -> bool {
-        self.rest.is_empty() && self.sent.as_ref().is_some_and(Frames::is_between)
+        !self.held.is_begun && self.sent.as_ref().is_some_and(Frames::is_between)
     }
 
     /// Whether the session's frames may follow what was written.
     pub(super) fn may_write(&self, session: u64) -> bool {
         let is_between = self.sent.as_ref().is_some_and(Frames::is_between);
-        self.way == Way::Direct(session) && (is_between || !self.rest.is_empty())
+        self.way == Way::Direct(session) && is_between
     }
 
     pub(super) fn ask(&mut self, session: u64) -> bool {
@@ -89,6 +126,7 @@ impl Writer {
         if matches!(self.way, Way::Asked(asked) | Way::Direct(asked) if asked >= session) {
             return false;
         }
+        self.held.drop_whole();
         self.way = Way::Asked(session);
         self.markers += 1;
         true
@@ -99,7 +137,10 @@ impl Writer {
         bytes: &[u8],
         mut write: impl FnMut(&[u8]) -> io::Result<usize>,
     ) -> io::Result<usize> {
-        self.write_rest(&mut write)?;
+        while self.held.is_begun {
+            let written = write(&self.held.pieces[0])?;
+            self.held.wrote(written);
+        }
         let written = write(bytes)?;
         if let Some(sent) = &mut self.sent {
             sent.read(&bytes[..written]);
@@ -107,34 +148,13 @@ impl Writer {
         Ok(written)
     }
 
-    /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] if some is still left.
-    fn write_rest(
-        &mut self,
-        write: &mut impl FnMut(&[u8]) -> io::Result<usize>,
-    ) -> io::Result<usize> {
-        let mut bytes = 0;
-        while !self.rest.is_empty() {
-            let written = write(&self.rest)?;
-            if let Some(sent) = &mut self.sent {
-                sent.read(&self.rest[..written]);
-            }
-            self.rest.advance(written);
-            bytes += written;
-        }
-        Ok(bytes)
-    }
-
     pub(super) fn next(&mut self, bytes: &[u8]) -> Next {
         let Some(sent) = self.sent.as_ref().filter(|_| self.markers > 0) else {
             return Next::Write(bytes.len());
         };
-        let mut at = match (self.rest.is_empty(), sent.left()) {
-            // Socket.IO's next frame begins behind the rest.
-            (false, _) => 0,
-            (true, Some(left)) => left,
-            // Within a header, so that nobody knows yet where the frame ends.
-            (true, None) => return Next::Write(1),
+        // Within a header, nobody knows yet where the frame ends.
+        let Some(mut at) = sent.left() else {
+            return Next::Write(1);
         };
         while let Some(frame) = bytes.get(at..) {
             if let Some((session, length)) = marker(frame) {
@@ -155,58 +175,57 @@ impl Writer {
         Next::Write(bytes.len())
     }
 
-    pub(super) fn write_directly(
+    /// Holds a session's whole frames, which the next [`Self::flush`] writes. Returns whether
+    /// they are held: they are not where the session may not write, or as much is held as may be.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::BrokenPipe`] behind a close frame.
+    pub(super) fn hold(&mut self, session: u64, frames: &Bytes) -> io::Result<bool> {
+        if self.sent.as_ref().is_some_and(Frames::is_closing) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let holds = self.way == Way::Direct(session) && self.held.bytes < MAX_HELD;
+        if holds {
+            self.held.push(frames.clone());
+        }
+        Ok(holds)
+    }
+
+    /// Writes what is held for a session.
+    ///
+    /// # Errors
+    /// Those of `write` but [`io::ErrorKind::WouldBlock`], and [`io::ErrorKind::BrokenPipe`]
+    /// behind a close frame.
+    pub(super) fn flush(
         &mut self,
         session: u64,
-        packed: &Packed,
-        mut write: impl FnMut(&[u8]) -> io::Result<usize>,
+        mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
     ) -> io::Result<Written> {
         let mut written = Written {
-            frames: 0,
             bytes: 0,
             is_all: false,
         };
-        let Some(sent) = &self.sent else {
-            return Ok(written);
-        };
-        if sent.is_closing() {
+        if self.sent.as_ref().is_some_and(Frames::is_closing) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         if !self.may_write(session) {
             return Ok(written);
         }
-        let rest = self.rest.len();
-        let outcome = self.write_rest(&mut write).and_then(|bytes| {
-            written.bytes = bytes;
-            match packed.bytes.is_empty() {
-                true => Ok(0),
-                false => write(&packed.bytes),
+        while !self.held.pieces.is_empty() {
+            let pieces = self.held.pieces.iter().take(SLICES);
+            let slices: SmallVec<[_; SLICES]> = pieces.map(|piece| IoSlice::new(piece)).collect();
+            let outcome = write(&slices);
+            drop(slices);
+            match outcome {
+                Ok(bytes) => {
+                    self.held.wrote(bytes);
+                    written.bytes += bytes;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(written),
+                Err(error) => return Err(error),
             }
-        });
-        let taken = match outcome {
-            Ok(taken) => taken,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                written.bytes = rest - self.rest.len();
-                return Ok(written);
-            }
-            Err(error) => return Err(error),
-        };
-        let (sent, all) = (&packed.bytes[..taken], packed.bytes.len());
-        if let Some(frames) = &mut self.sent {
-            frames.read(sent);
         }
-        written.bytes += taken;
-        written.is_all = taken == all;
-        written.frames = packed.ends.partition_point(|&end| end <= taken);
-        let begun = written
-            .frames
-            .checked_sub(1)
-            .map_or(0, |last| packed.ends[last]);
-        if taken > begun {
-            // The frame counts as taken, and its rest goes before anything else.
-            self.rest = Bytes::copy_from_slice(&packed.bytes[taken..packed.ends[written.frames]]);
-            written.frames += 1;
-        }
+        written.is_all = true;
         Ok(written)
     }
 }
@@ -257,13 +276,8 @@ mod tests {
         frame(format!(r#"42["{MARKER}",{session}]"#).as_bytes())
     }
 
-    fn packed(payloads: &[Vec<u8>]) -> Packed {
-        let mut packed = Packed::default();
-        for payload in payloads {
-            packed.bytes.extend(frame(payload));
-            packed.ends.push(packed.bytes.len());
-        }
-        packed
+    fn frames(payloads: &[Vec<u8>]) -> Bytes {
+        payloads.iter().flat_map(|payload| frame(payload)).collect()
     }
 
     /// The payloads of whole frames.
@@ -296,6 +310,19 @@ mod tests {
             self.bytes.extend_from_slice(&bytes[..taken]);
             Ok(taken)
         }
+
+        fn take_all(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            self.take(
+                &slices
+                    .iter()
+                    .flat_map(|slice| slice.to_vec())
+                    .collect::<Vec<_>>(),
+            )
+        }
+    }
+
+    fn takes_all(slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(slices.iter().map(|slice| slice.len()).sum())
     }
 
     fn of_frames() -> Writer {
@@ -308,22 +335,18 @@ mod tests {
     #[test]
     fn nothing_is_written_directly_before_the_marker_is_out_or_behind_a_close_frame() {
         let mut writer = of_frames();
-        let events = packed(&[b"42[1]".to_vec()]);
-        let refused = |_: &[u8]| -> io::Result<usize> { unreachable!("nothing is written") };
+        let events = frames(&[b"42[1]".to_vec()]);
+        let refused =
+            |_: &[IoSlice<'_>]| -> io::Result<usize> { unreachable!("nothing is written") };
         let nothing = Written {
-            frames: 0,
             bytes: 0,
             is_all: false,
         };
-        assert_eq!(
-            writer.write_directly(SESSION, &events, refused).unwrap(),
-            nothing
-        );
+        assert!(!writer.hold(SESSION, &events).unwrap());
+        assert_eq!(writer.flush(SESSION, refused).unwrap(), nothing);
         assert!(writer.ask(SESSION) && !writer.ask(SESSION));
-        assert_eq!(
-            writer.write_directly(SESSION, &events, refused).unwrap(),
-            nothing
-        );
+        assert!(!writer.hold(SESSION, &events).unwrap());
+        assert_eq!(writer.flush(SESSION, refused).unwrap(), nothing);
         let theirs = [frame(b"40{}"), marker_of(SESSION), frame(b"2")].concat();
         assert_eq!(writer.next(&theirs), Next::Write(6));
         assert_eq!(
@@ -333,21 +356,59 @@ mod tests {
         let marker = marker_of(SESSION).len();
         assert_eq!(writer.next(&theirs[6..]), Next::Skip(marker));
         assert!(!writer.ask(SESSION));
-        let written = writer.write_directly(SESSION, &events, |bytes| Ok(bytes.len()));
-        assert_eq!(
-            written.unwrap(),
-            Written {
-                frames: 1,
-                bytes: 7,
-                is_all: true
-            }
-        );
-        assert_eq!(
-            writer.write_directly(OTHER, &events, refused).unwrap(),
-            nothing
-        );
+        assert!(writer.hold(SESSION, &events).unwrap());
+        assert!(!writer.hold(OTHER, &events).unwrap());
+        assert_eq!(writer.flush(OTHER, refused).unwrap(), nothing);
+        let all = Written {
+            bytes: 7,
+            is_all: true,
+        };
+        assert_eq!(writer.flush(SESSION, takes_all).unwrap(), all);
         writer.write(b"\x88\0", |bytes| Ok(bytes.len())).unwrap();
-        assert!(writer.write_directly(SESSION, &events, refused).is_err());
+        assert!(writer.hold(SESSION, &events).is_err());
+        assert!(writer.flush(SESSION, refused).is_err());
+    }
+
+    #[test]
+    fn no_more_is_held_than_a_turn_of_frames() {
+        let mut writer = of_frames();
+        writer.way = Way::Direct(SESSION);
+        let frames = Bytes::from(vec![0; MAX_HELD - 1]);
+        assert!(writer.hold(SESSION, &frames).unwrap() && writer.hold(SESSION, &frames).unwrap());
+        assert!(!writer.hold(SESSION, &frames).unwrap());
+        assert!(writer.flush(SESSION, takes_all).unwrap().is_all);
+        assert!(writer.hold(SESSION, &frames).unwrap());
+    }
+
+    #[test]
+    fn the_next_session_is_sent_nothing_of_an_earlier_one_but_the_rest_of_a_piece() {
+        for begun in [0, 3] {
+            let mut writer = of_frames();
+            writer.way = Way::Direct(OTHER);
+            let (one, two) = (frames(&[b"42[1]".to_vec()]), frames(&[b"42[2]".to_vec()]));
+            assert!(writer.hold(OTHER, &one).unwrap() && writer.hold(OTHER, &two).unwrap());
+            let mut wire = Wire {
+                room: begun,
+                ..Wire::default()
+            };
+            writer.flush(OTHER, |slices| wire.take_all(slices)).unwrap();
+            writer.ask(SESSION);
+            wire.room = 1_000;
+            let marker = marker_of(SESSION);
+            assert_eq!(writer.next(&marker), Next::Skip(marker.len()));
+            writer
+                .write(&frame(b"2"), |bytes| wire.take(bytes))
+                .unwrap();
+            let sent = payloads(&wire.bytes);
+            assert_eq!(sent.len(), 1 + usize::from(begun > 0));
+            assert!(
+                writer
+                    .flush(SESSION, |slices| wire.take_all(slices))
+                    .unwrap()
+                    .is_all
+            );
+            assert_eq!(payloads(&wire.bytes), sent);
+        }
     }
 
     #[test]
@@ -370,7 +431,9 @@ mod tests {
         /// Socket.IO writes what it has.
         Write,
         /// A session has so many frames of so many bytes.
-        Direct(usize, usize),
+        Hold(usize, usize),
+        /// The session writes what is held.
+        Flush,
         /// The session begins.
         Ask,
         /// The peer takes so many bytes.
@@ -382,7 +445,8 @@ mod tests {
         prop_oneof![
             3 => bytes().prop_map(Step::Theirs),
             6 => Just(Step::Write),
-            4 => (0..3_usize, bytes()).prop_map(|(frames, bytes)| Step::Direct(frames, bytes)),
+            6 => (1..3_usize, bytes()).prop_map(|(frames, bytes)| Step::Hold(frames, bytes)),
+            3 => Just(Step::Flush),
             1 => Just(Step::Ask),
             6 => prop_oneof![0..20_usize, 100..70_000_usize].prop_map(Step::Room),
         ]
@@ -396,6 +460,7 @@ mod tests {
         ) {
             let wire = RefCell::new(Wire::default());
             let take = |bytes: &[u8]| wire.borrow_mut().take(bytes);
+            let take_all = |slices: &[IoSlice<'_>]| wire.borrow_mut().take_all(slices);
             let mut writer = of_frames();
             let (mut theirs, mut pending) = (Vec::new(), Vec::new());
             let (mut events, mut asked_at) = (Vec::new(), None);
@@ -417,17 +482,21 @@ mod tests {
                     }
                     Step::Write if pending.is_empty() => {}
                     Step::Write => write(&mut writer, &mut pending),
-                    Step::Direct(frames, bytes) => {
-                        let number = events.len();
-                        let more: Vec<_> = (number..number + frames)
+                    Step::Hold(number, bytes) => {
+                        let more: Vec<_> = (events.len()..events.len() + number)
                             .map(|number| format!("e{number}{}", "y".repeat(bytes)).into_bytes())
                             .collect();
-                        let rest = writer.rest.len();
-                        let written = writer.write_directly(SESSION, &packed(&more), take).unwrap();
-                        prop_assert!(!written.is_all || writer.rest.is_empty());
-                        prop_assert!(written.frames <= frames);
-                        prop_assert!(written.bytes <= rest + packed(&more).bytes.len());
-                        events.extend(more.into_iter().take(written.frames));
+                        let held = writer.held.bytes;
+                        if writer.hold(SESSION, &frames(&more)).unwrap() {
+                            prop_assert!(held < MAX_HELD);
+                            events.extend(more);
+                        }
+                    }
+                    Step::Flush => {
+                        let held = writer.held.bytes;
+                        let written = writer.flush(SESSION, take_all).unwrap();
+                        prop_assert!(!written.is_all || written.bytes == held);
+                        prop_assert_eq!(written.bytes + writer.held.bytes, held);
                     }
                     Step::Ask => {
                         if writer.ask(SESSION) {
@@ -443,8 +512,8 @@ mod tests {
                     write(&mut writer, &mut pending);
                 }
             }
-            writer.write_directly(SESSION, &Packed::default(), take).unwrap();
-            prop_assert!(pending.is_empty());
+            writer.flush(SESSION, take_all).unwrap();
+            prop_assert!(pending.is_empty() && writer.held.pieces.is_empty());
             let written = payloads(&wire.borrow().bytes);
             let (direct, rest): (Vec<_>, Vec<_>) =
                 written.iter().cloned().partition(|payload| payload.starts_with(b"e"));

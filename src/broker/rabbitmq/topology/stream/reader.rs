@@ -24,7 +24,7 @@ use super::{
     super::{
         super::{
             acks::Acks,
-            consumer,
+            consumer::{Turn, in_turns},
             link_error::LinkError,
             place::{End, Place, StartAt, Verdict},
             shared::Shared,
@@ -197,26 +197,24 @@ impl Reader {
         &self,
         shared: &Shared,
         attachment: u64,
-        mut messages: UnboundedReceiver<ConsumerMessage>,
+        messages: UnboundedReceiver<ConsumerMessage>,
         acks: &Acks,
     ) {
-        let mut turn = consumer::Turn::default();
-        while let Some(message) = messages.recv().await {
+        let take = |message: &ConsumerMessage, turn: &mut Turn| {
             let tag = message.deliver.as_ref().map(amqprs::Deliver::delivery_tag);
-            let bytes = message.content.as_ref().map_or(0, Vec::len);
-            if let Some(message) = parse(&message, &self.markers) {
-                self.receive(shared, attachment, message);
+            if let Some(message) = parse(message, &self.markers) {
+                self.receive(shared, attachment, message, turn);
             } else {
                 debug!("RabbitMQ message without a place in the stream");
             }
             if let Some(tag) = tag {
                 acks.settle(tag);
             }
-            turn.took(bytes).await;
-        }
+        };
+        in_turns(messages, take).await;
     }
 
-    fn receive(&self, shared: &Shared, attachment: u64, message: Message<'_>) {
+    fn receive(&self, shared: &Shared, attachment: u64, message: Message<'_>, turn: &mut Turn) {
         let Message {
             offset,
             is_marker,
@@ -278,7 +276,7 @@ impl Reader {
             position: Some(LogPosition { offset, number }),
             ..delivery
         };
-        if !is_marker && self.routes.deliver(&delivery) {
+        if !is_marker && self.routes.deliver(&delivery, turn) {
             self.received.fetch_add(1, Ordering::Relaxed);
         }
     }
