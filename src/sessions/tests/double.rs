@@ -181,6 +181,8 @@ impl Peer for Wire {
 pub struct Exchange {
     is_up: Mutex<bool>,
     subscriptions: Mutex<HashMap<User, (Handler, Activation)>>,
+    /// The handlers that have something to flush, in a turn.
+    unflushed: Mutex<Vec<Handler>>,
 }
 
 impl Exchange {
@@ -199,8 +201,22 @@ impl Exchange {
         *self.is_up.lock().unwrap()
     }
 
-    /// Delivers `body` to `user`; returns whether the user is subscribed.
+    /// Delivers `body` to `user`, as a turn; returns whether the user is subscribed.
     pub fn publish(&self, user: &User, body: impl Into<Bytes>) -> bool {
+        let is_subscribed = self.publish_in_turn(user, body);
+        self.end_turn();
+        is_subscribed
+    }
+
+    /// The turn's handlers flush.
+    pub fn end_turn(&self) {
+        for handler in self.unflushed.lock().unwrap().drain(..) {
+            handler.flush();
+        }
+    }
+
+    /// The same, while the turn goes on.
+    pub fn publish_in_turn(&self, user: &User, body: impl Into<Bytes>) -> bool {
         let subscriptions = self.subscriptions.lock().unwrap();
         let Some((handler, _)) = subscriptions.get(user) else {
             return false;
@@ -214,7 +230,7 @@ impl Exchange {
             position: None,
         });
         if must_flush {
-            handler.flush();
+            self.unflushed.lock().unwrap().push(handler);
         }
         true
     }

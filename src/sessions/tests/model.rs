@@ -63,6 +63,8 @@ enum Step {
     Publish {
         is_message: bool,
     },
+    /// Updates are sent at the end of a turn, of which this is one.
+    EndTurn,
     /// A connection is lost after its client has seen the first `seen` events on it.
     Lose {
         client: usize,
@@ -102,6 +104,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (client(), 1..6_usize).prop_map(|(client, events)| Step::Take { client, events }),
         3 => (client(), any::<bool>()).prop_map(|(client, is_open)| Step::Open { client, is_open }),
         12 => any::<bool>().prop_map(|is_message| Step::Publish { is_message }),
+        8 => Just(Step::EndTurn),
         4 => (client(), 0..9_usize).prop_map(|(client, seen)| Step::Lose { client, seen }),
         1 => client().prop_map(|client| Step::Quit { client }),
         1 => client().prop_map(|client| Step::GiveUp { client }),
@@ -273,6 +276,10 @@ impl Model {
                 }
             }
             Step::Publish { is_message } => self.publish(is_message),
+            Step::EndTurn => {
+                self.exchange.end_turn();
+                self.notice_lag();
+            }
             Step::Lose { client, seen } => self.lose(client, seen),
             Step::Quit { client } => {
                 if let Some(connection) = self.clients[client].connection.take() {
@@ -457,7 +464,7 @@ impl Model {
             "pack.update"
         };
         let body = format!(r#"{{"userId":"carl","eventType":"{event}","number":{number}}}"#);
-        if !self.exchange.publish(&user("carl"), body.clone()) {
+        if !self.exchange.publish_in_turn(&user("carl"), body.clone()) {
             return;
         }
         self.updates += 1;
@@ -469,10 +476,14 @@ impl Model {
                 payload: body.clone(),
             });
         }
+        self.notice_lag();
+    }
+
+    /// A live socket may just have fallen behind.
+    fn notice_lag(&mut self) {
         let clients = self.clients.iter_mut();
         let connections = clients.filter_map(|client| client.connection.as_mut());
         for connection in connections.chain(&mut self.abandoned) {
-            // A live socket may just have fallen behind.
             connection.is_catching_up |= connection.wire.state().waits;
         }
     }
@@ -496,9 +507,13 @@ impl Model {
         }
     }
 
-    /// Lets time pass. Before that, closed and abandoned connections end, and pending
-    /// connects are answered: neither takes long.
+    /// Lets time pass. Before that, the turn and closed and abandoned connections end, and
+    /// pending connects are answered: none of that takes long.
     fn pass(&mut self, time: Duration) {
+        self.exchange.end_turn();
+        self.notice_lag();
+        // When events are sent is noted there.
+        self.check();
         while let Some(connection) = self.abandoned.pop() {
             self.drop_connection(connection);
         }
@@ -548,6 +563,8 @@ impl Model {
     /// Lets every client take what it is handed, and checks that each gets everything and
     /// that nothing is left once all have gone.
     fn finish(&mut self) {
+        self.exchange.end_turn();
+        self.notice_lag();
         for client in 0..CLIENTS {
             self.admit(client);
             let Some(connection) = &mut self.clients[client].connection else {
