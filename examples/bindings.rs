@@ -16,6 +16,7 @@ use std::{
 
 use chat3_gateway::{
     Metrics, RabbitMqService,
+    broker::Delivery,
     config::{BindingKeys, RabbitMqConfig, Topology},
     user::{TenantId, User, UserId},
 };

@@ -9,6 +9,7 @@ use std::{env, sync::Arc};
 use axum::{Router, routing::get};
 use chat3_gateway::{
     Config, RabbitMqService, Server,
+    broker::Delivery,
     config::Secret,
     user::{User, UserId},
 };
@@ -44,7 +45,9 @@ async fn serve() -> anyhow::Result<()> {
     };
     server.broker().subscribe_user(
         &bot,
-        Arc::new(|update| println!("update for the bot: {} bytes", update.body.len())),
+        Arc::new(|update: &Delivery<'_>| {
+            println!("update for the bot: {} bytes", update.body.len())
+        }),
     );
 
     println!("listening on http://{}", server.local_addr());

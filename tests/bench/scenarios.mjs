@@ -53,6 +53,14 @@ export const SCENARIOS = {
     servers: [...GATEWAY, ...BASELINE].filter((name) => /firehose|stream/.test(name)),
     repeats: 3,
   },
+  G: {
+    // As many as 20,000 open files allow.
+    title: '19,000 users',
+    users: 19_000,
+    phases: ['connect', 'idle:3', 'rate:1000:8'],
+    servers: ['gateway shared'],
+    repeats: 1,
+  },
 };
 
 /** For everyday use: one short turn each. */
