@@ -49,18 +49,19 @@ pub struct LogPosition {
 /// nothing to flush.
 pub trait UpdateHandler: Send + Sync {
     /// Takes an update, which is acknowledged when this returns. Must not block: it hands off.
-    /// Returns whether [`Self::flush`] is to be called once no other update is there.
-    fn handle(&self, delivery: &Delivery<'_>) -> bool;
+    /// Returns how many sockets have it to send at [`Self::flush`], which is called if there are
+    /// any.
+    fn handle(&self, delivery: &Delivery<'_>) -> usize;
 
     /// The end of a turn: no other update is there now, or others get a turn. Called without
-    /// any wait in between. Must not block.
+    /// any wait after [`Self::handle`], and maybe more often. Must not block.
     fn flush(&self) {}
 }
 
 impl<F: Fn(&Delivery<'_>) + Send + Sync> UpdateHandler for F {
-    fn handle(&self, delivery: &Delivery<'_>) -> bool {
+    fn handle(&self, delivery: &Delivery<'_>) -> usize {
         self(delivery);
-        false
+        0
     }
 }
 

@@ -100,13 +100,13 @@ impl Broker for EmbeddedExchange {
         let (sender, mut receiver) = mpsc::channel::<Published>(QUEUE_LENGTH);
         self.consumers.spawn(async move {
             while let Some(published) = receiver.recv().await {
-                let must_flush = handler.handle(&Delivery {
+                let sockets = handler.handle(&Delivery {
                     body: &published.body,
                     routing_key: &published.routing_key,
                     published_at: Some(published.at),
                     position: None,
                 });
-                if must_flush {
+                if sockets > 0 {
                     handler.flush();
                 }
             }

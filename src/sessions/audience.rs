@@ -4,8 +4,8 @@
 //! [`admission`] decides what a joining session begins with, [`fan_out`] hands an update to
 //! all sockets and has them send it, [`catch_up`] hands one socket what waits for it, [`lag`] limits how far a
 //! socket may lag, [`gap`] finds the sockets that may have missed updates, [`quiet`] tells
-//! sockets that were sent nothing where they stand, and [`events`] are what an update turns
-//! into for a socket.
+//! sockets that were sent nothing where they stand, [`events`] are what an update turns
+//! into for a socket, and [`unsent`] what sockets took in a turn.
 //!
 //! Everything happens under one lock per user, so that each change (an update, a
 //! socket that goes live, one that takes over) is atomic for all of the user's
@@ -18,6 +18,7 @@ mod fan_out;
 mod gap;
 mod lag;
 mod quiet;
+mod unsent;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 
 #[cfg(test)]
 pub(super) use self::catch_up::Fed;
+use self::unsent::Unsent;
 use super::{
     counts::Counted,
     departures::Departure,
@@ -59,8 +61,8 @@ pub(super) struct Audience<P: Peer> {
 struct Roster<P: Peer> {
     members: Vec<Member<P>>,
     log: Log,
-    /// The last event that live sockets were handed, while they still have to send it.
-    unsent: Option<u64>,
+    /// What live sockets were handed in this turn.
+    unsent: Unsent,
     /// The run of updates that the log's newest belong to, see [`Subscribed::stretch`].
     stretch: u64,
     /// `None` without a member.
@@ -132,7 +134,7 @@ impl<P: Peer> Audience<P> {
                 // Most users have one session.
                 members: Vec::with_capacity(1),
                 log: Log::new(shared.kept.clone()),
-                unsent: None,
+                unsent: Unsent::default(),
                 stretch: 0,
                 counted: None,
                 noted: 0,
@@ -325,7 +327,8 @@ impl<P: Peer> Audience<P> {
             Status::Behind { seen, .. } => Some(seen),
             _ => None,
         };
-        let needed = roster.members.iter().filter_map(behind).min();
+        let behind = roster.members.iter().filter_map(behind);
+        let needed = behind.chain(roster.unsent.before()).min();
         roster.log.trim(self.shared.limits, wanted, needed);
     }
 

@@ -53,7 +53,7 @@ pub struct Hub<P: Peer> {
 struct Recipient<P: Peer>(Arc<Audience<P>>);
 
 impl<P: Peer> UpdateHandler for Recipient<P> {
-    fn handle(&self, delivery: &Delivery<'_>) -> bool {
+    fn handle(&self, delivery: &Delivery<'_>) -> usize {
         self.0.deliver(delivery)
     }
 

@@ -29,18 +29,18 @@ pub trait Peer: Clone + Send + Sync + 'static {
     /// socket took them, all or none. `encoded` is what peers have made of the same events so
     /// far, and empty at first.
     ///
-    /// What the socket took is sent by [`Self::flush`] at the latest.
+    /// What the socket took is sent by [`Self::flush`] at the latest, which must follow before
+    /// anything else is awaited.
     ///
     /// # Errors
     /// [`Closed`] if the socket has disconnected.
     fn emit(&self, events: &[Event<'_>], encoded: &mut Self::Encoded) -> Result<bool, Closed>;
 
-    /// Sends what the socket took. Returns whether all of that is sent; if not,
-    /// [`Self::takes_more`] tells when to try again.
+    /// Sends what the socket took.
     ///
     /// # Errors
     /// [`Closed`] if the socket has disconnected.
-    fn flush(&self) -> Result<bool, Closed>;
+    fn flush(&self) -> Result<Flushed, Closed>;
 
     /// Returns once the socket may send more, or has disconnected. A peer that takes one byte
     /// an hour counts as one that takes nothing.
@@ -61,6 +61,16 @@ pub struct Event<'a> {
     pub payload: &'a RawValue,
     /// The second argument, for clients that may resume.
     pub offset: Option<&'a str>,
+}
+
+/// What became of what a socket took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flushed {
+    /// All of it is sent.
+    All,
+    /// The socket sends no more now; [`Peer::takes_more`] tells when. So many of the latest calls
+    /// of [`Peer::emit`] count as not made. The rest that it keeps is of one call at most.
+    Undone(usize),
 }
 
 /// The socket has disconnected.

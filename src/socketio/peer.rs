@@ -20,7 +20,7 @@ use socketioxide::{TransportType, extract::SocketRef, socket::Sid};
 
 use self::polled::Polled;
 use crate::{
-    sessions::peer::{Closed, Event, Peer},
+    sessions::peer::{Closed, Event, Flushed, Peer},
     socketio::transport::{Connection, MARKER, PING_INTERVAL, PING_TIMEOUT, Transports},
 };
 
@@ -132,10 +132,12 @@ impl Peer for SocketPeer {
         connection.hold(self.0.session, encoded)
     }
 
-    fn flush(&self) -> Result<bool, Closed> {
+    fn flush(&self) -> Result<Flushed, Closed> {
         match self.direct()? {
             Some(connection) => connection.flush(self.0.session),
-            None => Ok(!self.is_full()),
+            // Socket.IO sends by itself.
+            None if self.is_full() => Ok(Flushed::Undone(0)),
+            None => Ok(Flushed::All),
         }
     }
 

@@ -21,6 +21,9 @@ const TURN_BYTES: usize = 64 * 1024;
 /// What a message costs besides its body, in bytes of a turn.
 const MESSAGE_BYTES: usize = 256;
 
+/// What each socket that it is handed to costs.
+const SOCKET_BYTES: usize = 4;
+
 /// A consumer's turn: the messages that are there, up to a limit. The handlers flush at its end.
 #[derive(Default)]
 pub(super) struct Turn {
@@ -33,12 +36,22 @@ impl Turn {
     /// Calls a handler. One that panics must neither end its user's subscription nor leave
     /// a gap that holds up all acknowledgements.
     pub(super) fn hand_off(&mut self, handler: &Handler, delivery: &Delivery<'_>) {
-        match catch_unwind(AssertUnwindSafe(|| handler.handle(delivery))) {
-            Ok(true) => self.unflushed.push(handler.clone()),
-            Ok(false) => {}
-            Err(_) => {
-                error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
-            }
+        let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(delivery)));
+        if handled.is_err() {
+            error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
+        }
+        // One that panicked may have something to flush as well.
+        let sockets = handled.unwrap_or(1);
+        self.bytes = self
+            .bytes
+            .saturating_add(sockets.saturating_mul(SOCKET_BYTES));
+        let is_noted = || {
+            self.unflushed
+                .last()
+                .is_some_and(|last| Arc::ptr_eq(last, handler))
+        };
+        if sockets > 0 && !is_noted() {
+            self.unflushed.push(handler.clone());
         }
     }
 

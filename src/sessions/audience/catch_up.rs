@@ -6,12 +6,12 @@
 
 use tokio::{task::yield_now, time::timeout};
 
-use super::{Audience, Roster, Status, events::Events};
+use super::{Audience, Roster, Status, events::Events, unsent::Unsent};
 use crate::{
     broker::{Delivery, history::Past},
     sessions::{
         log::{Entry, Log},
-        peer::{Closed, Peer},
+        peer::{Closed, Flushed, Peer},
     },
     update::Update,
 };
@@ -83,8 +83,8 @@ impl<P: Peer> Audience<P> {
             return Fed::Over;
         };
         // What the socket took earlier may still have to be sent.
-        let mut took = peer.flush();
-        let mut in_turn = 0;
+        let mut took = peer.flush().map(|flushed| flushed == Flushed::All);
+        let (mut in_turn, mut unsent) = (0, Unsent::default());
         let fed = loop {
             match took {
                 Ok(true) => {}
@@ -104,11 +104,12 @@ impl<P: Peer> Audience<P> {
             in_turn += bytes;
             let mut emit = |events: &Events<'_>| {
                 let with_offsets = member.recovery.is_some();
-                let seen_before = seen;
+                unsent.begin(events, seen);
                 let mut encoded = P::Encoded::default();
                 let emitted = events.emit(peer, &mut seen, with_offsets, &mut encoded);
-                for name in events.names(seen_before).filter(|_| emitted == Ok(true)) {
-                    self.shared.metrics.emitted(name, 1);
+                match emitted {
+                    Ok(true) => unsent.took(),
+                    Ok(false) | Err(Closed) => unsent.forget_newest(),
                 }
                 emitted
             };
@@ -126,10 +127,19 @@ impl<P: Peer> Audience<P> {
             }
         };
         let fed = match (fed, peer.flush()) {
-            (Fed::Live | Fed::Turn, Ok(false)) => Fed::Full,
+            (fed, Ok(Flushed::Undone(undone))) => {
+                if undone > 0 {
+                    seen = unsent.undo(undone);
+                }
+                match fed {
+                    Fed::Live | Fed::Turn => Fed::Full,
+                    fed => fed,
+                }
+            }
             (Fed::Live | Fed::Turn, Err(Closed)) => Fed::Over,
             (fed, _) => fed,
         };
+        unsent.sent(&self.shared.metrics);
         let now = self.shared.clock.now();
         member.status = match fed {
             Fed::Live => {

@@ -2,6 +2,7 @@
 //! all of the user's live sockets, which send it with the others of the same turn.
 
 use std::{
+    mem::take,
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
@@ -13,10 +14,10 @@ use crate::{
     broker::Delivery,
     observability::sampled::Sampled,
     sessions::{
-        peer::{Closed, Peer},
+        peer::{Closed, Flushed, Peer},
         repeated::Recent,
     },
-    update::{CHAT3_UPDATE, Rejection, Update},
+    update::{Rejection, Update},
 };
 
 /// Why an update that came before is not delivered, as the metric's label.
@@ -27,18 +28,18 @@ static REJECTED: Sampled = Sampled::new();
 
 impl<P: Peer> Audience<P> {
     /// Hands one update to all sockets, and keeps it. Called for one update at a time. Returns
-    /// whether [`Self::flush`] must follow, before whoever calls waits for anything.
+    /// how many sockets have it to send at [`Self::flush`].
     #[cfg_attr(feature = "otlp", tracing::instrument(level = "debug", name = "deliver", skip_all, fields(otel.kind = "consumer", user_id = %self.user.id, routing_key = delivery.routing_key)))]
     ///
     /// Where there is a history, it is locked: it is fed here, and must not be looked at.
-    pub(in crate::sessions) fn deliver(self: &Arc<Self>, delivery: &Delivery<'_>) -> bool {
+    pub(in crate::sessions) fn deliver(self: &Arc<Self>, delivery: &Delivery<'_>) -> usize {
         let metrics = &self.shared.metrics;
         metrics.updates_received.inc();
         let update = match self.accept(delivery) {
             Ok(update) => update,
             Err(rejection) => {
                 self.reject(delivery, rejection);
-                return false;
+                return 0;
             }
         };
         debug!(
@@ -50,7 +51,7 @@ impl<P: Peer> Audience<P> {
         let number = delivery.position.map(|position| position.number);
         if self.is_repeated(&update, number) {
             metrics.update_rejected(REPEATED);
-            return false;
+            return 0;
         }
         let envelope = self.shared.envelope;
         let rewritten = update.rewritten(envelope);
@@ -64,9 +65,13 @@ impl<P: Peer> Audience<P> {
         let now = self.shared.clock.now();
         let mut roster = self.roster();
         self.note_stretch(&mut roster);
-        let Roster { members, log, .. } = &mut *roster;
+        let Roster {
+            members,
+            log,
+            unsent,
+            ..
+        } = &mut *roster;
         let specialised = update.specialised_event_in(envelope);
-        let specialised_name = specialised.as_ref().map(|event| event.name);
         let shared = self.shared.common.as_ref().zip(delivery.position);
         let events = if let Some((common, position)) = shared {
             let mut members = members.iter();
@@ -78,6 +83,7 @@ impl<P: Peer> Audience<P> {
             let first = log.append(body, events, now);
             Events::of_log(log, first, &update, specialised)
         };
+        unsent.begin(&events, 0);
         let (mut handed_off, mut kept) = (0, false);
         // For the sockets without offsets, and for those with.
         let mut encoded = <[P::Encoded; 2]>::default();
@@ -99,10 +105,18 @@ impl<P: Peer> Audience<P> {
                     let with_offsets = member.recovery.is_some();
                     let encoded = &mut encoded[usize::from(with_offsets)];
                     match events.emit(peer, &mut 0, with_offsets, encoded) {
-                        Ok(true) => handed_off += 1,
+                        Ok(true) => {
+                            unsent.took();
+                            handed_off += 1;
+                        }
                         Ok(false) => {
                             kept = true;
-                            self.falls_behind(member, events.before());
+                            let undone = match peer.flush() {
+                                Ok(Flushed::Undone(undone)) => undone,
+                                Ok(Flushed::All) | Err(Closed) => 0,
+                            };
+                            let seen = unsent.undo_before_newest(undone);
+                            self.falls_behind(member, seen);
                         }
                         // It will report its disconnect.
                         Err(Closed) => kept |= with_offsets,
@@ -111,9 +125,11 @@ impl<P: Peer> Audience<P> {
                 }
             }
         }
-        let last = events.last();
-        self.trim(&mut roster, now);
-        let must_flush = handed_off > 0 && roster.unsent.replace(last).is_none();
+        if handed_off == 0 {
+            // No flush follows for this update alone.
+            unsent.forget_newest();
+            self.trim(&mut roster, now);
+        }
         drop(roster);
         if handed_off == 0 {
             match kept {
@@ -121,34 +137,31 @@ impl<P: Peer> Audience<P> {
                 // The last socket left while the update was on its way.
                 false => metrics.update_rejected("no_socket"),
             }
-            return must_flush;
+            return 0;
         }
         metrics.updates_delivered.inc();
-        metrics.emitted(CHAT3_UPDATE, handed_off);
-        if let Some(name) = specialised_name {
-            metrics.emitted(name, handed_off);
-        }
         if let Some(published_at) = delivery.published_at {
             // Clocks differ: an update from the future took no time.
             let latency = SystemTime::now().duration_since(published_at);
             metrics.latency(latency.unwrap_or_default());
         }
-        must_flush
+        handed_off
     }
 
     /// Has all sockets send what they were handed.
     pub(in crate::sessions) fn flush(self: &Arc<Self>) {
         let mut roster = self.roster();
-        let Some(last) = roster.unsent.take() else {
-            return;
-        };
+        let mut unsent = take(&mut roster.unsent);
         for member in &mut roster.members {
             if let Status::Live(peer) = &member.status
-                && peer.flush() == Ok(false)
+                && let Ok(Flushed::Undone(undone)) = peer.flush()
             {
-                self.falls_behind(member, last);
+                self.falls_behind(member, unsent.undo(undone));
             }
         }
+        self.trim(&mut roster, self.shared.clock.now());
+        drop(roster);
+        unsent.sent(&self.shared.metrics);
     }
 
     /// Decodes an update, and refuses one that is not this user's.

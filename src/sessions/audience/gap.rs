@@ -39,7 +39,8 @@ impl<P: Peer> Audience<P> {
             let peer = peer.clone();
             if self.shared.common.is_some() {
                 // What it were handed from now on, it could take to another instance, which
-                // does not know of the gap.
+                // does not know of the gap. What it took before is sent.
+                let _ = peer.flush();
                 member.status = Status::Cut;
             }
             self.resync(peer);

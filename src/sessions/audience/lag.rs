@@ -93,7 +93,8 @@ impl<P: Peer> Audience<P> {
         were_any
     }
 
-    /// Bytes of updates that wait for connected sockets which are behind.
+    /// Bytes of updates that wait for connected sockets which are behind. Not 0 while one still
+    /// has to send what it took.
     pub(in crate::sessions) fn waiting_bytes(&self) -> usize {
         let past = self.past();
         let roster = self.roster();
@@ -108,7 +109,7 @@ impl<P: Peer> Audience<P> {
         };
         let behind = roster.members.iter();
         let behind = behind.filter_map(|member| match member.status {
-            Status::Behind { seen, .. } => Some(waiting(seen)),
+            Status::Behind { seen, .. } => Some(waiting(seen).max(1)),
             _ => None,
         });
         behind.sum()

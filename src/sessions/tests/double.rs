@@ -12,11 +12,11 @@ use tokio::sync::Notify;
 
 use crate::{
     broker::{Activation, BroadcastHandler, Broker, Delivery, Handler, Subscribed},
-    sessions::peer::{Closed, Event, Peer},
+    sessions::peer::{Closed, Event, Flushed, Peer},
     user::{TenantId, User, UserId},
 };
 
-/// How many events a socket holds before it has to send some.
+/// How many updates a socket holds before it has to send some.
 const HELD: usize = 4;
 
 /// A socket that records what it is handed, and whose client takes what a test tells it
@@ -31,13 +31,15 @@ pub struct State {
     /// What was sent.
     pub emitted: Vec<Emitted>,
     /// What the socket took and has not sent yet.
-    held: VecDeque<Emitted>,
+    held: VecDeque<Vec<Emitted>>,
     /// How many events the client has taken.
     pub taken: usize,
     /// How many events that the client has not taken fit into the system's buffer.
     pub capacity: usize,
     /// Whether nothing is taken until [`Wire::open`].
     pub is_shut: bool,
+    /// Whether some of the first of that is sent.
+    is_begun: bool,
     /// How often something was sent.
     pub sends: usize,
     pub waits: bool,
@@ -65,10 +67,18 @@ impl State {
 
     /// Sends as much of what is held as fits; returns whether that is all.
     fn send(&mut self) -> bool {
-        let room = self.room().min(self.held.len());
-        self.sends += usize::from(room > 0);
-        self.emitted.extend(self.held.drain(..room));
-        self.held.is_empty() && !self.is_shut
+        self.sends += usize::from(self.room() > 0 && !self.held.is_empty());
+        while let Some(mut events) = self.held.pop_front() {
+            let room = self.room().min(events.len());
+            self.is_begun |= room > 0;
+            self.emitted.extend(events.drain(..room));
+            if !events.is_empty() {
+                self.held.push_front(events);
+                return false;
+            }
+            self.is_begun = false;
+        }
+        !self.is_shut
     }
 }
 
@@ -141,20 +151,25 @@ impl Peer for Wire {
         if state.is_shut || (state.held.len() >= HELD && !state.send()) {
             return Ok(false);
         }
-        state.held.extend(events.iter().map(|event| Emitted {
+        let events = events.iter().map(|event| Emitted {
             name: event.name,
             payload: event.payload.get().to_owned(),
             offset: event.offset.map(str::to_owned),
-        }));
+        });
+        state.held.push_back(events.collect());
         Ok(true)
     }
 
-    fn flush(&self) -> Result<bool, Closed> {
+    fn flush(&self) -> Result<Flushed, Closed> {
         let mut state = self.state();
-        match state.is_disconnected {
-            true => Err(Closed),
-            false => Ok(state.send()),
+        if state.is_disconnected {
+            return Err(Closed);
         }
+        if state.send() {
+            return Ok(Flushed::All);
+        }
+        let kept = usize::from(state.is_begun);
+        Ok(Flushed::Undone(state.held.drain(kept..).count()))
     }
 
     async fn takes_more(&self) {
@@ -223,13 +238,13 @@ impl Exchange {
         };
         let handler = handler.clone();
         drop(subscriptions);
-        let must_flush = handler.handle(&Delivery {
+        let sockets = handler.handle(&Delivery {
             body: &body.into(),
             routing_key: "",
             published_at: None,
             position: None,
         });
-        if must_flush {
+        if sockets > 0 {
             self.unflushed.lock().unwrap().push(handler);
         }
         true

@@ -289,8 +289,8 @@ impl Feed {
         let past =
             published.deliver(|delivery| self.history.push(offset, delivery, true, Instant::now()));
         for handler in handlers {
-            let must_flush = handler.handle(&past.newest().unwrap());
-            if must_flush {
+            let sockets = handler.handle(&past.newest().unwrap());
+            if sockets > 0 {
                 handler.flush();
             }
         }

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{connect_reply::ConnectReply, lock, outlet::Outlet};
-use crate::sessions::peer::Closed;
+use crate::sessions::peer::{Closed, Flushed};
 
 /// A handle to one TCP connection; clones are of the same connection.
 #[derive(Clone, Debug)]
@@ -104,16 +104,25 @@ impl Connection {
     pub fn hold(&self, session: u64, frames: &Bytes) -> Result<bool, Closed> {
         let hold = || self.0.outlet.hold(session, frames);
         match hold() {
-            Ok(false) if self.flush(session)? => self.or_close(hold()),
+            Ok(false) if self.write(session)? => self.or_close(hold()),
             held => self.or_close(held),
         }
     }
 
-    /// Writes what is held for a session. Returns whether all of it is written.
+    /// Writes what is held for a session. What the peer does not take is undone, but for the rest
+    /// of one call of [`Self::hold`].
     ///
     /// # Errors
     /// If the connection has ended.
-    pub fn flush(&self, session: u64) -> Result<bool, Closed> {
+    pub fn flush(&self, session: u64) -> Result<Flushed, Closed> {
+        Ok(match self.write(session)? {
+            true => Flushed::All,
+            false => Flushed::Undone(self.0.outlet.undo(session)),
+        })
+    }
+
+    /// Returns whether all that is held is written.
+    fn write(&self, session: u64) -> Result<bool, Closed> {
         let written = self.or_close(self.0.outlet.flush(session))?;
         self.note_write(written.is_all, written.bytes);
         Ok(written.is_all)

@@ -55,7 +55,7 @@ impl Outlet {
 
     /// The connection has ended, or is closed.
     pub(super) fn end(&self) {
-        lock(&self.state).tcp = None;
+        *lock(&self.state) = State::default();
         self.changed.notify_waiters();
     }
 
@@ -97,8 +97,16 @@ impl Outlet {
     pub(super) fn hold(&self, session: u64, frames: &Bytes) -> io::Result<bool> {
         let mut state = lock(&self.state);
         let State { tcp, writer } = &mut *state;
-        let _tcp = tcp.as_ref().ok_or(io::ErrorKind::ConnectionAborted)?;
-        writer.hold(session, frames)
+        match tcp {
+            Some(_) => writer.hold(session, frames),
+            None => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
+    /// Undoes the latest calls of [`Self::hold`] of which nothing was written; returns their
+    /// number.
+    pub(super) fn undo(&self, session: u64) -> usize {
+        lock(&self.state).writer.undo(session)
     }
 
     /// Writes the frames that are held for a session.

@@ -150,13 +150,19 @@ impl Registry {
         lock(&self.0).change_role(connection, role);
     }
 
-    /// The websocket carries the session from now on.
-    pub(super) fn upgrade(&self, connection: &Connection, sid: Sid) {
+    /// The websocket carries the session from now on. Returns `false`, and leaves it as it is,
+    /// if another one does.
+    pub(super) fn upgrade(&self, connection: &Connection, sid: Sid) -> bool {
         let mut tables = lock(&self.0);
+        let carrier = tables.upgraded.get(&sid).map(Connection::number);
+        if carrier.is_some_and(|carrier| carrier != connection.number()) {
+            return false;
+        }
         tables.change_role(connection, Role::Upgrade(sid));
         if tables.sockets.contains_key(&sid) {
             tables.capacity.remove(connection.number());
         }
+        true
     }
 
     /// The websocket that has taken over the session.

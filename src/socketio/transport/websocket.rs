@@ -214,10 +214,9 @@ async fn take_over(turn: Turn, connection: Connection, mut request: Request) {
         let release_poll = || transports.0.takeovers.release_poll(sid);
         let probe = takeover::probe(&mut stream, &mut unread, release_poll);
         let probe = timeout_at(end, probe).await;
-        if let Ok(Ok(())) = probe {
-            // From here on, the registry tells which session the connection carries.
-            let registry = &transports.0.registry;
-            registry.upgrade(&connection, sid);
+        // From here on, the registry tells which session the connection carries.
+        let registry = &transports.0.registry;
+        if matches!(probe, Ok(Ok(()))) && registry.upgrade(&connection, sid) {
             if let Some(reply) = registry.expected_reply(sid) {
                 connection.expect(reply);
             }
@@ -225,7 +224,7 @@ async fn take_over(turn: Turn, connection: Connection, mut request: Request) {
             let request = lean(request.map(drop));
             return transports.0.engine.serve(websocket, request);
         }
-        debug!(peer = %connection.peer(), ?probe, "an upgrade failed; its session goes on polling");
+        debug!(peer = %connection.peer(), ?probe, "an upgrade failed; its session goes on as it was");
         // The client may be gone.
         let _ = stream.write_all(CLOSE).await;
     }

@@ -98,10 +98,12 @@ impl Held {
         }
     }
 
-    /// Forgets what nothing was written of.
-    fn drop_whole(&mut self) {
+    /// Forgets the pieces that nothing was written of; returns their number.
+    fn drop_whole(&mut self) -> usize {
+        let pieces = self.pieces.len();
         self.pieces.truncate(usize::from(self.is_begun));
         self.bytes = self.pieces.iter().map(Bytes::len).sum();
+        pieces - self.pieces.len()
     }
 }
 
@@ -175,6 +177,15 @@ impl Writer {
         Next::Write(bytes.len())
     }
 
+    /// Undoes the latest calls of [`Self::hold`] of which nothing was written; returns their
+    /// number.
+    pub(super) fn undo(&mut self, session: u64) -> usize {
+        match self.way == Way::Direct(session) {
+            true => self.held.drop_whole(),
+            false => 0,
+        }
+    }
+
     /// Holds a session's whole frames, which the next [`Self::flush`] writes. Returns whether
     /// they are held: they are not where the session may not write, or as much is held as may be.
     ///
@@ -209,6 +220,7 @@ impl Writer {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         if !self.may_write(session) {
+            written.is_all = self.way == Way::Direct(session) && self.held.pieces.is_empty();
             return Ok(written);
         }
         while !self.held.pieces.is_empty() {
@@ -463,6 +475,8 @@ mod tests {
             let take_all = |slices: &[IoSlice<'_>]| wire.borrow_mut().take_all(slices);
             let mut writer = of_frames();
             let (mut theirs, mut pending) = (Vec::new(), Vec::new());
+            // The frames of each call that counts as made.
+            let mut taken = Vec::new();
             let (mut events, mut asked_at) = (Vec::new(), None);
             let write = |writer: &mut Writer, pending: &mut Vec<u8>| {
                 match writer.next(pending) {
@@ -490,6 +504,7 @@ mod tests {
                         if writer.hold(SESSION, &frames(&more)).unwrap() {
                             prop_assert!(held < MAX_HELD);
                             events.extend(more);
+                            taken.push(number);
                         }
                     }
                     Step::Flush => {
@@ -497,6 +512,12 @@ mod tests {
                         let written = writer.flush(SESSION, take_all).unwrap();
                         prop_assert!(!written.is_all || written.bytes == held);
                         prop_assert_eq!(written.bytes + writer.held.bytes, held);
+                        if !written.is_all {
+                            for _ in 0..writer.undo(SESSION) {
+                                events.truncate(events.len() - taken.pop().unwrap());
+                            }
+                            prop_assert!(writer.held.pieces.len() <= 1);
+                        }
                     }
                     Step::Ask => {
                         if writer.ask(SESSION) {

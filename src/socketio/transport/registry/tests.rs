@@ -15,13 +15,21 @@ fn opened(registry: &Registry, number: u64) -> Connection {
 }
 
 #[test]
-fn a_websocket_carries_its_session_until_it_ends_and_the_newest_one_counts() {
+fn a_websocket_carries_its_session_until_it_ends_and_no_other_takes_its_place() {
     let (registry, sid) = (registry(), Sid::new());
-    let (one, two) = (opened(&registry, 1), opened(&registry, 2));
-    registry.upgrade(&one, sid);
-    registry.upgrade(&two, sid);
-    registry.ended(&one);
+    let (one, two, three) = (
+        opened(&registry, 1),
+        opened(&registry, 2),
+        opened(&registry, 3),
+    );
     let carries = |registry: &Registry| registry.upgraded(sid).map(|it| it.number());
+    assert!(registry.upgrade(&one, sid) && registry.upgrade(&one, sid));
+    assert!(!registry.upgrade(&three, sid));
+    registry.ended(&three);
+    assert_eq!(carries(&registry), Some(1));
+    registry.ended(&one);
+    assert_eq!(carries(&registry), None);
+    registry.upgrade(&two, sid);
     assert_eq!(carries(&registry), Some(2));
     registry.change_role(&two, Role::Http);
     assert_eq!(carries(&registry), None);
@@ -114,7 +122,9 @@ fn connections_that_carry_a_socket_make_room_for_others_of_their_address() {
     let next = connection(5);
     assert!(matches!(registry.admit(&next), Admitted::Welcome));
     registry.begin_answer(5);
-    registry.upgrade(&next, sid);
+    let another = Sid::new();
+    registry.watch(another, 1, None);
+    registry.upgrade(&next, another);
     let last = connection(6);
     assert!(matches!(registry.admit(&last), Admitted::Welcome));
 }
