@@ -258,18 +258,7 @@ async fn whatever_happens_meanwhile_exactly_the_desired_users_end_up_subscribed(
         assert_eq!(service.is_user_subscribed(&user(&id)), is_desired, "{id}");
     }
     // Users of a stream stay subscribed while its reader is refused, or attaches again.
-    let publisher = Publisher::connect(&broker).await;
-    let one = desired.iter().next().expect("a user").clone();
-    let key = format!("user.{one}.x");
-    let deadline = Instant::now() + Duration::from_secs(120);
-    loop {
-        publisher.publish(&key, "early").await;
-        match timeout(Duration::from_millis(100), updates.recv()).await {
-            Ok(early) => break assert_eq!(early, Some((one, "early".to_owned()))),
-            Err(_) => assert!(Instant::now() < deadline, "nothing is read"),
-        }
-    }
-    drop(publisher);
+    an_update_arrives(&broker, desired.iter().next().unwrap(), &mut updates).await;
     let queues_are_consumed = || {
         let (mut queues, mut consumed) = (broker.queues(), broker.consumed_queues());
         queues.sort();
@@ -493,6 +482,23 @@ fn tagging(id: &str, updates: &UnboundedSender<(String, String)>) -> Handler {
         // The test may be over.
         let _ = updates.send((id.clone(), body));
     })
+}
+
+/// Publishes an update for a user until one arrives, whose body is "early".
+async fn an_update_arrives(
+    broker: &Broker,
+    id: &str,
+    updates: &mut UnboundedReceiver<(String, String)>,
+) {
+    let publisher = Publisher::connect(broker).await;
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        publisher.publish(&format!("user.{id}.x"), "early").await;
+        match timeout(Duration::from_millis(100), updates.recv()).await {
+            Ok(early) => return assert_eq!(early, Some((id.to_owned(), "early".to_owned()))),
+            Err(_) => assert!(Instant::now() < deadline, "nothing is read"),
+        }
+    }
 }
 
 /// Lets every second user come and go until `stop`; returns the users subscribed then.

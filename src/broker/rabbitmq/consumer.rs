@@ -36,12 +36,12 @@ impl Turn {
     /// Calls a handler. One that panics must neither end its user's subscription nor leave
     /// a gap that holds up all acknowledgements.
     pub(super) fn hand_off(&mut self, handler: &Handler, delivery: &Delivery<'_>) {
-        let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(delivery)));
-        if handled.is_err() {
+        let outcome = catch_unwind(AssertUnwindSafe(|| handler.handle(delivery)));
+        if outcome.is_err() {
             error!(routing_key = ?delivery.routing_key, "RabbitMQ update handler panicked");
         }
         // One that panicked may have something to flush as well.
-        let sockets = handled.unwrap_or(1);
+        let sockets = outcome.unwrap_or(1);
         self.bytes = self
             .bytes
             .saturating_add(sockets.saturating_mul(SOCKET_BYTES));

@@ -126,20 +126,7 @@ impl<P: Peer> Audience<P> {
                 Some(emitted) => took = emitted,
             }
         };
-        let fed = match (fed, peer.flush()) {
-            (fed, Ok(Flushed::Undone(undone))) => {
-                if undone > 0 {
-                    seen = unsent.undo(undone);
-                }
-                match fed {
-                    Fed::Live | Fed::Turn => Fed::Full,
-                    fed => fed,
-                }
-            }
-            (Fed::Live | Fed::Turn, Err(Closed)) => Fed::Over,
-            (fed, _) => fed,
-        };
-        unsent.sent(&self.shared.metrics);
+        let fed = self.send_fed(peer, fed, &mut seen, unsent);
         let now = self.shared.clock.now();
         member.status = match fed {
             Fed::Live => {
@@ -175,6 +162,26 @@ impl<P: Peer> Audience<P> {
             peer.more_waits(true);
         }
         self.trim(&mut roster, now);
+        fed
+    }
+
+    /// Has a socket send what it took in a step that got as far as `fed`; returns how far the
+    /// step got then, and moves `seen` back to the last event that is sent.
+    fn send_fed(&self, peer: &P, fed: Fed, seen: &mut u64, mut unsent: Unsent) -> Fed {
+        let fed = match (fed, peer.flush()) {
+            (fed, Ok(Flushed::Undone(undone))) => {
+                if undone > 0 {
+                    *seen = unsent.undo(undone);
+                }
+                match fed {
+                    Fed::Live | Fed::Turn => Fed::Full,
+                    fed => fed,
+                }
+            }
+            (Fed::Live | Fed::Turn, Err(Closed)) => Fed::Over,
+            (fed, _) => fed,
+        };
+        unsent.sent(&self.shared.metrics);
         fed
     }
 

@@ -7,6 +7,7 @@ use std::{
     time::SystemTime,
 };
 
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{Audience, Roster, Status, events::Events};
@@ -29,9 +30,9 @@ static REJECTED: Sampled = Sampled::new();
 impl<P: Peer> Audience<P> {
     /// Hands one update to all sockets, and keeps it. Called for one update at a time. Returns
     /// how many sockets have it to send at [`Self::flush`].
-    #[cfg_attr(feature = "otlp", tracing::instrument(level = "debug", name = "deliver", skip_all, fields(otel.kind = "consumer", user_id = %self.user.id, routing_key = delivery.routing_key)))]
     ///
     /// Where there is a history, it is locked: it is fed here, and must not be looked at.
+    #[cfg_attr(feature = "otlp", tracing::instrument(level = "debug", name = "deliver", skip_all, fields(otel.kind = "consumer", user_id = %self.user.id, routing_key = delivery.routing_key)))]
     pub(in crate::sessions) fn deliver(self: &Arc<Self>, delivery: &Delivery<'_>) -> usize {
         let metrics = &self.shared.metrics;
         metrics.updates_received.inc();
@@ -65,12 +66,7 @@ impl<P: Peer> Audience<P> {
         let now = self.shared.clock.now();
         let mut roster = self.roster();
         self.note_stretch(&mut roster);
-        let Roster {
-            members,
-            log,
-            unsent,
-            ..
-        } = &mut *roster;
+        let Roster { members, log, .. } = &mut *roster;
         let specialised = update.specialised_event_in(envelope);
         let shared = self.shared.common.as_ref().zip(delivery.position);
         let events = if let Some((common, position)) = shared {
@@ -83,7 +79,40 @@ impl<P: Peer> Audience<P> {
             let first = log.append(body, events, now);
             Events::of_log(log, first, &update, specialised)
         };
-        unsent.begin(&events, 0);
+        let (handed_off, kept) = self.hand_out(&mut roster, &events, now);
+        drop(roster);
+        if handed_off == 0 {
+            match kept {
+                true => _ = metrics.updates_kept.inc(),
+                // The last socket left while the update was on its way.
+                false => metrics.update_rejected("no_socket"),
+            }
+            return 0;
+        }
+        metrics.updates_delivered.inc();
+        if let Some(published_at) = delivery.published_at {
+            // Clocks differ: an update from the future took no time.
+            let latency = SystemTime::now().duration_since(published_at);
+            metrics.latency(latency.unwrap_or_default());
+        }
+        handed_off
+    }
+
+    /// Hands an update's events to all live sockets. Returns how many took them, and whether
+    /// somebody else may still get them.
+    fn hand_out(
+        self: &Arc<Self>,
+        roster: &mut Roster<P>,
+        events: &Events<'_>,
+        now: Instant,
+    ) -> (usize, bool) {
+        let Roster {
+            members,
+            log,
+            unsent,
+            ..
+        } = roster;
+        unsent.begin(events, 0);
         let (mut handed_off, mut kept) = (0, false);
         // For the sockets without offsets, and for those with.
         let mut encoded = <[P::Encoded; 2]>::default();
@@ -128,24 +157,9 @@ impl<P: Peer> Audience<P> {
         if handed_off == 0 {
             // No flush follows for this update alone.
             unsent.forget_newest();
-            self.trim(&mut roster, now);
+            self.trim(roster, now);
         }
-        drop(roster);
-        if handed_off == 0 {
-            match kept {
-                true => _ = metrics.updates_kept.inc(),
-                // The last socket left while the update was on its way.
-                false => metrics.update_rejected("no_socket"),
-            }
-            return 0;
-        }
-        metrics.updates_delivered.inc();
-        if let Some(published_at) = delivery.published_at {
-            // Clocks differ: an update from the future took no time.
-            let latency = SystemTime::now().duration_since(published_at);
-            metrics.latency(latency.unwrap_or_default());
-        }
-        handed_off
+        (handed_off, kept)
     }
 
     /// Has all sockets send what they were handed.

@@ -105,7 +105,7 @@ impl Connection {
         let hold = || self.0.outlet.hold(session, frames);
         match hold() {
             Ok(false) if self.write(session)? => self.or_close(hold()),
-            held => self.or_close(held),
+            outcome => self.or_close(outcome),
         }
     }
 
