@@ -46,7 +46,7 @@ async fn serve() -> anyhow::Result<()> {
     server.broker().subscribe_user(
         &bot,
         Arc::new(|update: &Delivery<'_>| {
-            println!("update for the bot: {} bytes", update.body.len())
+            println!("update for the bot: {} bytes", update.body.len());
         }),
     );
 
