@@ -275,17 +275,7 @@ async fn whatever_happens_meanwhile_exactly_the_desired_users_end_up_subscribed(
     for id in user_ids() {
         publisher.publish(&format!("user.{id}.x"), &id).await;
     }
-    let mut received = HashSet::new();
-    while received.len() < desired.len() {
-        let update = timeout(DEADLINE, updates.recv()).await;
-        let (id, body) = update.expect("an update in time").unwrap();
-        if body == "early" {
-            continue;
-        }
-        assert_eq!(id, body);
-        assert!(received.insert(id));
-    }
-    assert_eq!(received, desired);
+    assert_eq!(received(&mut updates, desired.len()).await, desired);
     service.close().await;
     let left = || broker.queues().len() == queues_left();
     until("no queues of its own", left).await;
@@ -499,6 +489,23 @@ async fn an_update_arrives(
             Err(_) => assert!(Instant::now() < deadline, "nothing is read"),
         }
     }
+}
+
+/// The users that an update of their own arrives for, once each, until there are so many.
+async fn received(
+    updates: &mut UnboundedReceiver<(String, String)>,
+    users: usize,
+) -> HashSet<String> {
+    let mut received = HashSet::new();
+    while received.len() < users {
+        let update = timeout(DEADLINE, updates.recv()).await;
+        let (id, body) = update.expect("an update in time").unwrap();
+        if body != "early" {
+            assert_eq!(id, body);
+            assert!(received.insert(id));
+        }
+    }
+    received
 }
 
 /// Lets every second user come and go until `stop`; returns the users subscribed then.
