@@ -474,7 +474,7 @@ fn tagging(id: &str, updates: &UnboundedSender<(String, String)>) -> Handler {
     })
 }
 
-/// Publishes an update for a user until one arrives, whose body is "early".
+/// Publishes the update "early" to a user, again and again, until it arrives.
 async fn an_update_arrives(
     broker: &Broker,
     id: &str,
@@ -491,7 +491,7 @@ async fn an_update_arrives(
     }
 }
 
-/// The users that an update of their own arrives for, once each, until there are so many.
+/// Waits until this number of users has received an update, each of them their own, and once.
 async fn received(
     updates: &mut UnboundedReceiver<(String, String)>,
     users: usize,

@@ -1,11 +1,12 @@
 //! One user's sessions: who has a socket, who is away, who takes over from whom, and
 //! how long the log keeps what they may come back for.
 //!
-//! [`admission`] decides what a joining session begins with, [`fan_out`] hands an update to
-//! all sockets and has them send it, [`catch_up`] hands one socket what waits for it, [`lag`] limits how far a
-//! socket may lag, [`gap`] finds the sockets that may have missed updates, [`quiet`] tells
-//! sockets that were sent nothing where they stand, [`events`] are what an update turns
-//! into for a socket, and [`unsent`] what sockets took in a turn.
+//! [`admission`] decides what a joining session begins with, [`fan_out`] hands an update
+//! to all sockets and has them send it, [`catch_up`] hands one socket what waits for it,
+//! [`lag`] limits how far a socket may lag, [`gap`] finds the sockets that may have
+//! missed updates, [`quiet`] tells sockets that were sent nothing where they stand,
+//! [`events`] are what an update turns into for a socket, and [`unsent`] is what sockets
+//! took in a turn and have not sent yet.
 //!
 //! Everything happens under one lock per user, so that each change (an update, a
 //! socket that goes live, one that takes over) is atomic for all of the user's

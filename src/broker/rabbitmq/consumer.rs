@@ -1,5 +1,5 @@
-//! The consumer of a queue: takes messages from amqprs, calls the handlers, and settles. What
-//! is there at once is one turn, at whose end the handlers send.
+//! The consumer of a queue: takes messages from amqprs, calls the handlers, and settles. The
+//! messages that are there together form a turn, and the handlers send when the turn ends.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
