@@ -57,10 +57,7 @@ const MISCONFIGURED: u8 = 78;
 
 /// Whether only other settings can help. A port that is taken may be free at the next start.
 fn concerns_settings(error: &anyhow::Error) -> bool {
-    matches!(
-        error.downcast_ref(),
-        Some(BindError::Keys(_) | BindError::ControlExchange)
-    )
+    !matches!(error.downcast_ref(), None | Some(BindError::Listen { .. }))
 }
 
 /// A core dump would hold keys, passwords and tokens. A process that is not dumpable

@@ -84,7 +84,7 @@ const TEXTS: [&str; 7] = [
 
 /// Names in capitals that these texts use and that are no settings; a final `*` stands
 /// for any rest.
-const FOREIGN: [&str; 33] = [
+const FOREIGN: [&str; 34] = [
     // Variables that others read: Cargo, OpenTelemetry, the images of the Compose files,
     // Vite, this project's tests.
     "ABSENT_USERS",
@@ -93,6 +93,7 @@ const FOREIGN: [&str; 33] = [
     "DOCKER_HOST",
     "FLEET_*",
     "FLOOD_REFUSALS",
+    "GATEWAY_BASELINE",
     "GATEWAY_BIN",
     "GF_*",
     "JITTER_SECONDS",

@@ -33,7 +33,7 @@ const keys = path.join(temporaryFolder(), 'keys.json');
 const jwk = { ...generateKeyPairSync('ed25519').publicKey.export({ format: 'jwk' }), kid: 'a' };
 writeFileSync(keys, JSON.stringify({ keys: [jwk] }));
 const env = {
-  RABBITMQ_TOPOLOGY: 'stream', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control', ADMIN_TOKEN: 'an-admin-token-of-thirty-two-bytes', RESYNC_ON_GAP: 'true',
+  RABBITMQ_TOPOLOGY: 'stream', RABBITMQ_CONTROL_EXCHANGE: 'chat3_gateway_control', ADMIN_TOKEN: 'an-admin-token-of-thirty-two-bytes', RESYNC_ON_GAP: 'true', PRESENCE_EXCHANGE: 'chat3_presence',
   JWT_JWKS: keys, JWT_JWKS_REFRESH: '10s', MAX_EVENTS_PER_SECOND: '5', RUST_LOG: 'warn,chat3_gateway=info',
 };
 const gateways = [await Gateway.start(broker, { env }), await Gateway.start(broker, { env })];

@@ -89,6 +89,12 @@ impl History {
         self.ring().bounds
     }
 
+    /// How many bytes may be added until something is dropped.
+    pub(crate) fn room(&self) -> usize {
+        let ring = self.ring();
+        ring.bounds.bytes.saturating_sub(ring.bytes())
+    }
+
     /// What is kept now.
     pub fn look(&self) -> Past<'_> {
         Past {
@@ -208,6 +214,12 @@ impl History {
     }
 }
 
+fn are_same(one: &Delivery<'_>, other: &Delivery<'_>) -> bool {
+    one.body == other.body
+        && one.routing_key == other.routing_key
+        && one.published_at == other.published_at
+}
+
 impl Past<'_> {
     /// The newest entry.
     pub fn newest(&self) -> Option<Delivery<'_>> {
@@ -216,12 +228,12 @@ impl Past<'_> {
 
     /// Whether the newest entry is this one.
     pub(crate) fn newest_is(&self, other: &Delivery<'_>) -> bool {
-        let is_it = |newest: Delivery<'_>| {
-            newest.body == other.body
-                && newest.routing_key == other.routing_key
-                && newest.published_at == other.published_at
-        };
-        self.newest().is_some_and(is_it)
+        self.newest().is_some_and(|newest| are_same(&newest, other))
+    }
+
+    /// Whether the entry at an offset, if it is kept, is this one.
+    pub(crate) fn may_have_at(&self, offset: u64, other: &Delivery<'_>) -> bool {
+        self.at(offset).is_none_or(|entry| are_same(&entry, other))
     }
 
     /// The number of the newest entry there ever was; 0 if there was none.

@@ -10,7 +10,7 @@ use super::{
     parse::{
         parse_delay, parse_grace, parse_heartbeat, parse_instance_name, parse_kept,
         parse_optional_short_name, parse_optional_stream_name, parse_presence_exchange,
-        parse_short_name, parse_window, text,
+        parse_short_name, parse_stream_name, parse_window, text,
     },
 };
 
@@ -52,7 +52,7 @@ pub struct RabbitMqConfig {
     /// Name of the stream in the stream topology; declared by the gateway
     #[cfg_attr(feature = "cli", arg(long = "rabbitmq-stream", env = "RABBITMQ_STREAM",
         value_name = "NAME", default_value_t = Self::default().stream,
-        value_parser = parse_short_name, help_heading = RABBITMQ))]
+        value_parser = parse_stream_name, help_heading = RABBITMQ))]
     pub stream: String,
     /// Shortest time that RabbitMQ keeps updates in the stream; without it, 1h, or twice
     /// the recovery window if that is longer

@@ -129,7 +129,7 @@ impl Metrics {
             presence_keeper: r.metric("presence_keeper", "1 while this instance keeps who is online for the fleet, and publishes it"),
             presence_users: r.metric("presence_users", "Users online in the fleet, as published; 0 at instances that do not keep it"),
             presence_events: r.metric("presence_events", "Presence events published and confirmed, by event: online or offline"),
-            presence_unconfirmed: r.metric("presence_unconfirmed", "Presence events that RabbitMQ did not confirm; they are published again"),
+            presence_unconfirmed: r.metric("presence_unconfirmed", "Presence events that RabbitMQ did not confirm: a queue that is bound to their exchange is full or down"),
             bindings_dead: r.metric("rabbitmq_bindings_dead", "1 while updates of users online are published with keys that no binding matches"),
             silence_looks: r.metric("rabbitmq_silence_looks", "Looks at what is published, since no update came, by what they found"),
             broker_reconnects: r.metric("rabbitmq_reconnects", "RabbitMQ connections established after the first"),

@@ -47,6 +47,8 @@ export function gatewayEnvironment({ broker, port, topology }) {
     MAX_CONNECTS_PER_SECOND: '0',
     MAX_CONNECTIONS_PER_ADDRESS: '0',
     MAX_SOCKETS_PER_USER: '0',
+    // The other servers leave their sockets as they are, too.
+    ...(topology === 'stream' ? {} : { RESYNC_ON_GAP: 'false' }),
   };
 }
 

@@ -15,7 +15,7 @@ const STREAM = 'chat3-gateway.updates';
 
 /** Time that a phase may take beyond its own seconds. */
 const SLACK_MS = 60_000;
-const SLACK_PER_SOCKET_MS = 12;
+const SLACK_PER_SOCKET_MS = 40;
 
 /** Puts `name` through `scenario`: `{ users, socketsPerUser, phases }`. */
 export async function turn(name, scenario, broker) {

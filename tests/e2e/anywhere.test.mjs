@@ -348,22 +348,64 @@ test('a message that nobody can read is stepped over while reading back', async 
   await exactlyOnce(tabs, publisher);
 });
 
+/** The period that attempts to read back are counted in. */
+const periodNow = () => Math.floor(Date.now() / 120_000);
+
 test('an instance whose predecessors ended while they read back does not read', async () => {
   const env = { INSTANCE_NAME: 'doomed' };
   const first = await start(env);
   await first.logged(/RabbitMQ stream read back/);
-  const left = async () => (await broker.queues()).map(({ name }) => name).filter((name) => name.includes('.reading.doomed'));
+  const left = async () => (await broker.queues()).map(({ name }) => name).filter((name) => name.startsWith('chat3-gateway.reading.'));
   await until('no trace of it', async () => (await left()).length === 0);
   const connection = await amqplib.connect(broker.url);
   after(() => connection.close().catch(() => {}));
   const channel = await connection.createChannel();
+  const period = periodNow();
   for (const number of [0, 1, 2]) {
-    await channel.assertQueue(`${STREAM}.reading.doomed.${number}`, { durable: true, arguments: { 'x-expires': 600_000 } });
+    await channel.assertQueue(`chat3-gateway.reading.${STREAM}.doomed.${period}.${number}`, { durable: true, arguments: { 'x-expires': 600_000 } });
   }
   const second = await start(env);
   await second.logged(/stream not read back: the last instances here ended while they read/, 30_000);
   assert.equal((await second.json('/ready')).history.state, 'read');
-  for (const number of [0, 1, 2]) await channel.deleteQueue(`${STREAM}.reading.doomed.${number}`);
+  for (const number of [0, 1, 2]) await channel.deleteQueue(`chat3-gateway.reading.${STREAM}.doomed.${period}.${number}`);
+});
+
+test('an instance that survives reading back leaves no trace of it, though it lost RabbitMQ or was stopped meanwhile', async () => {
+  const publisher = await Publisher.connect(broker);
+  const channel = await publisher.connection.createConfirmChannel();
+  const stream = 'chat3-gateway.long';
+  await channel.assertQueue(stream, { durable: true, arguments: { 'x-queue-type': 'stream' } });
+  // Reading them back takes some seconds.
+  const content = Buffer.from(JSON.stringify(anUpdate('usr_nobody')));
+  for (let i = 0; i < 40_000; i += 1) channel.sendToQueue(stream, content);
+  await channel.waitForConfirms();
+  const exists = async (queue) => {
+    const asking = await publisher.connection.createChannel();
+    asking.on('error', () => {});
+    return asking.checkQueue(queue).then(() => asking.close()).then(() => true, () => false);
+  };
+  const isReading = async () => {
+    const names = [0, 1].map((earlier) => `chat3-gateway.reading.${stream}.survivor.${periodNow() - earlier}.0`);
+    return (await exists(names[0])) || exists(names[1]);
+  };
+  const network = await Network.to({ url: `http://127.0.0.1:${broker.port}` });
+  const port = new URL(network.url).port;
+  const env = { RABBITMQ_STREAM: stream, INSTANCE_NAME: 'survivor', RABBITMQ_URL: broker.url.replace(`:${broker.port}`, `:${port}`) };
+  const first = await start(env);
+  await until('it reads', isReading);
+  network.cut();
+  await first.logged(/RabbitMQ stream not read back/);
+  assert.ok(await isReading());
+  network.restore();
+  await until('its trace is gone', async () => !(await isReading()), 20_000);
+  await first.terminate();
+
+  const second = await start(env);
+  await until('it reads', isReading);
+  assert.equal((await second.json('/ready')).history.state, 'reading');
+  await second.terminate();
+  assert.equal(await isReading(), false);
+  await channel.deleteQueue(stream);
 });
 
 test('who came before an instance had a place in the stream is told to fetch, whatever came since', async () => {

@@ -66,6 +66,10 @@ test('the exit code tells settings that are wrong from what another start may fi
     [['serve'], { PORT: 'none' }, 78],
     [['serve'], { JWT_SECRET: '' }, 78],
     [['dev'], { JWT_PUBLIC_KEY_FILE: '/nowhere.pem' }, 78],
+    [['serve'], { RECOVERY_SECRET: 'short' }, 78],
+    [['serve'], { PRESENCE_EXCHANGE: 'chat3_updates' }, 78],
+    [['serve'], { RABBITMQ_CONTROL_EXCHANGE: 'chat3_updates' }, 78],
+    [['serve'], { RABBITMQ_TOPOLOGY: 'stream', RABBITMQ_CONTROL_EXCHANGE: 'control', RABBITMQ_CONTROL_STREAM: 'chat3-gateway.updates' }, 78],
     [['serve', '--colour'], {}, 78],
     [['serve'], { HOST: 'nowhere.invalid' }, 1],
     // Docker knows no others.

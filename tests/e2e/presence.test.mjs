@@ -8,6 +8,7 @@ import { before, test } from 'node:test';
 import amqplib from 'amqplib';
 
 import { Broker, Gateway, Network, Publisher, Tab, runGateway, testsFolder, token, until } from './harness.mjs';
+import { Poisoner, UNREADABLE } from './poison.mjs';
 
 const GRACE_MS = 1500;
 
@@ -300,6 +301,63 @@ test('what an operator deletes at RabbitMQ is made again, and nobody is told any
   tab.close();
   await consumer.endsWith('usr_stays', false);
   await connection.close();
+  await consumer.close();
+});
+
+test('in a fleet where nothing else happens, another instance takes over from a keeper that is killed', async () => {
+  const env = fleet();
+  const consumer = await Consumer.of(env);
+  const gateways = [await start(env), await start(env)];
+  await until('a keeper', async () => (await gateways[0].metric('presence_keeper')) === 1);
+  const tab = await open(gateways[0], 'usr_night');
+  await consumer.tells('usr_night', [true]);
+  await gateways[0].kill();
+  tab.close();
+  await consumer.endsWith('usr_night', false);
+  assert.equal(await gateways[1].metric('presence_keeper'), 1);
+  await consumer.close();
+});
+
+test("a consumer's queue that takes no more keeps no event from the others", async () => {
+  const env = fleet();
+  const consumer = await Consumer.of(env);
+  const gateway = await start(env);
+  const connection = await amqplib.connect(broker.url);
+  const channel = await connection.createChannel();
+  await channel.assertQueue('full', { arguments: { 'x-max-length': 1, 'x-overflow': 'reject-publish' } });
+  await channel.bindQueue('full', env.PRESENCE_EXCHANGE, 'presence.#');
+  const ids = ['usr_f1', 'usr_f2', 'usr_f3', 'usr_f4'];
+  for (const userId of ids) {
+    const tab = await open(gateway, userId);
+    await consumer.tells(userId, [true]);
+    tab.close();
+  }
+  for (const userId of ids) await consumer.tells(userId, [true, false]);
+  await gateway.logged(/RabbitMQ presence events not confirmed/);
+  assert.ok((await gateway.metric('presence_unconfirmed_total')) >= 4);
+  assert.doesNotMatch(gateway.logs, /connection for presence not made, or lost/);
+  await channel.deleteQueue('full');
+  await connection.close();
+  await consumer.close();
+});
+
+test('a message in the ledger that cannot be read is taken out, and all else is kept', async () => {
+  const env = fleet();
+  const consumer = await Consumer.of(env);
+  const first = await start(env);
+  const tab = await open(first, 'usr_before');
+  await consumer.tells('usr_before', [true]);
+  const poisoner = await Poisoner.connect(broker);
+  await poisoner.publishTo(`chat3-gateway.presence.${env.PRESENCE_EXCHANGE}`, 'ledger', UNREADABLE['a message id that is not UTF-8']);
+  await poisoner.close();
+  await first.kill();
+  tab.close();
+  const second = await Gateway.start(broker, { env });
+  await second.logged(/a page that the AMQP library cannot read is taken out/, 60_000);
+  await consumer.endsWith('usr_before', false, 60_000);
+  const later = await open(second, 'usr_later');
+  await consumer.tells('usr_later', [true]);
+  later.close();
   await consumer.close();
 });
 

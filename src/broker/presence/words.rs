@@ -39,6 +39,21 @@ pub enum ToKeeper {
         number: u64,
         users: Vec<Whom>,
     },
+    /// A sign of life.
+    Hello {
+        from: String,
+    },
+}
+
+impl ToKeeper {
+    /// The instance that says it.
+    pub fn from(&self) -> &str {
+        match self {
+            Self::Report(Report { from, .. })
+            | Self::Question { from, .. }
+            | Self::Hello { from } => from,
+        }
+    }
 }
 
 /// Who is at an instance, or what changed there.
@@ -297,7 +312,7 @@ mod tests {
         );
         match serde_json::from_str(&text).unwrap() {
             ToKeeper::Report(read) => assert_eq!(read, report),
-            ToKeeper::Question { .. } => panic!("it is a report"),
+            _ => panic!("it is a report"),
         }
         assert!(serde_json::from_str::<ToKeeper>(&text.replace(r#""a""#, r##""#""##)).is_err());
         assert!(serde_json::from_str::<ToKeeper>(&text.replace("report", "song")).is_err());

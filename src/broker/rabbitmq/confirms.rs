@@ -81,6 +81,13 @@ impl Confirms {
         }
     }
 
+    /// Waits for no answer any more, of any message so far.
+    pub(super) fn forget(&self) {
+        let mut state = self.state();
+        state.open = BTreeSet::new();
+        state.batch = Outcome::default();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,6 +124,13 @@ mod tests {
         // The next batch begins anew.
         confirms.publishing();
         confirms.answered((7, true), true);
+        assert_eq!(confirms.outcome().await.refused, 0);
+        // Answers to what was forgotten mean nothing.
+        confirms.publishing();
+        confirms.forget();
+        confirms.publishing();
+        confirms.answered((8, false), false);
+        confirms.answered((9, false), true);
         assert_eq!(confirms.outcome().await.refused, 0);
     }
 }

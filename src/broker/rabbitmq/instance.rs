@@ -10,6 +10,14 @@ pub(crate) fn instance_id(config: &RabbitMqConfig) -> String {
     format!("{name}-{:08x}", rand::random::<u32>())
 }
 
+/// Whether this can be the [`instance_id`] of a process.
+pub(super) fn is_instance_id(text: &str) -> bool {
+    let digits = text.rsplit_once('-').map(|(_, digits)| digits);
+    let are_random =
+        |digits: &str| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    text.len() <= 80 && digits.is_some_and(are_random)
+}
+
 /// The configured name, or else the host's: the same for a process and its successor.
 pub(super) fn instance_name(config: &RabbitMqConfig) -> String {
     match config.instance_name.as_str() {
@@ -49,7 +57,17 @@ mod tests {
             ..RabbitMqConfig::default()
         };
         let (one, other) = (instance_id(&config), instance_id(&config));
-        assert!(one.starts_with("gw-"), "{one}");
+        assert!(one.starts_with("gw-") && is_instance_id(&one), "{one}");
+        for other in [
+            "",
+            "keeper",
+            "ledger",
+            "all",
+            "gw-1234567",
+            &"h".repeat(250),
+        ] {
+            assert!(!is_instance_id(other), "{other}");
+        }
         assert_ne!(one, other);
     }
 }

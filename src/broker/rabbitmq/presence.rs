@@ -21,7 +21,10 @@ mod names;
 mod wire;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -45,6 +48,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Questions that wait to be sent.
 const MOST_WAITING: usize = 64;
 
+/// After so long without a word from the other side, although each sends one every few seconds,
+/// the keeper or an instance gives up its connection: RabbitMQ may have given what it consumes to
+/// somebody else, or have lost it.
+const SILENCE: Duration = Duration::from_secs(20);
+
 /// The longest pause before a new connection while RabbitMQ is away: its users are offline to the
 /// fleet until then, unless the grace is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -56,6 +64,8 @@ pub(super) struct Presence {
     /// Until the task takes it.
     asked: Mutex<Option<mpsc::Receiver<Question>>>,
     is_connected: AtomicBool,
+    /// The page of the ledger that was being read when the connection was lost; 0 for none.
+    unreadable: AtomicUsize,
 }
 
 /// A question to the keeper.
@@ -72,6 +82,7 @@ impl Default for Presence {
             questions,
             asked: Mutex::new(Some(asked)),
             is_connected: AtomicBool::new(false),
+            unreadable: AtomicUsize::new(0),
         }
     }
 }
@@ -216,7 +227,7 @@ async fn connected(
         info!("RabbitMQ connection for presence made");
         tokio::select! {
             error = member.run(messages, asked) => error,
-            error = keeper::run(shared, names, keeper, reader) => error,
+            error = keeper::run(shared, names, keeper, reader, &presence.unreadable) => error,
         }
     };
     let error = tokio::select! {
@@ -224,5 +235,9 @@ async fn connected(
         () = wire.lost() => wire.loss(),
         Some(tag) = wire.cancelled.recv() => LinkError::Amqp(format!("{tag} was deleted")),
     };
-    Some(error)
+    let unreadable = wire.unreadable();
+    if unreadable.is_none() {
+        presence.unreadable.store(0, Ordering::Relaxed);
+    }
+    Some(unreadable.unwrap_or(error))
 }

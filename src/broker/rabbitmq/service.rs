@@ -114,6 +114,9 @@ impl RabbitMqService {
         self.stop_consuming().await;
         self.shared.close.cancel();
         self.orders.close().await;
+        if let Some(reader) = &self.reader {
+            reader.close().await;
+        }
         let supervisor = {
             let mut supervisor = self
                 .supervisor

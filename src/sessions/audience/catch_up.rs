@@ -19,6 +19,9 @@ use crate::{
 /// Bytes of updates that a socket which catches up is handed in one hold of the user's lock.
 const TURN_BYTES: usize = 64 * 1024;
 
+/// What an update costs besides its body, in bytes: also one that is not sent.
+const UPDATE_BYTES: usize = 256;
+
 /// What waits for a socket.
 enum Waiting<'a> {
     Nothing,
@@ -101,7 +104,7 @@ impl<P: Peer> Audience<P> {
             if in_turn > TURN_BYTES {
                 break Fed::Turn;
             }
-            in_turn += bytes;
+            in_turn += bytes + UPDATE_BYTES;
             let mut emit = |events: &Events<'_>| {
                 let with_offsets = member.recovery.is_some();
                 unsent.begin(events, seen);

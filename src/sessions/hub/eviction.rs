@@ -5,6 +5,7 @@ use std::{sync::Weak, time::Duration};
 
 use tokio::{
     select,
+    task::yield_now,
     time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::warn;
@@ -21,6 +22,12 @@ const EVICTION_PAUSE: Duration = Duration::from_millis(100);
 /// A socket for which more bytes of updates wait is far behind, and the first to be
 /// closed where memory is short: more than a burst, and than most replays.
 const FAR_BEHIND_BYTES: usize = 1024 * 1024;
+
+/// Users who are looked after in one step.
+const AT_ONCE: usize = 64;
+
+/// However little of the past there is memory for, quiet sockets are not told more often.
+const LEAST_QUIET: Duration = Duration::from_secs(2);
 
 /// Lines about evictions.
 static EVICTED: Sampled = Sampled::new();
@@ -43,7 +50,9 @@ pub(super) async fn run<P: Peer>(hub: Weak<Hub<P>>) {
         };
         let Some(hub) = hub.upgrade() else { return };
         if is_tick {
-            hub.expire();
+            for () in hub.expire() {
+                yield_now().await;
+            }
         }
         hub.evict();
         drop(hub);
@@ -54,8 +63,9 @@ pub(super) async fn run<P: Peer>(hub: Weak<Hub<P>>) {
 }
 
 impl<P: Peer> Hub<P> {
-    /// Ends the sessions that were away for too long, and drops what is too old.
-    pub(in crate::sessions) fn expire(&self) {
+    /// Ends the sessions that were away for too long, and drops what is too old. In short steps:
+    /// each may write to the sockets of some users.
+    pub(in crate::sessions) fn expire(&self) -> impl Iterator<Item = ()> {
         let window = self.shared.limits.map(|limits| limits.window);
         let deadline = self
             .shared
@@ -74,11 +84,16 @@ impl<P: Peer> Hub<P> {
         let quiet = window.unwrap_or_default() * 3 / 8;
         let common = self.shared.common.as_ref();
         let reach = common.and_then(|common| common.history.look().reach());
-        let quiet = reach.map_or(quiet, |reach| quiet.min(reach / 4));
-        for audience in self.audiences() {
-            audience.tidy();
-            audience.tell_quiet(quiet);
-        }
+        let quiet = reach.map_or(quiet, |reach| quiet.min((reach / 4).max(LEAST_QUIET)));
+        let mut audiences = self.audiences().into_iter();
+        std::iter::from_fn(move || {
+            let some = audiences.by_ref().take(AT_ONCE);
+            let looked_after = some.inspect(|audience| {
+                audience.tidy();
+                audience.tell_quiet(quiet);
+            });
+            (looked_after.count() > 0).then_some(())
+        })
     }
 
     /// Frees memory if too much is kept. Sockets that lag far behind are closed

@@ -312,7 +312,7 @@ impl Model {
             }
             Step::Pass { seconds } => self.pass(Duration::from_secs(seconds)),
             Step::Expire => {
-                self.hub.expire();
+                self.hub.expire().for_each(drop);
                 let now = self.now();
                 for one in &mut self.resumable {
                     one.is_over |= one.lost.is_some_and(|lost| now - lost > WINDOW);
@@ -596,7 +596,7 @@ impl Model {
             .shared
             .clock
             .advance(WINDOW + Duration::from_secs(1));
-        self.hub.expire();
+        self.hub.expire().for_each(drop);
         assert_eq!(self.exchange.subscribers_count(), 0);
         assert_eq!(
             self.hub.users_count() + self.hub.shared.users_away.number(),

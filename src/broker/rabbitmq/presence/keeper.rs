@@ -3,24 +3,29 @@
 //! Invariant: consuming, the ledger and the events share one channel. Once RabbitMQ gives the
 //! keeper's queue to another instance, nothing of this one is published any more.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::atomic::AtomicUsize, time::Duration};
 
 use amqprs::channel::ConsumerMessage;
 use tokio::{
     sync::mpsc::UnboundedReceiver,
+    task::{spawn_blocking, yield_now},
     time::{Instant, sleep, sleep_until},
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
-    super::{link_error::LinkError, shared::Shared},
+    super::{instance::is_instance_id, link_error::LinkError, shared::Shared},
+    SILENCE,
     ledger::Ledger,
     names::{Names, TO_ALL},
     wire::{Clock, Letter, Line},
 };
-use crate::broker::presence::{
-    fleet::{Fleet, Heard},
-    words::{Event, ToInstance, ToKeeper, Told},
+use crate::{
+    broker::presence::{
+        fleet::{Fleet, Heard},
+        words::{Event, ToInstance, ToKeeper, Told},
+    },
+    observability::sampled::Sampled,
 };
 
 /// How long a new keeper waits: RabbitMQ gives back to the ledger what the last one had taken
@@ -30,8 +35,17 @@ const HANDOVER: Duration = Duration::from_secs(1);
 /// How often the keeper looks which instances are there.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// How long instances have to report after a new keeper's call, before they are called again.
+const CALLED_WITHIN: Duration = Duration::from_secs(10);
+
 /// Messages that are heard before something may be published.
 const AT_ONCE: usize = 32;
+
+/// Messages that are heard before others get their turn: each may be about hundreds of users.
+const TURN: usize = 4;
+
+/// Events that RabbitMQ did not confirm.
+static UNCONFIRMED: Sampled = Sampled::new();
 
 /// Waits until this instance becomes the keeper, and is it until the connection is lost.
 pub(super) async fn run(
@@ -39,6 +53,7 @@ pub(super) async fn run(
     names: &Names,
     mut line: Line,
     reader: impl Future<Output = Result<Line, LinkError>>,
+    unreadable: &AtomicUsize,
 ) -> LinkError {
     let tag = format!("chat3-gateway.{}.keeper", shared.instance);
     let ended = async {
@@ -48,10 +63,15 @@ pub(super) async fn run(
             return Err(LinkError::Amqp("the connection broke".to_owned()));
         };
         sleep(HANDOVER).await;
-        let (ledger, pages) = Ledger::read(reader.await?, names).await?;
+        let (ledger, pages) = Ledger::read(reader.await?, names, unreadable).await?;
         let clock = Clock::new();
         let grace = u64::try_from(shared.config.presence_grace.as_millis());
-        let fleet = Fleet::from_ledger(grace.unwrap_or(u64::MAX), pages, clock.now());
+        let (grace, now) = (grace.unwrap_or(u64::MAX), clock.now());
+        // Of many users, that takes a while.
+        let reading = spawn_blocking(move || Fleet::from_ledger(grace, pages, now));
+        let fleet = reading
+            .await
+            .map_err(|panic| LinkError::Amqp(panic.to_string()))?;
         info!(
             online = fleet.announced(),
             "RabbitMQ: this instance keeps who is online, for the whole fleet"
@@ -63,6 +83,7 @@ pub(super) async fn run(
             ledger,
             fleet,
             clock,
+            began: Instant::now(),
         };
         keeper.take_over().await?;
         keeper.keep(first, messages).await
@@ -80,6 +101,7 @@ struct Keeper<'k> {
     ledger: Ledger,
     fleet: Fleet,
     clock: Clock,
+    began: Instant,
 }
 
 impl Keeper<'_> {
@@ -98,9 +120,14 @@ impl Keeper<'_> {
     ) -> Result<std::convert::Infallible, LinkError> {
         let mut next = Some(first);
         let mut look_at = Instant::now() + LOOK;
+        let mut silent_at = Instant::now() + SILENCE;
         loop {
             if let Some(first) = next.take() {
                 self.hear(first, &mut messages).await?;
+                silent_at = Instant::now() + SILENCE;
+            } else if Instant::now() >= silent_at && messages.is_empty() {
+                // Not even of this instance: the queue may be another one's by now.
+                return Err(LinkError::Amqp("nothing came to the keeper".to_owned()));
             }
             self.announce().await?;
             if Instant::now() >= look_at {
@@ -135,6 +162,9 @@ impl Keeper<'_> {
             }
             letters.extend(self.answer_to(&message.content.unwrap_or_default()));
             heard += 1;
+            if heard % TURN == 0 {
+                yield_now().await;
+            }
             if heard < AT_ONCE {
                 next = messages.try_recv().ok();
             }
@@ -144,7 +174,15 @@ impl Keeper<'_> {
     }
 
     fn answer_to(&mut self, message: &[u8]) -> Option<Letter> {
-        match serde_json::from_slice(message) {
+        match serde_json::from_slice::<ToKeeper>(message) {
+            // Its queue could not be asked whether it is still there.
+            Ok(message) if !is_instance_id(message.from()) => None,
+            Ok(ToKeeper::Hello { from }) => {
+                // Before, it has been called with all others and may be about to report.
+                let is_settled = self.began.elapsed() > CALLED_WITHIN;
+                let is_known = self.fleet.instances().any(|known| known == from);
+                (is_settled && !is_known).then(|| self.letter(&from, &ToInstance::Call))
+            }
             Ok(ToKeeper::Report(report)) => {
                 let from = report.from.clone();
                 let heard = self.fleet.hear(report, self.clock.now());
@@ -180,10 +218,18 @@ impl Keeper<'_> {
             persistent: true,
         };
         let metrics = &self.shared.metrics;
-        let published = self.line.publish(events.iter().map(letter).collect());
-        if let Err(error) = published.await {
-            metrics.presence_unconfirmed.inc_by(events.len() as u64);
-            return Err(error);
+        let published = events.len() as u64;
+        let confirmed = self.line.tell(events.iter().map(letter).collect()).await;
+        let unconfirmed = published - confirmed.as_ref().map_or(0, |confirmed| *confirmed);
+        metrics.presence_unconfirmed.inc_by(unconfirmed);
+        if confirmed? < published
+            && let Some(line) = UNCONFIRMED.note("")
+        {
+            warn!(
+                unconfirmed,
+                left_out = line.left_out,
+                "RabbitMQ presence events not confirmed: a queue that is bound to their exchange is full, or down"
+            );
         }
         for event in &events {
             metrics.presence_event(if event.online { "online" } else { "offline" });

@@ -4,6 +4,8 @@
 //! is written anew and the older pages are taken out. Between the two, everything is there twice,
 //! and the later pages hold.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tracing::warn;
 
 use super::{
@@ -32,8 +34,14 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Reads the ledger, without taking anything out of it.
-    pub(super) async fn read(reader: Line, names: &Names) -> Result<(Self, Vec<Page>), LinkError> {
+    /// Reads the ledger, without taking anything out of it. A page that ends the connection would end
+    /// every further one: `unreadable` remembers its number, counted from 1, and the next reading
+    /// takes that page out.
+    pub(super) async fn read(
+        reader: Line,
+        names: &Names,
+        unreadable: &AtomicUsize,
+    ) -> Result<(Self, Vec<Page>), LinkError> {
         let mut pages = Vec::new();
         let mut ledger = Self {
             reader,
@@ -41,7 +49,19 @@ impl Ledger {
             fleet: names.fleet.clone(),
             pages: 0,
         };
-        while let Some(body) = ledger.reader.get(&ledger.name, true).await? {
+        let taken_out = unreadable.swap(0, Ordering::Relaxed);
+        loop {
+            let number = ledger.pages + 1;
+            if number == taken_out {
+                warn!(
+                    "RabbitMQ presence ledger: a page that the AMQP library cannot read is taken out"
+                );
+            } else {
+                unreadable.store(number, Ordering::Relaxed);
+            }
+            let got = ledger.reader.get(&ledger.name, number != taken_out).await?;
+            unreadable.store(0, Ordering::Relaxed);
+            let Some(body) = got else { break };
             ledger.pages += 1;
             match serde_json::from_slice(&body) {
                 Ok(page) => pages.push(page),

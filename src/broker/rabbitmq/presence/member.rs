@@ -11,13 +11,13 @@ use tokio::{
         mpsc::{self, UnboundedReceiver},
         oneshot,
     },
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::debug;
 
 use super::{
     super::{link_error::LinkError, shared::Shared},
-    ANSWER_TIMEOUT, Presence, Question,
+    ANSWER_TIMEOUT, Presence, Question, SILENCE,
     names::{Names, TO_KEEPER},
     wire::{Letter, Line},
 };
@@ -29,6 +29,10 @@ use crate::broker::presence::{
 
 /// How long changes are gathered.
 const GATHERING: Duration = Duration::from_millis(100);
+
+/// How often the instance sends a sign of life. The first one to a new keeper tells it that it is
+/// the keeper.
+const HELLO: Duration = Duration::from_secs(3);
 
 /// Reports that are sent before their confirms are waited for.
 const AT_ONCE: usize = 16;
@@ -81,10 +85,17 @@ impl<'m> Member<'m> {
         asked: &mut mpsc::Receiver<Question>,
     ) -> LinkError {
         let mut report_at = None;
+        let mut hellos = interval(HELLO);
+        hellos.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // From the keeper's first message on.
+        let mut silent_at = None;
         loop {
             let done = tokio::select! {
                 message = messages.recv() => match message {
-                    Some(message) => self.hear(message).await,
+                    Some(message) => {
+                        silent_at = Some(Instant::now() + SILENCE);
+                        self.hear(message).await
+                    }
                     None => Err(LinkError::Amqp("the connection broke".to_owned())),
                 },
                 Some(question) = asked.recv() => self.ask(question).await,
@@ -95,6 +106,14 @@ impl<'m> Member<'m> {
                 () = alarm(report_at) => {
                     report_at = None;
                     self.report_changes().await
+                }
+                _ = hellos.tick() => {
+                    let from = self.shared.instance.clone();
+                    self.send(vec![ToKeeper::Hello { from }]).await
+                }
+                () = alarm(silent_at), if messages.is_empty() => {
+                    // The keeper may not find this queue any more.
+                    Err(LinkError::Amqp("nothing came from the keeper".to_owned()))
                 }
             };
             if let Err(error) = done {
@@ -119,21 +138,17 @@ impl<'m> Member<'m> {
         Ok(())
     }
 
+    /// Reports what has changed: of so many users at most, so that the keeper's calls are heard.
     async fn report_changes(&mut self) -> Result<(), LinkError> {
-        loop {
-            let mut reports = Vec::new();
-            while reports.len() < AT_ONCE {
-                let changes = self.presence.attendance.changes(PAGE_LINES, Instant::now());
-                if changes.is_empty() {
-                    break;
-                }
-                reports.push(self.report(changes, false, false));
+        let mut reports = Vec::new();
+        while reports.len() < AT_ONCE {
+            let changes = self.presence.attendance.changes(PAGE_LINES, Instant::now());
+            if changes.is_empty() {
+                break;
             }
-            if reports.is_empty() {
-                return Ok(());
-            }
-            self.send(reports).await?;
+            reports.push(self.report(changes, false, false));
         }
+        self.send(reports).await
     }
 
     fn report(&mut self, users: Vec<Here>, begins: bool, ends: bool) -> ToKeeper {

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::super::{
+    confirms::Outcome,
     connection::{OnConnection, OpenChannel, barrier, open_channel, open_connection},
     link_error::{LinkError, ServerClose},
     shared::Shared,
@@ -33,6 +34,10 @@ use super::super::{
 /// Time limit of one request, and of the confirms of one batch. RabbitMQ takes nothing while it
 /// is short of memory or disk.
 const STEP: Duration = Duration::from_secs(20);
+
+/// How long the confirms of events are waited for, whose queues are those of consumers. The keeper
+/// does nothing else meanwhile.
+const CONSUMERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Limit of the goodbye to a broker that may not be listening.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -147,11 +152,17 @@ impl Wire {
 
     /// Why the connection is lost.
     pub(super) fn loss(&self) -> LinkError {
-        match (self.close_reason.get(), self.unreadable.get()) {
-            (Some(close), _) => LinkError::Closed(close.clone()),
-            (None, Some(cause)) => LinkError::Unreadable(cause),
-            (None, None) => LinkError::Amqp("the connection broke".to_owned()),
+        match self.close_reason.get() {
+            Some(close) => LinkError::Closed(close.clone()),
+            None => LinkError::Amqp("the connection broke".to_owned()),
         }
+    }
+
+    /// Whether the connection is lost because of a message that cannot be read.
+    pub(super) fn unreadable(&self) -> Option<LinkError> {
+        self.unreadable
+            .get()
+            .map(|cause| LinkError::Unreadable(cause))
     }
 
     /// Closes the connection; bounded in time, because the broker may not answer.
@@ -184,6 +195,32 @@ impl Line {
     /// Publishes `letters`, in their order; returns when RabbitMQ has them all, with the routing
     /// keys of those that reached no queue.
     pub(super) async fn publish(&mut self, letters: Vec<Letter>) -> Result<Vec<String>, LinkError> {
+        match self.publish_within(STEP, letters).await? {
+            Some(outcome) if outcome.refused > 0 => {
+                Err(LinkError::Amqp("it refused a message".to_owned()))
+            }
+            Some(outcome) => Ok(outcome.returned),
+            None => Err(LinkError::Timeout(STEP)),
+        }
+    }
+
+    /// Publishes `letters`, in their order, to queues of others: whether those take them is none
+    /// of this side's business. Returns how many were confirmed.
+    pub(super) async fn tell(&mut self, letters: Vec<Letter>) -> Result<u64, LinkError> {
+        let count = letters.len() as u64;
+        let outcome = self.publish_within(CONSUMERS_WITHIN, letters).await?;
+        if outcome.is_none() {
+            self.open.confirms.forget();
+        }
+        Ok(outcome.map_or(0, |outcome| count.saturating_sub(outcome.refused)))
+    }
+
+    /// `None` if RabbitMQ has not answered all of it in time.
+    async fn publish_within(
+        &mut self,
+        limit: Duration,
+        letters: Vec<Letter>,
+    ) -> Result<Option<Outcome>, LinkError> {
         let (confirms, name) = (self.open.confirms.clone(), self.name.clone());
         self.ask(|channel| async move {
             for letter in letters {
@@ -204,16 +241,9 @@ impl Line {
             Ok(())
         })
         .await?;
-        let outcome = tokio::select! {
-            outcome = timeout(STEP, self.open.confirms.outcome()) => outcome,
-            () = self.lost.cancelled() => return Err(self.loss()),
-        };
-        match outcome {
-            Ok(outcome) if outcome.refused > 0 => {
-                Err(LinkError::Amqp("it refused a message".to_owned()))
-            }
-            Ok(outcome) => Ok(outcome.returned),
-            Err(_) => Err(LinkError::Timeout(STEP)),
+        tokio::select! {
+            outcome = timeout(limit, self.open.confirms.outcome()) => Ok(outcome.ok()),
+            () = self.lost.cancelled() => Err(self.loss()),
         }
     }
 

@@ -6,13 +6,16 @@
 //! it behind. Instances of the same name on one host share the attempts, so those of others
 //! are waited for.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use amqprs::{
     FieldValue,
     channel::{QueueDeclareArguments, QueueDeleteArguments},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::super::{
     instance::instance_name,
@@ -24,9 +27,17 @@ use super::super::super::{
 /// Attempts that may have ended with their process: some may have been stopped by chance.
 const MAX_LEFT: usize = 3;
 
-/// How long RabbitMQ remembers one: longer than three starts take, however much a supervisor
-/// waits between them, and short enough that instances which are killed often go on reading.
-const REMEMBERED: Duration = Duration::from_secs(3 * 60);
+/// Names of attempts: more than may be left, since those on a node that is down are not free.
+const NAMES: usize = MAX_LEFT + 2;
+
+/// An attempt counts in the period in which it began, and in the next one: longer than three
+/// starts take, however much a supervisor waits between them, and short enough that instances
+/// which are killed often go on reading. The period is part of the name, since RabbitMQ keeps
+/// for longer what somebody looks at.
+const PERIOD: Duration = Duration::from_secs(2 * 60);
+
+/// How long RabbitMQ keeps one that nobody looks at.
+const REMEMBERED: Duration = Duration::from_secs(2 * PERIOD.as_secs());
 
 /// How long those of other instances are waited for: they end well before.
 const OTHERS_WITHIN: Duration = Duration::from_secs(15);
@@ -41,43 +52,82 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Begins one; `None` if the last ones have ended with their process.
+    /// Begins one; `None` if the last ones have ended with their process. An error if consuming
+    /// is to stop meanwhile.
     pub(super) async fn begin(shared: &Shared) -> Result<Option<Self>, LinkError> {
         let config = &shared.config;
         let mut side = SideConnection::open(config, "reading", &shared.instance).await?;
-        let name = format!("{}.reading.{}", config.stream, instance_name(config));
+        // The prefix is that of the documented rights, whatever the stream is called.
+        let (stream, instance) = (&config.stream, instance_name(config));
+        let name = format!("chat3-gateway.reading.{stream}.{instance}");
+        let period = period();
         let until = Instant::now() + OTHERS_WITHIN;
         loop {
-            for number in 0..MAX_LEFT {
-                let queue = format!("{name}.{number}");
+            let former = (0..NAMES).map(|number| (period.saturating_sub(1), number));
+            let mut left = 0;
+            for (of, number) in former.chain((0..NAMES).map(|number| (period, number))) {
+                let queue = format!("{name}.{of}.{number}");
                 if exists(&mut side, &queue).await? {
+                    left += 1;
+                    if left == MAX_LEFT {
+                        break;
+                    }
+                    continue;
+                }
+                if of != period {
                     continue;
                 }
                 match declare(&mut side, &queue).await {
                     Ok(()) => return Ok(Some(Self { side, queue })),
                     // It is on a node that is down.
-                    Err(LinkError::Closed(_)) => {}
+                    Err(LinkError::Closed(close)) if close.code == NOT_FOUND => {}
                     Err(error) => return Err(error),
                 }
             }
-            if Instant::now() > until {
+            let is_stopping = shared.stop_consuming.is_cancelled();
+            if is_stopping || Instant::now() > until {
                 side.close().await;
-                return Ok(None);
+                return match is_stopping {
+                    true => Err(LinkError::Stopped),
+                    false => Ok(None),
+                };
             }
             sleep(LOOK).await;
         }
     }
 
-    /// The process has survived it.
-    pub(super) async fn end(mut self) {
-        let delete = QueueDeleteArguments::new(&self.queue);
-        let deleted = self
-            .side
-            .ask(|channel| async move { channel.queue_delete(delete).await.map(drop) });
-        // RabbitMQ deletes it later.
-        let _ = deleted.await;
+    /// The process has survived it. If RabbitMQ does not answer, a task goes on asking.
+    pub(super) async fn end(mut self, shared: Arc<Shared>) {
+        let deleted = delete(&mut self.side, &self.queue).await;
         self.side.close().await;
+        if deleted.is_err() {
+            tokio::spawn(timeout(REMEMBERED, async move {
+                while delete_anew(&shared, &self.queue).await.is_err() {
+                    sleep(LOOK).await;
+                }
+            }));
+        }
     }
+}
+
+/// The number of the current period.
+fn period() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs() / PERIOD.as_secs()
+}
+
+/// Deletes an attempt over another connection.
+async fn delete_anew(shared: &Shared, queue: &str) -> Result<(), LinkError> {
+    let mut side = SideConnection::open(&shared.config, "reading", &shared.instance).await?;
+    let deleted = delete(&mut side, queue).await;
+    side.close().await;
+    deleted
+}
+
+async fn delete(side: &mut SideConnection, queue: &str) -> Result<(), LinkError> {
+    let delete = QueueDeleteArguments::new(queue);
+    side.ask(|channel| async move { channel.queue_delete(delete).await.map(drop) })
+        .await
 }
 
 /// Asks passively: a 404 closes the channel, and the next question gets another one.

@@ -88,6 +88,7 @@ pub(super) async fn run(shared: Arc<Shared>, history: Arc<History>, markers: Str
             "RabbitMQ stream not read back: the last instances here ended while they read; \
                  clients from before the start do not recover"
         ),
+        Err(_) if shared.stop_consuming.is_cancelled() => {}
         Err(error) => warn!(
             %error,
             "RabbitMQ stream not read back: clients from before the start do not recover"
@@ -97,7 +98,7 @@ pub(super) async fn run(shared: Arc<Shared>, history: Arc<History>, markers: Str
 }
 
 struct ReadBack<'a> {
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     history: &'a History,
     markers: &'a str,
     failures: u32,
@@ -138,20 +139,21 @@ struct Run {
 impl ReadBack<'_> {
     /// Reads back, unless the last attempts have ended with their process.
     async fn attempt(mut self) -> Result<bool, LinkError> {
+        let stopping = self.shared.stop_consuming.clone();
         let attempt = loop {
             match Attempt::begin(self.shared).await {
                 Ok(Some(attempt)) => break attempt,
                 Ok(None) => return Ok(false),
+                Err(error) if stopping.is_cancelled() => return Err(error),
                 Err(error) => self.failed(error).await?,
             }
         };
-        let stopping = self.shared.stop_consuming.clone();
         let read = select! {
             read = self.read() => read,
             () = stopping.cancelled() => Ok(()),
         };
         // A process that is stopped has survived it.
-        attempt.end().await;
+        attempt.end(self.shared.clone()).await;
         read.map(|()| true)
     }
 
@@ -284,12 +286,14 @@ impl ReadBack<'_> {
     fn add(&self, run: &mut Run, message: &Message<'_>, until: u64) {
         let offset = message.offset;
         if offset >= until {
-            run.is_complete = offset == until;
+            // The offset alone may be one that a publisher has forged.
+            let past = self.history.look();
+            run.is_complete = offset == until && past.may_have_at(until, &message.delivery);
             return;
         }
         let (delivery, is_update) = (&message.delivery, !message.is_marker);
         let entry = self.history.earlier(offset, delivery, is_update);
-        run.add(entry, self.history.bounds().bytes);
+        run.add(entry, self.history.room());
     }
 
     /// Counts a connection that ended too early.

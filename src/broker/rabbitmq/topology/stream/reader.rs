@@ -18,6 +18,7 @@ use tokio::{
     sync::{Notify, mpsc::UnboundedReceiver},
     time::Instant,
 };
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::{
@@ -58,6 +59,7 @@ pub(in super::super::super) struct Reader {
     came: Notify,
     /// Whether users are subscribed as soon as they are known: the reader has a place.
     is_settled: AtomicBool,
+    reading_back: TaskTracker,
 }
 
 struct State {
@@ -89,6 +91,7 @@ impl Reader {
             }),
             came: Notify::new(),
             is_settled: AtomicBool::new(false),
+            reading_back: TaskTracker::new(),
         }
     }
 
@@ -112,8 +115,15 @@ impl Reader {
     pub(super) fn settle(&self, shared: &Arc<Shared>) {
         if !self.is_settled.swap(true, Ordering::AcqRel) {
             let (history, markers) = (self.history.clone(), self.markers.clone());
-            tokio::spawn(read_back::run(shared.clone(), history, markers));
+            self.reading_back
+                .spawn(read_back::run(shared.clone(), history, markers));
         }
+    }
+
+    /// Waits until nothing is read back any more, which ends when consuming is to stop.
+    pub(in super::super::super) async fn close(&self) {
+        self.reading_back.close();
+        self.reading_back.wait().await;
     }
 
     fn is_settled(&self) -> bool {
