@@ -82,8 +82,8 @@ pub fn parse_optional_short_name(text: &str) -> Result<String, String> {
 /// A stream after which an exchange and queues with longer names are called.
 pub fn parse_stream_name(text: &str) -> Result<String, String> {
     match text.len() {
-        1..=160 => Ok(text.to_owned()),
-        _ => Err("must have 1 to 160 bytes".to_owned()),
+        1..=140 => Ok(text.to_owned()),
+        _ => Err("must have 1 to 140 bytes".to_owned()),
     }
 }
 

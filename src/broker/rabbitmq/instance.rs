@@ -15,7 +15,7 @@ pub(super) fn is_instance_id(text: &str) -> bool {
     let digits = text.rsplit_once('-').map(|(_, digits)| digits);
     let are_random =
         |digits: &str| digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    text.len() <= 80 && digits.is_some_and(are_random)
+    text.len() <= 200 && digits.is_some_and(are_random)
 }
 
 /// The configured name, or else the host's: the same for a process and its successor.

@@ -23,7 +23,7 @@ mod wire;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -38,9 +38,12 @@ use tracing::{debug, info, warn};
 use self::names::Names;
 #[cfg(feature = "cli")] // For the doctor.
 pub(crate) use self::names::{Names, declaration};
-use self::{member::Member, wire::Wire};
+use self::{ledger::Doubt, member::Member, wire::Wire};
 use super::{backoff::Backoff, link_error::LinkError, shared::Shared};
-use crate::broker::presence::{Asked, Attendance, MOST_ASKED, State};
+use crate::{
+    broker::presence::{Asked, Attendance, MOST_ASKED, State},
+    config::RabbitMqConfig,
+};
 
 /// How long the caller waits for the keeper's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,8 +53,11 @@ const MOST_WAITING: usize = 64;
 
 /// After so long without a word from the other side, although each sends one every few seconds,
 /// the keeper or an instance gives up its connection: RabbitMQ may have given what it consumes to
-/// somebody else, or have lost it.
-const SILENCE: Duration = Duration::from_secs(20);
+/// somebody else, or have lost it. It takes up to three heartbeats to notice that a keeper's
+/// machine is gone.
+fn silence(config: &RabbitMqConfig) -> Duration {
+    Duration::from_secs(60).max(config.heartbeat * 4)
+}
 
 /// The longest pause before a new connection while RabbitMQ is away: its users are offline to the
 /// fleet until then, unless the grace is longer.
@@ -64,8 +70,7 @@ pub(super) struct Presence {
     /// Until the task takes it.
     asked: Mutex<Option<mpsc::Receiver<Question>>>,
     is_connected: AtomicBool,
-    /// The page of the ledger that was being read when the connection was lost; 0 for none.
-    unreadable: AtomicUsize,
+    doubt: Doubt,
 }
 
 /// A question to the keeper.
@@ -82,7 +87,7 @@ impl Default for Presence {
             questions,
             asked: Mutex::new(Some(asked)),
             is_connected: AtomicBool::new(false),
-            unreadable: AtomicUsize::new(0),
+            doubt: Doubt::default(),
         }
     }
 }
@@ -227,7 +232,7 @@ async fn connected(
         info!("RabbitMQ connection for presence made");
         tokio::select! {
             error = member.run(messages, asked) => error,
-            error = keeper::run(shared, names, keeper, reader, &presence.unreadable) => error,
+            error = keeper::run(shared, names, keeper, reader, &presence.doubt) => error,
         }
     };
     let error = tokio::select! {
@@ -237,7 +242,7 @@ async fn connected(
     };
     let unreadable = wire.unreadable();
     if unreadable.is_none() {
-        presence.unreadable.store(0, Ordering::Relaxed);
+        presence.doubt.end();
     }
     Some(unreadable.unwrap_or(error))
 }

@@ -3,7 +3,7 @@
 //! Invariant: consuming, the ledger and the events share one channel. Once RabbitMQ gives the
 //! keeper's queue to another instance, nothing of this one is published any more.
 
-use std::{future::Future, sync::atomic::AtomicUsize, time::Duration};
+use std::{future::Future, time::Duration};
 
 use amqprs::channel::ConsumerMessage;
 use tokio::{
@@ -15,9 +15,9 @@ use tracing::{debug, info, warn};
 
 use super::{
     super::{instance::is_instance_id, link_error::LinkError, shared::Shared},
-    SILENCE,
-    ledger::Ledger,
+    ledger::{Doubt, Ledger},
     names::{Names, TO_ALL},
+    silence,
     wire::{Clock, Letter, Line},
 };
 use crate::{
@@ -53,7 +53,7 @@ pub(super) async fn run(
     names: &Names,
     mut line: Line,
     reader: impl Future<Output = Result<Line, LinkError>>,
-    unreadable: &AtomicUsize,
+    doubt: &Doubt,
 ) -> LinkError {
     let tag = format!("chat3-gateway.{}.keeper", shared.instance);
     let ended = async {
@@ -63,7 +63,7 @@ pub(super) async fn run(
             return Err(LinkError::Amqp("the connection broke".to_owned()));
         };
         sleep(HANDOVER).await;
-        let (ledger, pages) = Ledger::read(reader.await?, names, unreadable).await?;
+        let (ledger, pages) = Ledger::read(reader.await?, &mut line, names, doubt).await?;
         let clock = Clock::new();
         let grace = u64::try_from(shared.config.presence_grace.as_millis());
         let (grace, now) = (grace.unwrap_or(u64::MAX), clock.now());
@@ -120,14 +120,21 @@ impl Keeper<'_> {
     ) -> Result<std::convert::Infallible, LinkError> {
         let mut next = Some(first);
         let mut look_at = Instant::now() + LOOK;
-        let mut silent_at = Instant::now() + SILENCE;
+        let silence = silence(&self.shared.config);
+        let mut silent_at = Instant::now() + silence;
+        let mut is_in_doubt = false;
         loop {
             if let Some(first) = next.take() {
                 self.hear(first, &mut messages).await?;
-                silent_at = Instant::now() + SILENCE;
+                silent_at = Instant::now() + silence;
+                is_in_doubt = false;
             } else if Instant::now() >= silent_at && messages.is_empty() {
-                // Not even of this instance: the queue may be another one's by now.
-                return Err(LinkError::Amqp("nothing came to the keeper".to_owned()));
+                if is_in_doubt {
+                    // Not even of this instance: the queue may be another one's by now.
+                    return Err(LinkError::Amqp("nothing came to the keeper".to_owned()));
+                }
+                // A process that was suspended has messages that it has not read yet.
+                is_in_doubt = true;
             }
             self.announce().await?;
             if Instant::now() >= look_at {
@@ -176,7 +183,10 @@ impl Keeper<'_> {
     fn answer_to(&mut self, message: &[u8]) -> Option<Letter> {
         match serde_json::from_slice::<ToKeeper>(message) {
             // Its queue could not be asked whether it is still there.
-            Ok(message) if !is_instance_id(message.from()) => None,
+            Ok(message) if !is_instance_id(message.from()) => {
+                debug!("RabbitMQ presence message ignored: no instance has the name of its sender");
+                None
+            }
             Ok(ToKeeper::Hello { from }) => {
                 // Before, it has been called with all others and may be about to report.
                 let is_settled = self.began.elapsed() > CALLED_WITHIN;
@@ -228,7 +238,7 @@ impl Keeper<'_> {
             warn!(
                 unconfirmed,
                 left_out = line.left_out,
-                "RabbitMQ presence events not confirmed: a queue that is bound to their exchange is full, or down"
+                "RabbitMQ presence events not confirmed: a queue that is bound to their exchange is full, down or slow"
             );
         }
         for event in &events {

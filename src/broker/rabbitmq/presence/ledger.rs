@@ -4,8 +4,9 @@
 //! is written anew and the older pages are taken out. Between the two, everything is there twice,
 //! and the later pages hold.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use amqprs::channel::QueueDeclareArguments;
 use tracing::warn;
 
 use super::{
@@ -34,41 +35,63 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Reads the ledger, without taking anything out of it. A page that ends the connection would end
-    /// every further one: `unreadable` remembers its number, counted from 1, and the next reading
-    /// takes that page out.
+    /// Reads the ledger, and takes nothing out of it but a page that ended the connection of earlier
+    /// readings. Where RabbitMQ puts pages that were not acknowledged is not known, so that takes
+    /// three readings: the first one ends, the second one takes page for page to the end of the
+    /// ledger until it ends as well, and the page is the only one that comes back, to the front.
     pub(super) async fn read(
         reader: Line,
+        by: &mut Line,
         names: &Names,
-        unreadable: &AtomicUsize,
+        doubt: &Doubt,
     ) -> Result<(Self, Vec<Page>), LinkError> {
-        let mut pages = Vec::new();
         let mut ledger = Self {
             reader,
             name: names.ledger.clone(),
             fleet: names.fleet.clone(),
             pages: 0,
         };
-        let taken_out = unreadable.swap(0, Ordering::Relaxed);
-        loop {
-            let number = ledger.pages + 1;
-            if number == taken_out {
+        match doubt.next() {
+            Reading::Whole => {}
+            Reading::PageByPage => {
+                for _ in 0..ledger.count().await? {
+                    let Some(page) = ledger.reader.get(&ledger.name, true).await? else {
+                        break;
+                    };
+                    ledger.send(by, vec![page]).await?;
+                    ledger.reader.acknowledge(0).await?;
+                }
+            }
+            Reading::WithoutFirst => {
                 warn!(
                     "RabbitMQ presence ledger: a page that the AMQP library cannot read is taken out"
                 );
-            } else {
-                unreadable.store(number, Ordering::Relaxed);
+                if let Some(another) = ledger.reader.get(&ledger.name, false).await? {
+                    ledger.send(by, vec![another]).await?;
+                }
             }
-            let got = ledger.reader.get(&ledger.name, number != taken_out).await?;
-            unreadable.store(0, Ordering::Relaxed);
-            let Some(body) = got else { break };
+        }
+        doubt.begin();
+        let mut pages = Vec::new();
+        while let Some(body) = ledger.reader.get(&ledger.name, true).await? {
             ledger.pages += 1;
             match serde_json::from_slice(&body) {
                 Ok(page) => pages.push(page),
                 Err(error) => warn!(%error, "RabbitMQ presence ledger: a page cannot be read"),
             }
         }
+        doubt.end();
         Ok((ledger, pages))
+    }
+
+    async fn count(&self) -> Result<u32, LinkError> {
+        let passive = QueueDeclareArguments::new(&self.name)
+            .passive(true)
+            .finish();
+        let asked = self
+            .reader
+            .ask(|channel| async move { channel.queue_declare(passive).await });
+        Ok(asked.await?.map_or(0, |(_, messages, _)| messages))
     }
 
     /// Writes all of it anew, after [`Ledger::read`], and takes out what was read.
@@ -85,7 +108,7 @@ impl Ledger {
 
     /// Writes a page. Later, when it is worth it, see [`Ledger::tidy`].
     pub(super) async fn write(&mut self, by: &mut Line, page: &Page) -> Result<(), LinkError> {
-        self.send(by, std::slice::from_ref(page)).await?;
+        self.send(by, vec![written(page)]).await?;
         self.pages += 1;
         Ok(())
     }
@@ -109,20 +132,67 @@ impl Ledger {
     async fn write_all(&self, by: &mut Line, fleet: &mut Fleet) -> Result<usize, LinkError> {
         let pages = fleet.pages();
         for some in pages.chunks(AT_ONCE) {
-            self.send(by, some).await?;
+            self.send(by, some.iter().map(written).collect()).await?;
         }
         Ok(pages.len())
     }
 
-    async fn send(&self, by: &mut Line, pages: &[Page]) -> Result<(), LinkError> {
-        let letter = |page| Letter {
+    async fn send(&self, by: &mut Line, pages: Vec<Vec<u8>>) -> Result<(), LinkError> {
+        let letter = |body| Letter {
+            exchange: self.fleet.clone(),
+            routing_key: TO_LEDGER.to_owned(),
+            body,
+            mandatory: true,
             persistent: true,
-            ..Letter::within(&self.fleet, TO_LEDGER, page)
         };
-        let letters = pages.iter().map(letter).collect();
+        let letters = pages.into_iter().map(letter).collect();
         match by.publish(letters).await?.is_empty() {
             true => Ok(()),
             false => Err(LinkError::Amqp("the ledger is gone".to_owned())),
         }
+    }
+}
+
+fn written(page: &Page) -> Vec<u8> {
+    serde_json::to_vec(page).expect("plain JSON")
+}
+
+/// How to read the ledger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Reading {
+    #[default]
+    Whole,
+    PageByPage,
+    WithoutFirst,
+}
+
+/// Whether a page ended the connection of this instance's last reading. The end of the connection
+/// for another reason ends the doubt.
+#[derive(Debug, Default)]
+pub(super) struct Doubt(Mutex<Reading>);
+
+impl Doubt {
+    /// How to begin this reading; the next one goes a step further.
+    fn next(&self) -> Reading {
+        let mut reading = self.reading();
+        let next = match *reading {
+            Reading::Whole => Reading::PageByPage,
+            Reading::PageByPage => Reading::WithoutFirst,
+            Reading::WithoutFirst => Reading::Whole,
+        };
+        std::mem::replace(&mut *reading, next)
+    }
+
+    /// The whole ledger is being read.
+    fn begin(&self) {
+        *self.reading() = Reading::PageByPage;
+    }
+
+    pub(super) fn end(&self) {
+        *self.reading() = Reading::Whole;
+    }
+
+    fn reading(&self) -> MutexGuard<'_, Reading> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

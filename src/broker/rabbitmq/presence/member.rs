@@ -11,14 +11,15 @@ use tokio::{
         mpsc::{self, UnboundedReceiver},
         oneshot,
     },
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tracing::debug;
 
 use super::{
     super::{link_error::LinkError, shared::Shared},
-    ANSWER_TIMEOUT, Presence, Question, SILENCE,
+    ANSWER_TIMEOUT, Presence, Question,
     names::{Names, TO_KEEPER},
+    silence,
     wire::{Letter, Line},
 };
 use crate::broker::presence::{
@@ -93,7 +94,7 @@ impl<'m> Member<'m> {
             let done = tokio::select! {
                 message = messages.recv() => match message {
                     Some(message) => {
-                        silent_at = Some(Instant::now() + SILENCE);
+                        silent_at = Some(Instant::now() + silence(&self.shared.config));
                         self.hear(message).await
                     }
                     None => Err(LinkError::Amqp("the connection broke".to_owned())),
@@ -107,13 +108,15 @@ impl<'m> Member<'m> {
                     report_at = None;
                     self.report_changes().await
                 }
-                _ = hellos.tick() => {
-                    let from = self.shared.instance.clone();
-                    self.send(vec![ToKeeper::Hello { from }]).await
-                }
+                _ = hellos.tick() => self.say_hello().await,
                 () = alarm(silent_at), if messages.is_empty() => {
-                    // The keeper may not find this queue any more.
-                    Err(LinkError::Amqp("nothing came from the keeper".to_owned()))
+                    // A process that was suspended has messages that it has not read yet.
+                    sleep(HELLO).await;
+                    match messages.is_empty() {
+                        // The keeper may not find this queue any more.
+                        true => Err(LinkError::Amqp("nothing came from the keeper".to_owned())),
+                        false => Ok(()),
+                    }
                 }
             };
             if let Err(error) = done {
@@ -171,6 +174,14 @@ impl<'m> Member<'m> {
             true => Ok(()),
             false => Err(LinkError::Amqp("the keeper's queue is gone".to_owned())),
         }
+    }
+
+    /// Sends a sign of life. While RabbitMQ takes nothing, that is no reason to give up.
+    async fn say_hello(&mut self) -> Result<(), LinkError> {
+        let from = self.shared.instance.clone();
+        let hello = ToKeeper::Hello { from };
+        let letter = Letter::within(&self.names.fleet, TO_KEEPER, &hello);
+        self.line.tell(vec![letter]).await.map(drop)
     }
 
     async fn hear(&mut self, message: ConsumerMessage) -> Result<(), LinkError> {

@@ -35,9 +35,12 @@ use super::super::{
 /// is short of memory or disk.
 const STEP: Duration = Duration::from_secs(20);
 
-/// How long the confirms of events are waited for, whose queues are those of consumers. The keeper
-/// does nothing else meanwhile.
-const CONSUMERS_WITHIN: Duration = Duration::from_secs(5);
+/// How long the next confirms are waited for where none came in time.
+const STILL_UNANSWERED: Duration = Duration::from_millis(100);
+
+/// Messages without a confirm after which a new connection is made. RabbitMQ 3.10 stops to read
+/// one at 400.
+const MOST_UNANSWERED: u64 = 200;
 
 /// Limit of the goodbye to a broker that may not be listening.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -59,6 +62,8 @@ pub(super) struct Wire {
 /// A channel.
 pub(super) struct Line {
     open: OpenChannel,
+    /// How many messages [`Line::tell`] has published since RabbitMQ last answered.
+    unanswered: u64,
     lost: CancellationToken,
     /// The author of what is published.
     name: String,
@@ -141,7 +146,12 @@ impl Wire {
                 Ok(Err(panic)) => return Err(LinkError::Amqp(panic.to_string())),
                 Err(_) => return Err(LinkError::Timeout(STEP)),
             };
-            Ok(Line { open, lost, name })
+            Ok(Line {
+                open,
+                unanswered: 0,
+                lost,
+                name,
+            })
         }
     }
 
@@ -204,15 +214,27 @@ impl Line {
         }
     }
 
-    /// Publishes `letters`, in their order, to queues of others: whether those take them is none
-    /// of this side's business. Returns how many were confirmed.
+    /// Publishes `letters`, in their order, and goes on if RabbitMQ refuses them or does not
+    /// answer: whether queues of others take them is none of this side's business. Returns how
+    /// many were confirmed.
+    ///
+    /// # Errors
+    /// Also if RabbitMQ has not answered for so long that it would soon read no more of this
+    /// connection.
     pub(super) async fn tell(&mut self, letters: Vec<Letter>) -> Result<u64, LinkError> {
         let count = letters.len() as u64;
-        let outcome = self.publish_within(CONSUMERS_WITHIN, letters).await?;
-        if outcome.is_none() {
+        let limit = match self.unanswered {
+            0 => STEP,
+            MOST_UNANSWERED.. => return Err(LinkError::Timeout(STEP)),
+            _ => STILL_UNANSWERED,
+        };
+        let Some(outcome) = self.publish_within(limit, letters).await? else {
             self.open.confirms.forget();
-        }
-        Ok(outcome.map_or(0, |outcome| count.saturating_sub(outcome.refused)))
+            self.unanswered += count;
+            return Ok(0);
+        };
+        self.unanswered = 0;
+        Ok(count.saturating_sub(outcome.refused))
     }
 
     /// `None` if RabbitMQ has not answered all of it in time.

@@ -31,10 +31,10 @@ const MAX_LEFT: usize = 3;
 const NAMES: usize = MAX_LEFT + 2;
 
 /// An attempt counts in the period in which it began, and in the next one: longer than three
-/// starts take, however much a supervisor waits between them, and short enough that instances
-/// which are killed often go on reading. The period is part of the name, since RabbitMQ keeps
-/// for longer what somebody looks at.
-const PERIOD: Duration = Duration::from_secs(2 * 60);
+/// starts take, with the pauses of a supervisor that waits longer each time, and short enough that
+/// instances which are killed often go on reading. The period is part of the name, since RabbitMQ
+/// keeps for longer what somebody looks at.
+const PERIOD: Duration = Duration::from_secs(5 * 60);
 
 /// How long RabbitMQ keeps one that nobody looks at.
 const REMEMBERED: Duration = Duration::from_secs(2 * PERIOD.as_secs());
@@ -57,16 +57,13 @@ impl Attempt {
     pub(super) async fn begin(shared: &Shared) -> Result<Option<Self>, LinkError> {
         let config = &shared.config;
         let mut side = SideConnection::open(config, "reading", &shared.instance).await?;
-        // The prefix is that of the documented rights, whatever the stream is called.
-        let (stream, instance) = (&config.stream, instance_name(config));
-        let name = format!("chat3-gateway.reading.{stream}.{instance}");
-        let period = period();
+        let (instance, period) = (instance_name(config), period());
         let until = Instant::now() + OTHERS_WITHIN;
         loop {
             let former = (0..NAMES).map(|number| (period.saturating_sub(1), number));
             let mut left = 0;
             for (of, number) in former.chain((0..NAMES).map(|number| (period, number))) {
-                let queue = format!("{name}.{of}.{number}");
+                let queue = name(&config.stream, &instance, of, number);
                 if exists(&mut side, &queue).await? {
                     left += 1;
                     if left == MAX_LEFT {
@@ -110,6 +107,12 @@ impl Attempt {
     }
 }
 
+/// The queue of an attempt. The prefix is that of the documented rights, whatever the stream is
+/// called.
+fn name(stream: &str, instance: &str, period: u64, number: usize) -> String {
+    format!("chat3-gateway.reading.{stream}.{instance}.{period}.{number}")
+}
+
 /// The number of the current period.
 fn period() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -150,4 +153,16 @@ async fn declare(side: &mut SideConnection, queue: &str) -> Result<(), LinkError
         .finish();
     side.ask(|channel| async move { channel.queue_declare(declare).await.map(drop) })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_name_fits_into_amqp() {
+        // As long as RABBITMQ_STREAM and INSTANCE_NAME may be.
+        let name = name(&"s".repeat(140), &"i".repeat(64), u64::MAX, NAMES);
+        assert!(name.len() <= 255, "{}", name.len());
+    }
 }

@@ -134,6 +134,8 @@ struct Run {
     bytes: usize,
     /// Whether the message at its end came.
     is_complete: bool,
+    /// Whether there was no room for all of it.
+    is_cut: bool,
 }
 
 impl ReadBack<'_> {
@@ -187,7 +189,7 @@ impl ReadBack<'_> {
                 messages = run.messages.len(),
                 "RabbitMQ stream run read back"
             );
-            if !self.history.prepend(until, run.messages.into()) {
+            if !self.history.prepend(until, run.messages.into()) || run.is_cut {
                 break;
             }
             // Offsets have gaps: a run may be empty.
@@ -397,6 +399,7 @@ impl Run {
         while self.bytes > most
             && let Some(oldest) = self.messages.pop_front()
         {
+            self.is_cut = true;
             self.bytes -= oldest.bytes();
         }
     }
