@@ -248,8 +248,8 @@ test('after a restart of the broker, what changed meanwhile is told', async () =
   const [moved, came] = ['usr_moves', 'usr_comes'].map((userId) => new Tab(other, token(userId, { tenantId: 'tnt_a' }), WEBSOCKET));
   await own.start();
   await consumer.connect();
-  await consumer.endsWith('usr_comes', true, 60_000);
-  await consumer.endsWith('usr_leaves', false, 60_000);
+  await consumer.endsWith('usr_comes', true, 120_000);
+  await consumer.endsWith('usr_leaves', false, 120_000);
   for (const gateway of [one, other]) await gateway.metricIs('presence_connected', 1);
   await sentinel(one, consumer);
   for (const name of ['stays', 'moves']) assert.ok(!consumer.told(`usr_${name}`).includes(false), `${name}: ${consumer.told(`usr_${name}`)}`);
