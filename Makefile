@@ -93,6 +93,7 @@ test-e2e: rabbitmq chromium openssl curl python3 $(client) tests/node_modules ex
 	cargo build --locked --bins --examples
 	cd tests && node --test --test-concurrency=$$(($$(nproc) + 1)) e2e/*.test.mjs
 
+# With the same targets everywhere, since other targets have other features, and all is compiled again.
 # $(call both,COMMAND,COMMAND): the second one runs even if the first one fails.
 both = failed=0; ($(1)) || failed=1; ($(2)) || failed=1; exit $$failed
 
@@ -104,7 +105,7 @@ over-topologies = +$(MAKE) --no-print-directory --keep-going --jobs=$$(nproc) --
 # The tests that differ most between topologies run with every `make test`; test-topologies
 # runs all tests that concern the broker.
 test-topologies-lean: rabbitmq tests/node_modules
-	cargo build --locked
+	cargo build --locked --bins --examples
 	cargo test --locked --test rabbitmq_service --no-run
 	$(call over-topologies,broker-lean)
 
@@ -116,7 +117,7 @@ broker-lean-%:
 		cargo test --locked --test rabbitmq_service -- a_subscribed a_second closing whatever_happens)
 
 test-topologies: rabbitmq openssl $(client) tests/node_modules ## The suites that concern the broker, over shared queues, a firehose and a stream
-	cargo build --locked
+	cargo build --locked --bins --examples
 	cargo test --locked --test rabbitmq_service --no-run
 	$(call over-topologies,broker)
 
@@ -136,10 +137,10 @@ docs: tests/node_modules ## Write the lists of docs/CONFIGURATION.md from the co
 # The runs are scripts with a verdict of their own; node's test report means nothing there.
 as-script = node --test-reporter=tap --test-reporter-destination=/dev/null
 chaos-needs: rabbitmq haproxy tests/node_modules
-	cargo build --locked
+	cargo build --locked --bins --examples
 
 test-indirect: rabbitmq openssl $(client) tests/node_modules ## The suites that concern what sockets are sent, with events written by Socket.IO's tasks (DIRECT_WRITES=false)
-	cargo build --locked
+	cargo build --locked --bins --examples
 	cd tests && DIRECT_WRITES=false node --test --test-concurrency=$$(nproc) $(addprefix e2e/,$(addsuffix .test.mjs,delivery faults recovery shutdown upgrade anywhere security))
 
 CHAOS_MINUTES ?= 10
@@ -153,7 +154,7 @@ chaos-lean: chaos-needs
 SOAK_MINUTES ?= 10
 SOAK_CONNECTS ?= 100000
 soak: rabbitmq $(client) tests/node_modules ## The long runs: clients that come and go (SOAK_CONNECTS=100000); churn, broker kills, gateway restarts (SOAK_MINUTES=10)
-	cargo build --locked
+	cargo build --locked --bins --examples
 	cd tests && SOAK_CONNECTS=$(SOAK_CONNECTS) SOAK_MINUTES=$(SOAK_MINUTES) node --test soak.mjs
 
 jitter: rabbitmq $(client) tests/node_modules ## A thousand clients on a bad network, and what their recovery costs
@@ -191,7 +192,7 @@ proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of pro
 	$(call need,/usr/sbin/nginx,nginx)
 	$(call need,caddy,caddy)
 	$(call need,/usr/sbin/ip,iproute2)
-	cargo build --locked
+	cargo build --locked --bins --examples
 	cd tests && node --test proxies.test.mjs
 	@# In a network namespace of its own, so that addresses can go; without one it says that it skips.
 	cd tests && alone='unshare --map-root-user --net' && { $$alone true 2>/dev/null || alone=; } && \
@@ -199,13 +200,13 @@ proxies: rabbitmq haproxy openssl curl tests/node_modules ## The examples of pro
 
 dashboard: rabbitmq chromium tests/node_modules ## Grafana's dashboard drawn from four minutes of load and trouble; writes docs/images/dashboard.png
 	$(call need,prometheus,prometheus)
-	cargo build --locked
+	cargo build --locked --bins --examples
 	cd tests && $(as-script) dashboard.mjs
 
 deploy: rabbitmq haproxy $(client) tests/node_modules ## The files of docker/: alerts and dashboard with the real Prometheus, HAProxy, the systemd unit, the manifests, containers with Podman
 	$(call need,promtool,prometheus)
 	$(call need,systemd-analyze,systemd)
-	cargo build --locked
+	cargo build --locked --bins --examples
 	cd tests && node --test deploy.test.mjs
 	@# With Podman and Compose, if they are here; else it says what it lacks, and skips.
 	cd tests && alone=containers/alone.sh && { unshare --mount --net --pid --fork true 2>/dev/null || alone=; } && $$alone node --test containers.test.mjs
