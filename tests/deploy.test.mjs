@@ -3,11 +3,11 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { after, test } from 'node:test';
 
-import { parse, parseAllDocuments } from 'yaml';
+import { parse, parseAllDocuments, stringify } from 'yaml';
 
 import { Broker, Gateway, Publisher, Tab, freePort, gatewayBinary, run, temporaryFolder, testsFolder, token, until } from './e2e/harness.mjs';
 
@@ -209,16 +209,41 @@ test('the Kubernetes manifests fit together, and leave the gateway its time to s
   assert.doesNotMatch(files.map((name) => read('kubernetes', name).replace(/^#.*$/gm, '')).join(), /JWT_SECRET|amqps?:/);
 });
 
-test('an overlay sets the image and the scale is the autoscaler\'s', async (t) => {
-  const kustomize = await run('kubectl', ['version', '--client']).then(() => ['kubectl', 'kustomize'], () => null);
-  if (!kustomize) return t.skip('kubectl is not installed');
-  const overlay = temporaryFolder();
-  const images = [{ name: 'chat3-gateway', newName: 'registry.example.com/team/gateway', newTag: '9.9.9' }];
-  writeFileSync(path.join(overlay, 'kustomization.yaml'), JSON.stringify({ resources: [path.relative(overlay, path.join(docker, 'kubernetes'))], images }));
-  const { stdout } = await run(kustomize[0], [kustomize[1], overlay]);
-  const deployment = parseAllDocuments(stdout).map((document) => document.toJS()).find(({ kind }) => kind === 'Deployment');
-  assert.equal(deployment.spec.template.spec.containers[0].image, 'registry.example.com/team/gateway:9.9.9');
-  assert.equal(deployment.spec.replicas, undefined);
+test('the overlays of DEPLOYMENT.md set what they say, and the scale stays the autoscaler\'s', async (t) => {
+  const builders = [['kubectl', 'kustomize'], ['kustomize', 'build']];
+  const installed = await Promise.all(builders.map(([command]) => run('which', [command]).then(() => true, () => false)));
+  const [command, build] = builders[installed.indexOf(true)] ?? [];
+  if (!command) return t.skip('neither kubectl nor kustomize is installed');
+  const page = readFileSync(path.join(docker, '..', 'docs', 'DEPLOYMENT.md'), 'utf8');
+  const [, yaml] = /^```yaml\n(# overlay\/kustomization\.yaml[\s\S]*?)^```$/m.exec(page);
+  const top = temporaryFolder();
+  cpSync(docker, path.join(top, 'docker'), { recursive: true });
+  mkdirSync(path.join(top, 'overlay'));
+  const built = async (kustomization) => {
+    writeFileSync(path.join(top, 'overlay', 'kustomization.yaml'), stringify(kustomization));
+    const { stdout } = await run(command, [build, path.join(top, 'overlay')]);
+    const documents = parseAllDocuments(stdout).map((document) => document.toJS());
+    return Object.fromEntries(documents.map((document) => [document.kind, document]));
+  };
+
+  const overlay = parse(yaml);
+  const { Deployment, ConfigMap, Ingress } = await built(overlay);
+  const [{ newName, newTag }] = overlay.images;
+  assert.equal(Deployment.spec.template.spec.containers[0].image, `${newName}:${newTag}`);
+  assert.equal(Deployment.spec.replicas, undefined);
+  const base = parse(read('kubernetes', 'kustomization.yaml')).configMapGenerator[0].literals;
+  const settings = [...base, ...overlay.configMapGenerator[0].literals].map((literal) => literal.split(/=(.*)/s).slice(0, 2));
+  assert.deepEqual(ConfigMap.data, Object.fromEntries(settings));
+  assert.equal(Deployment.spec.template.spec.containers[0].envFrom[0].configMapRef.name, ConfigMap.metadata.name);
+  const values = parse(overlay.patches[0].patch).map(({ value }) => value);
+  assert.deepEqual([Ingress.spec.rules[0].host, Ingress.spec.tls[0].hosts[0], Ingress.spec.tls[0].secretName], values);
+  assert.equal(new Set([...values.slice(0, 2)]).size, 1);
+
+  // The Gateway API in place of the Ingress, by the sentence below the snippet.
+  const [, patch] = /`- (patch: '.*')`/.exec(page);
+  cpSync(path.join(docker, 'kubernetes', 'gateway-api.yaml'), path.join(top, 'overlay', 'gateway-api.yaml'));
+  const kinds = await built({ ...overlay, resources: [...overlay.resources, 'gateway-api.yaml'], patches: [parse(patch)] });
+  assert.ok(kinds.Gateway && kinds.HTTPRoute && !kinds.Ingress);
 });
 
 test('the settings in docker/ are settings of the gateway', async () => {
