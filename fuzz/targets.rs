@@ -299,19 +299,21 @@ pub fn frame_boundaries(data: &[u8]) {
     }
     let mut rest = bytes;
     while let Some(length) = frame_length(rest) {
-        let Some(next) = rest.get(length..) else {
+        let here = rest.len() as u128;
+        if here < length {
             assert!(!frames.is_between());
-            assert_eq!(frames.left(), Some(length - rest.len()));
+            assert_eq!(frames.left().map(|left| left as u128), Some(length - here));
             return;
-        };
-        rest = next;
+        }
+        rest = &rest[length as usize..];
     }
     assert_eq!(frames.is_between(), rest.is_empty());
     assert_eq!(frames.left().is_none(), !rest.is_empty());
 }
 
-/// A frame's length with its header, unless the header is cut short.
-fn frame_length(bytes: &[u8]) -> Option<usize> {
+/// A frame's length with its header, unless the header is cut short. A payload's length
+/// may be any `u64`.
+fn frame_length(bytes: &[u8]) -> Option<u128> {
     let second = *bytes.get(1)?;
     let wide = match second & 0x7f {
         126 => 2,
@@ -323,11 +325,11 @@ fn frame_length(bytes: &[u8]) -> Option<usize> {
     bytes.get(2 + wide..2 + wide + mask)?;
     let length = number
         .iter()
-        .fold(0_usize, |n, &byte| n << 8 | usize::from(byte));
+        .fold(0_u128, |n, &byte| n << 8 | u128::from(byte));
     let length = if wide == 0 {
-        usize::from(second & 0x7f)
+        u128::from(second & 0x7f)
     } else {
         length
     };
-    Some(length.saturating_add(2 + wide + mask))
+    Some(length + (2 + wide + mask) as u128)
 }
