@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text},
+    encoding::text,
     metrics::{
         counter::Counter,
         family::Family,
@@ -22,19 +22,83 @@ use prometheus_client::{
 /// The media type of [`Metrics::render`], from the OpenMetrics specification.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
-    reason: &'static str,
+// The values of each label. Every one is in the exposition from the start, at zero:
+// Prometheus sees no increase in the first value of a series.
+
+const REJECTED: &[&str] = &[
+    "empty",
+    "too_large",
+    "too_deep",
+    "not_json",
+    "not_an_update",
+    "foreign_user",
+    "foreign_tenant",
+    "no_socket",
+    "repeated",
+];
+const EVENTS: &[&str] = &[
+    "chat3:update",
+    "message:new",
+    "message:update",
+    "dialog:update",
+    "typing:update",
+    "recovery:offset",
+];
+/// Of sockets and of `auth:refresh`.
+const TOKENS_REFUSED: &[&str] = &[
+    "token_missing",
+    "token_invalid",
+    "token_expired",
+    "token_not_yet_valid",
+    "token_without_expiry",
+    "token_revoked",
+    "issuer",
+    "audience",
+    "user_id_missing",
+    "user_id_invalid",
+    "tenant_id_missing",
+    "tenant_id_invalid",
+    "ids_too_long",
+    "address_refusals",
+    "overloaded",
+];
+const CONNECTS_REFUSED: &[&str] = &[
+    "too_many_sockets",
+    "too_many_connects",
+    "address_rate",
+    "server_full",
+    "foreign_origin",
+    "bad_websocket",
+];
+const REFRESHES_REFUSED: &[&str] = &["another_user"];
+const CLOSED: &[&str] = &[
+    "packets",
+    "bytes",
+    "namespaces",
+    "slow_body",
+    "address",
+    "full",
+];
+const ADMIN_REFUSED: &[&str] = &["wrong_token", "token_missing", "address_refusals"];
+const READS: &[&str] = &["ok", "failed"];
+const LOOKS: &[&str] = &["quiet", "others", "matched", "dead", "refused", "failed"];
+const RECOVERIES: &[&str] = &["recovered", "unknown", "gap", "unreadable"];
+const RECOVERIES_LOST: &[&str] = &["expired", "memory", "too_many"];
+const PRESENCE: &[&str] = &["online", "offline"];
+
+/// A counter for each value of one label.
+#[derive(Clone)]
+struct Counters {
+    label: &'static str,
+    family: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Event {
-    event: &'static str,
+impl Counters {
+    fn add(&self, value: &'static str, count: u64) {
+        let series = [(self.label, value)];
+        debug_assert!(self.family.get(&series).is_some(), "{value} is not listed");
+        self.family.get_or_create(&series).inc_by(count);
+    }
 }
 
 /// The metrics of one server; clones share the same values.
@@ -67,10 +131,10 @@ pub struct Metrics {
     pub(crate) presence_connected: Gauge,
     pub(crate) presence_keeper: Gauge,
     pub(crate) presence_users: Gauge,
-    presence_events: Family<Event, Counter>,
+    presence_events: Counters,
     pub(crate) presence_unconfirmed: Counter,
     pub(crate) bindings_dead: Gauge,
-    silence_looks: Family<Outcome, Counter>,
+    silence_looks: Counters,
     pub(crate) broker_reconnects: Counter,
     pub(crate) orders_not_broadcast: Counter,
     pub(crate) messages_unreadable: Counter,
@@ -82,21 +146,21 @@ pub struct Metrics {
     pub updates_unclaimed: Counter,
     pub(crate) updates_delivered: Counter,
     pub(crate) updates_kept: Counter,
-    updates_rejected: Family<Reason, Counter>,
-    events_emitted: Family<Event, Counter>,
+    updates_rejected: Counters,
+    events_emitted: Counters,
     pub(crate) connects: Counter,
-    connects_refused: Family<Reason, Counter>,
-    connections_closed: Family<Reason, Counter>,
-    jwks_reads: Family<Outcome, Counter>,
+    connects_refused: Counters,
+    connections_closed: Counters,
+    jwks_reads: Counters,
     pub(crate) slow_sockets: Counter,
     pub(crate) noisy_sockets: Counter,
     pub(crate) expired_sockets: Counter,
     pub(crate) revoked_sockets: Counter,
     pub(crate) revocations_forgotten: Counter,
-    admin_refused: Family<Reason, Counter>,
-    refreshes_refused: Family<Reason, Counter>,
-    recoveries: Family<Outcome, Counter>,
-    recoveries_lost: Family<Reason, Counter>,
+    admin_refused: Counters,
+    refreshes_refused: Counters,
+    recoveries: Counters,
+    recoveries_lost: Counters,
     pub(crate) resyncs: Counter,
     latency: Histogram,
 }
@@ -128,10 +192,10 @@ impl Metrics {
             presence_connected: r.metric("presence_connected", "1 while the other instances hear who is online here"),
             presence_keeper: r.metric("presence_keeper", "1 while this instance keeps who is online for the fleet, and publishes it"),
             presence_users: r.metric("presence_users", "Users online in the fleet, as published; 0 at instances that do not keep it"),
-            presence_events: r.metric("presence_events", "Presence events published, by event: online or offline"),
+            presence_events: r.counters("presence_events", "Presence events published, by event: online or offline", "event", PRESENCE),
             presence_unconfirmed: r.metric("presence_unconfirmed", "Presence events that RabbitMQ did not confirm: a queue that is bound to their exchange is full, down or slow"),
             bindings_dead: r.metric("rabbitmq_bindings_dead", "1 while updates of users online are published with keys that no binding matches"),
-            silence_looks: r.metric("rabbitmq_silence_looks", "Looks at what is published, since no update came, by what they found"),
+            silence_looks: r.counters("rabbitmq_silence_looks", "Looks at what is published, since no update came, by what they found", "outcome", LOOKS),
             broker_reconnects: r.metric("rabbitmq_reconnects", "RabbitMQ connections established after the first"),
             orders_not_broadcast: r.metric("orders_not_broadcast", "Orders that RabbitMQ did not take in time, so that other instances do not know them"),
             messages_unreadable: r.metric("messages_unreadable", "Messages that ended the RabbitMQ connection, because the AMQP library cannot read them"),
@@ -142,21 +206,21 @@ impl Metrics {
             updates_unclaimed: r.metric("updates_unclaimed", "Updates that came over a queue of several users and were for no user who is online"),
             updates_delivered: r.metric("updates_delivered", "Updates handed to at least one socket of their user"),
             updates_kept: r.metric("updates_kept", "Updates kept for a user who is away or whose sockets lag, and handed to no socket yet"),
-            updates_rejected: r.metric("updates_rejected", "Updates not delivered, by reason"),
-            events_emitted: r.metric("events_emitted", "Socket.IO events handed to sockets, replays included, by event name"),
+            updates_rejected: r.counters("updates_rejected", "Updates not delivered, by reason", "reason", REJECTED),
+            events_emitted: r.counters("events_emitted", "Socket.IO events handed to sockets, replays included, by event name", "event", EVENTS),
             connects: r.metric("connects", "Sockets let in"),
-            connects_refused: r.metric("connects_refused", "Handshakes and sockets refused, by reason"),
-            connections_closed: r.metric("connections_closed", "Connections and sessions ended because they took more than their share, by reason"),
-            jwks_reads: r.metric("jwks_reads", "Reads of the JSON Web Key Set, by outcome: ok or failed"),
+            connects_refused: r.counters("connects_refused", "Handshakes and sockets refused, by reason", "reason", &[TOKENS_REFUSED, CONNECTS_REFUSED].concat()),
+            connections_closed: r.counters("connections_closed", "Connections and sessions ended because they took more than their share, by reason", "reason", CLOSED),
+            jwks_reads: r.counters("jwks_reads", "Reads of the JSON Web Key Set, by outcome: ok or failed", "outcome", READS),
             slow_sockets: r.metric("slow_sockets", "Sockets whose transport was closed because they did not keep up"),
             noisy_sockets: r.metric("noisy_sockets", "Sockets whose transport was closed because they sent too many events"),
             expired_sockets: r.metric("expired_sockets", "Sockets whose transport was closed because their token had expired"),
             revoked_sockets: r.metric("revoked_sockets", "Sockets that an order sent away"),
             revocations_forgotten: r.metric("revocations_forgotten", "Revocations in force that were forgotten, because there were too many"),
-            admin_refused: r.metric("admin_refused", "Requests to the admin API that were refused, by reason"),
-            refreshes_refused: r.metric("refreshes_refused", "Tokens sent by auth:refresh that were refused, by reason"),
-            recoveries: r.metric("recoveries", "Reconnects that asked for what they missed, by outcome"),
-            recoveries_lost: r.metric("recoveries_lost", "Connections that can no longer be recovered, by reason"),
+            admin_refused: r.counters("admin_refused", "Requests to the admin API that were refused, by reason", "reason", ADMIN_REFUSED),
+            refreshes_refused: r.counters("refreshes_refused", "Tokens sent by auth:refresh that were refused, by reason", "reason", &[TOKENS_REFUSED, REFRESHES_REFUSED].concat()),
+            recoveries: r.counters("recoveries", "Reconnects that asked for what they missed, by outcome", "outcome", RECOVERIES),
+            recoveries_lost: r.counters("recoveries_lost", "Connections that can no longer be recovered, by reason", "reason", RECOVERIES_LOST),
             resyncs: r.metric("resyncs", "Sockets closed because their user may have missed updates, so that the frontend fetches"),
             latency: r.latency("update_latency", "From the publisher's AMQP timestamp to the hand-off to the sockets"),
             registry: Arc::default(),
@@ -166,70 +230,58 @@ impl Metrics {
 
     /// Counts an update that was not delivered.
     pub(crate) fn update_rejected(&self, reason: &'static str) {
-        self.updates_rejected
-            .get_or_create(&Reason { reason })
-            .inc();
+        self.updates_rejected.add(reason, 1);
     }
 
     /// Counts a connection that is refused.
     pub(crate) fn connect_refused(&self, reason: &'static str) {
-        self.connects_refused
-            .get_or_create(&Reason { reason })
-            .inc();
+        self.connects_refused.add(reason, 1);
     }
 
     /// Counts a connection or session that is closed because it exceeds a limit.
     pub(crate) fn connection_closed(&self, reason: &'static str) {
-        self.connections_closed
-            .get_or_create(&Reason { reason })
-            .inc();
+        self.connections_closed.add(reason, 1);
     }
 
     /// Counts a request to the admin API that is refused.
     pub(crate) fn admin_refused(&self, reason: &'static str) {
-        self.admin_refused.get_or_create(&Reason { reason }).inc();
+        self.admin_refused.add(reason, 1);
     }
 
     /// Counts a token that `auth:refresh` refused.
     pub(crate) fn refresh_refused(&self, reason: &'static str) {
-        self.refreshes_refused
-            .get_or_create(&Reason { reason })
-            .inc();
+        self.refreshes_refused.add(reason, 1);
     }
 
     /// Counts a reconnect that asked for the updates it missed.
     pub(crate) fn recovery(&self, outcome: &'static str) {
-        self.recoveries.get_or_create(&Outcome { outcome }).inc();
+        self.recoveries.add(outcome, 1);
     }
 
     /// Counts connections that can no longer be recovered.
     pub(crate) fn recoveries_lost(&self, reason: &'static str, connections: u64) {
-        self.recoveries_lost
-            .get_or_create(&Reason { reason })
-            .inc_by(connections);
+        self.recoveries_lost.add(reason, connections);
     }
 
     /// Counts a check for the reason why no updates arrive.
     pub(crate) fn silence_look(&self, outcome: &'static str) {
-        self.silence_looks.get_or_create(&Outcome { outcome }).inc();
+        self.silence_looks.add(outcome, 1);
     }
 
     /// Counts an event that consumers of presence were sent.
     pub(crate) fn presence_event(&self, event: &'static str) {
-        self.presence_events.get_or_create(&Event { event }).inc();
+        self.presence_events.add(event, 1);
     }
 
     /// Counts a read of the key set.
     pub(crate) fn jwks_read(&self, is_ok: bool) {
         let outcome = if is_ok { "ok" } else { "failed" };
-        self.jwks_reads.get_or_create(&Outcome { outcome }).inc();
+        self.jwks_reads.add(outcome, 1);
     }
 
     /// Counts one event that was handed to `sockets` sockets.
     pub(crate) fn emitted(&self, event: &'static str, sockets: u64) {
-        self.events_emitted
-            .get_or_create(&Event { event })
-            .inc_by(sockets);
+        self.events_emitted.add(event, sockets);
     }
 
     /// Records the time from publication to the hand-off to sockets.
@@ -258,6 +310,20 @@ impl Register<'_> {
         let metric = M::default();
         self.0.register(name, help, metric.clone());
         metric
+    }
+
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        values: &[&'static str],
+    ) -> Counters {
+        let family: Family<_, Counter> = self.metric(name, help);
+        for value in values {
+            drop(family.get_or_create(&[(label, *value)]));
+        }
+        Counters { label, family }
     }
 
     fn metric_in<M: Metric + Clone + Default>(&mut self, unit: Unit, name: &str, help: &str) -> M {
