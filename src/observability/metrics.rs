@@ -119,9 +119,9 @@ pub struct Metrics {
     pub(crate) history_reading: Gauge,
     memory: Gauge,
     memory_per_socket: Gauge,
-    #[doc(hidden)] // For tests/rabbitmq_service.rs.
+    #[doc(hidden)] // For tests/rabbitmq_service/.
     pub subscriptions: Gauge,
-    #[doc(hidden)] // For tests/rabbitmq_service.rs.
+    #[doc(hidden)] // For tests/rabbitmq_service/.
     pub subscriptions_refused: Counter,
     pub(crate) binding_keys_refused: Counter,
     pub(crate) broker_connected: Gauge,
@@ -142,7 +142,7 @@ pub struct Metrics {
     pub(crate) stream_stops: Counter,
     pub(crate) stream_round_trip: Histogram,
     pub(crate) updates_received: Counter,
-    #[doc(hidden)] // For tests/rabbitmq_service.rs.
+    #[doc(hidden)] // For tests/rabbitmq_service/.
     pub updates_unclaimed: Counter,
     pub(crate) updates_delivered: Counter,
     pub(crate) updates_kept: Counter,
