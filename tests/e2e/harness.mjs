@@ -5,7 +5,8 @@
 // the test file ends. Waiting is always for an event, with a deadline.
 
 import { spawn, execFile } from 'node:child_process';
-import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
@@ -112,7 +113,8 @@ export async function freePort() {
 
 function temporaryFolder() {
   const folder = mkdtempSync(path.join(os.tmpdir(), 'chat3-gateway-test-'));
-  cleanups.push(() => rmSync(folder, { recursive: true, force: true, maxRetries: 5, retryDelay: 200 }));
+  // Not rmSync, which never deletes what is written meanwhile.
+  cleanups.push(() => rm(folder, { recursive: true, force: true, maxRetries: 5, retryDelay: 200 }));
   return folder;
 }
 

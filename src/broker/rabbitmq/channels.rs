@@ -18,7 +18,7 @@
 use std::{
     future::Future,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -30,28 +30,22 @@ use amqprs::{
 };
 use futures_util::future::join_all;
 use tokio::{
-    sync::{
-        Mutex,
-        mpsc::{self, UnboundedReceiver},
-    },
+    sync::{Mutex, mpsc::UnboundedReceiver},
     time::timeout,
 };
-use tokio_util::{
-    sync::CancellationToken,
-    task::{AbortOnDropHandle, TaskTracker},
-};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
     acks::Acks,
-    connection::{OnConnection, OpenChannel, barrier, open_channel, open_connection},
+    connection::{OpenChannel, Watched, barrier},
     consumer::{self, Turn},
     link_error::{LinkError, ServerClose},
     shared::Shared,
 };
 use crate::{
     broker::Delivery,
-    config::{AmqpUrl, RabbitMqConfig, Topology},
+    config::{RabbitMqConfig, Topology},
 };
 
 /// The largest frame that `RabbitMqService::THREAD_STACK_BYTES` is measured for:
@@ -75,21 +69,14 @@ const MAX_REOPENED_CHANNELS: usize = 1_000;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Channels {
-    connection: Connection,
-    /// The node that the connection leads to.
-    pub(super) node: AmqpUrl,
+    pub(super) connection: Watched,
     /// For declares, binds and deletes. Each is replaced when the server closes it.
     admins: Vec<Mutex<OpenChannel>>,
     /// For consumes, cancels and acknowledgements. The loss of one is the link's loss.
     pub(super) consumers: Vec<Consumers>,
     prefetch: u16,
-    pub(super) lost: CancellationToken,
-    close_reason: Arc<OnceLock<ServerClose>>,
-    /// Why the connection's input could not be read any further.
-    unreadable: Arc<OnceLock<&'static str>>,
     /// Tags of consumers that the server cancelled because their queue was deleted.
-    pub(super) cancelled: mpsc::UnboundedReceiver<String>,
-    cancelled_sender: mpsc::UnboundedSender<String>,
+    pub(super) cancelled: UnboundedReceiver<String>,
     /// Consumers that have not yet handed off everything they received.
     handing_off: TaskTracker,
     received: Arc<AtomicU64>,
@@ -134,42 +121,24 @@ pub(super) fn spare_channels(
 impl Channels {
     /// Connects and opens the channels. Not bounded in time: the caller is.
     pub(super) async fn open(shared: &Shared) -> Result<Self, LinkError> {
-        let name = format!("chat3-gateway {}", shared.instance);
         let config = &shared.config;
-        let (limit, heartbeat) = (config.connect_timeout, config.heartbeat);
-        let opening = open_connection(&config.url, &config.tls, &name, heartbeat, limit);
-        let (connection, node) = opening.await?;
-        let frame_max = connection.frame_max();
+        let name = format!("chat3-gateway {}", shared.instance);
+        let (connection, cancelled) = Watched::open(config, &name).await?;
+        let frame_max = connection.amqp.frame_max();
         if !(1..=MAX_FRAME_BYTES).contains(&frame_max) {
             warn!(
                 frame_max,
                 "RabbitMQ has a frame_max above {MAX_FRAME_BYTES}: a message with headers nested that deep could end the process"
             );
         }
-        let reopenable = spare_channels(&connection, config)?;
-        let lost = CancellationToken::new();
-        let close_reason = Arc::new(OnceLock::new());
-        let unreadable = Arc::new(OnceLock::new());
-        connection
-            .register_callback(OnConnection {
-                close_reason: close_reason.clone(),
-                unreadable: unreadable.clone(),
-                _lost: lost.clone().drop_guard(),
-            })
-            .await?;
-        let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
+        let reopenable = spare_channels(&connection.amqp, config)?;
         let consumers = consumer_channels(config);
         let mut channels = Self {
             connection,
-            node,
             admins: Vec::with_capacity(ADMIN_CHANNELS),
             consumers: Vec::with_capacity(consumers),
             prefetch: config.prefetch(),
-            lost,
-            close_reason,
-            unreadable,
             cancelled,
-            cancelled_sender,
             handing_off: TaskTracker::new(),
             received: shared.received.clone(),
             reopenable: Mutex::new(reopenable.min(MAX_REOPENED_CHANNELS)),
@@ -186,9 +155,10 @@ impl Channels {
     }
 
     async fn open_consumers(&self) -> Result<Consumers, LinkError> {
-        let lost_with_channel = Some(self.lost.clone().drop_guard());
-        let channel =
-            open_channel(&self.connection, lost_with_channel, &self.cancelled_sender).await?;
+        let channel = self
+            .connection
+            .open_channel(Some(self.connection.guard()))
+            .await?;
         // The prefetch, per consumer, bounds a buffer that amqprs does not bound.
         barrier(&channel.channel, self.prefetch).await?;
         let acks = Arc::new(Acks::new(self.prefetch));
@@ -206,7 +176,7 @@ impl Channels {
     /// Opens a channel, the loss of which is not the link's. Not bounded in time: the
     /// caller is.
     pub(super) async fn open_channel(&self) -> Result<OpenChannel, LinkError> {
-        open_channel(&self.connection, None, &self.cancelled_sender).await
+        self.connection.open_channel(None).await
     }
 
     /// Opens a channel in the place of one that the server has closed; an error when the
@@ -234,7 +204,7 @@ impl Channels {
         let mut on = self.admins[admin].lock().await;
         match self.rpc(&on, call(on.channel.clone())).await {
             Ok(answer) => Ok(Ok(answer)),
-            Err(LinkError::Closed(close)) if !self.lost.is_cancelled() => {
+            Err(LinkError::Closed(close)) if !self.connection.lost.is_cancelled() => {
                 *on = self.replace_channel().await?;
                 Ok(Err(close))
             }
@@ -328,28 +298,26 @@ impl Channels {
     ) -> Result<T, LinkError> {
         tokio::select! {
             answered = on.ask(RPC_TIMEOUT, call) => answered,
-            () = self.lost.cancelled() => Err(self.loss()),
+            () = self.connection.lost.cancelled() => Err(self.loss()),
         }
     }
 
     /// Why the link is lost, if it is; otherwise `error`.
     pub(super) fn loss_or(&self, error: LinkError) -> LinkError {
-        match self.lost.is_cancelled() {
+        match self.connection.lost.is_cancelled() {
             true => self.loss(),
             false => error,
         }
     }
 
     pub(super) fn loss(&self) -> LinkError {
-        let channels = self.consumers.iter().map(|on| &on.channel.close_reason);
-        let mut reasons = std::iter::once(&self.close_reason).chain(channels);
-        match (
-            reasons.find_map(|reason| reason.get()),
-            self.unreadable.get(),
-        ) {
-            (Some(close), _) => LinkError::Closed(close.clone()),
-            (None, Some(cause)) => LinkError::Unreadable(cause),
-            (None, None) => LinkError::Amqp("the connection broke".to_owned()),
+        let loss = self.connection.loss();
+        let mut consumers = self.consumers.iter();
+        match consumers.find_map(|on| on.channel.close_reason.get()) {
+            Some(close) if !matches!(loss, LinkError::Closed(_)) => {
+                LinkError::Closed(close.clone())
+            }
+            _ => loss,
         }
     }
 
@@ -409,7 +377,7 @@ impl Channels {
             for admin in self.admins {
                 let _ = admin.into_inner().channel.close().await;
             }
-            self.connection.close().await
+            self.connection.amqp.close().await
         };
         // In a separate task: the future of an RPC must never be dropped.
         match timeout(DRAIN_TIMEOUT, tokio::spawn(closing)).await {

@@ -27,8 +27,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
-use tokio_util::{sync::DropGuard, task::AbortOnDropHandle};
-use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber, warn};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::AbortOnDropHandle,
+};
+use tracing::{debug, instrument::WithSubscriber, subscriber::NoSubscriber, warn};
 
 use super::{
     confirms::Confirms,
@@ -36,7 +39,7 @@ use super::{
     unreadable::Unreadable,
 };
 use crate::{
-    config::{AmqpUrl, AmqpUrls, RabbitMqTls},
+    config::{AmqpUrl, AmqpUrls, RabbitMqConfig, RabbitMqTls},
     tls,
 };
 
@@ -103,6 +106,101 @@ async fn open_node(
     match AbortOnDropHandle::new(open).await {
         Ok(opened) => opened.map_err(|error| login_error(error, url.tls)),
         Err(_) => Err(LinkError::Foreign),
+    }
+}
+
+/// A connection, and how it ended.
+pub(super) struct Watched {
+    pub(super) amqp: Connection,
+    /// The node that the connection leads to.
+    pub(super) node: AmqpUrl,
+    /// Cancelled when the connection is gone for any reason.
+    pub(super) lost: CancellationToken,
+    close_reason: Arc<OnceLock<ServerClose>>,
+    unreadable: Arc<OnceLock<&'static str>>,
+    cancelled: mpsc::UnboundedSender<String>,
+}
+
+impl Watched {
+    /// Connects and logs in. Returns as well where the tags arrive of consumers that the server
+    /// cancels, because their queue was deleted.
+    pub(super) async fn open(
+        config: &RabbitMqConfig,
+        name: &str,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<String>), LinkError> {
+        let (limit, heartbeat) = (config.connect_timeout, config.heartbeat);
+        let opening = open_connection(&config.url, &config.tls, name, heartbeat, limit);
+        let (amqp, node) = opening.await?;
+        let lost = CancellationToken::new();
+        let close_reason = Arc::new(OnceLock::new());
+        let unreadable = Arc::new(OnceLock::new());
+        amqp.register_callback(OnConnection {
+            close_reason: close_reason.clone(),
+            unreadable: unreadable.clone(),
+            _lost: lost.clone().drop_guard(),
+        })
+        .await?;
+        let (cancelled, tags) = mpsc::unbounded_channel();
+        let watched = Self {
+            amqp,
+            node,
+            lost,
+            close_reason,
+            unreadable,
+            cancelled,
+        };
+        Ok((watched, tags))
+    }
+
+    /// Opens a channel, as [`open_channel`] does. Not bounded in time: the caller is.
+    pub(super) fn open_channel(
+        &self,
+        lost: Option<DropGuard>,
+    ) -> impl Future<Output = Result<OpenChannel, LinkError>> + Send + use<> {
+        let (connection, cancelled) = (self.amqp.clone(), self.cancelled.clone());
+        async move { open_channel(&connection, lost, &cancelled).await }
+    }
+
+    /// A guard that loses the connection when it is dropped, as a channel's end does.
+    pub(super) fn guard(&self) -> DropGuard {
+        self.lost.clone().drop_guard()
+    }
+
+    /// Why the connection is lost.
+    pub(super) fn loss(&self) -> LinkError {
+        match self.close_reason.get() {
+            Some(close) => LinkError::Closed(close.clone()),
+            None => self
+                .unreadable()
+                .unwrap_or_else(|| LinkError::Amqp("the connection broke".to_owned())),
+        }
+    }
+
+    /// Why the connection is lost, if it is; otherwise `error`.
+    pub(super) fn loss_or(&self, error: LinkError) -> LinkError {
+        match self.lost.is_cancelled() {
+            true => self.loss(),
+            false => error,
+        }
+    }
+
+    /// Why the connection's input could not be read any further.
+    pub(super) fn unreadable(&self) -> Option<LinkError> {
+        self.unreadable
+            .get()
+            .map(|cause| LinkError::Unreadable(cause))
+    }
+
+    /// Closes the connection, within `limit`: the broker may not be listening. Goes on without
+    /// a waiter.
+    pub(super) fn close(self, limit: Duration) -> impl Future<Output = ()> {
+        let closing = tokio::spawn(async move { self.amqp.close().await });
+        async move {
+            match timeout(limit, closing).await {
+                Ok(Ok(Ok(()))) => {}
+                other => debug!(?other, "RabbitMQ connection not closed cleanly"),
+            }
+        }
     }
 }
 
@@ -180,10 +278,10 @@ impl OpenChannel {
 }
 
 /// Owned by amqprs's reader, and dropped when the connection is gone for any reason.
-pub(super) struct OnConnection {
-    pub(super) close_reason: Arc<OnceLock<ServerClose>>,
-    pub(super) unreadable: Arc<OnceLock<&'static str>>,
-    pub(super) _lost: DropGuard,
+struct OnConnection {
+    close_reason: Arc<OnceLock<ServerClose>>,
+    unreadable: Arc<OnceLock<&'static str>>,
+    _lost: DropGuard,
 }
 
 impl Drop for OnConnection {

@@ -86,7 +86,7 @@ impl Link {
 
     /// The node that the link is connected to.
     pub(super) fn node(&self) -> &AmqpUrl {
-        &self.channels.node
+        &self.channels.connection.node
     }
 
     /// Keeps the actual state in line with the desired one until the link is lost.
@@ -118,7 +118,7 @@ impl Link {
             tokio::select! {
                 // Rare events come first.
                 biased;
-                () = self.channels.lost.cancelled() => return self.ended(self.channels.loss()),
+                () = self.channels.connection.lost.cancelled() => return self.ended(self.channels.loss()),
                 () = shared.stop_consuming.cancelled() => return Ended::Stopped,
                 Some(queue) = self.channels.cancelled.recv() => {
                     self.reconciler.forget_queue(&queue);

@@ -237,10 +237,10 @@ async fn connected(
     };
     let error = tokio::select! {
         error = ended => error,
-        () = wire.lost() => wire.loss(),
+        () = wire.connection.lost.cancelled() => wire.connection.loss(),
         Some(tag) = wire.cancelled.recv() => LinkError::Amqp(format!("{tag} was deleted")),
     };
-    let unreadable = wire.unreadable();
+    let unreadable = wire.connection.unreadable();
     if unreadable.is_none() {
         presence.doubt.end();
     }

@@ -139,7 +139,7 @@ impl Listener {
             self.open(wire, epoch, sources).await?;
             let alarm = self.alarm(sources, mend_at);
             tokio::select! {
-                () = wire.lost.cancelled() => return Err(wire.loss()),
+                () = wire.connection.lost.cancelled() => return Err(wire.connection.loss()),
                 () = shared.close.cancelled() => return Ok(()),
                 Some(tag) = wire.cancelled.recv() => self.forget(sources, &tag),
                 () = shared.broadcasts_handled(), if sources.awaits_handler => {

@@ -3,27 +3,19 @@
 //! A refusal costs a channel, whose number amqprs does not use again: the connection is renewed
 //! before they are used up.
 
-use std::{
-    future::Future,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use amqprs::{
     channel::{BasicConsumeArguments, Channel, ConsumerMessage},
-    connection::Connection,
     error::Error,
 };
-use tokio::{
-    sync::mpsc::{self, UnboundedReceiver},
-    time::timeout,
-};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::super::{
     acks::Acks,
-    connection::{OnConnection, OpenChannel, barrier, open_channel, open_connection},
+    connection::{OpenChannel, Watched, barrier},
     link_error::{LinkError, ServerClose},
     shared::Shared,
 };
@@ -41,13 +33,9 @@ const PREFETCH: u16 = 16;
 const MOST_CHANNELS: u16 = 200;
 
 pub(super) struct Wire {
-    connection: Connection,
-    pub(super) lost: CancellationToken,
-    close_reason: Arc<OnceLock<ServerClose>>,
-    unreadable: Arc<OnceLock<&'static str>>,
+    pub(super) connection: Watched,
     /// Tags of consumers that the server cancelled because their queue was deleted.
     pub(super) cancelled: UnboundedReceiver<String>,
-    cancelled_sender: mpsc::UnboundedSender<String>,
     openable: u16,
     admin: Option<OpenChannel>,
 }
@@ -64,32 +52,15 @@ pub(super) struct Consumer {
 impl Wire {
     /// Connects and logs in.
     pub(super) async fn open(shared: &Shared) -> Result<Self, LinkError> {
-        let config = &shared.config;
         let name = format!("chat3-gateway {} listener", shared.instance);
-        let (limit, heartbeat) = (config.connect_timeout, config.heartbeat);
-        let opening = open_connection(&config.url, &config.tls, &name, heartbeat, limit);
-        let (connection, _) = opening.await?;
-        let lost = CancellationToken::new();
-        let close_reason = Arc::new(OnceLock::new());
-        let unreadable = Arc::new(OnceLock::new());
-        let on_connection = OnConnection {
-            close_reason: close_reason.clone(),
-            unreadable: unreadable.clone(),
-            _lost: lost.clone().drop_guard(),
-        };
-        connection.register_callback(on_connection).await?;
-        let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
-        let openable = match connection.channel_max() {
+        let (connection, cancelled) = Watched::open(&shared.config, &name).await?;
+        let openable = match connection.amqp.channel_max() {
             0 => MOST_CHANNELS,
             limit => limit.min(MOST_CHANNELS),
         };
         Ok(Self {
             connection,
-            lost,
-            close_reason,
-            unreadable,
             cancelled,
-            cancelled_sender,
             openable,
             admin: None,
         })
@@ -153,40 +124,22 @@ impl Wire {
     ) -> Result<Result<T, ServerClose>, LinkError> {
         let answered = tokio::select! {
             answered = on.ask(STEP, call) => answered,
-            () = self.lost.cancelled() => return Err(self.loss()),
+            () = self.connection.lost.cancelled() => return Err(self.connection.loss()),
         };
         match answered {
             Ok(answer) => Ok(Ok(answer)),
-            Err(LinkError::Closed(close)) if !self.lost.is_cancelled() => Ok(Err(close)),
-            Err(error) => Err(self.loss_or(error)),
+            Err(LinkError::Closed(close)) if !self.connection.lost.is_cancelled() => Ok(Err(close)),
+            Err(error) => Err(self.connection.loss_or(error)),
         }
     }
 
     async fn another_channel(&mut self) -> Result<OpenChannel, LinkError> {
         self.openable = self.openable.checked_sub(1).ok_or(LinkError::Worn)?;
-        let (connection, cancelled) = (self.connection.clone(), self.cancelled_sender.clone());
         // In a separate task: a call to amqprs must not be dropped before it has ended.
-        let opening = async move { open_channel(&connection, None, &cancelled).await };
-        match timeout(STEP, tokio::spawn(opening)).await {
-            Ok(Ok(opened)) => opened.map_err(|error| self.loss_or(error)),
+        match timeout(STEP, tokio::spawn(self.connection.open_channel(None))).await {
+            Ok(Ok(opened)) => opened.map_err(|error| self.connection.loss_or(error)),
             Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
             Err(_) => Err(LinkError::Timeout(STEP)),
-        }
-    }
-
-    fn loss_or(&self, error: LinkError) -> LinkError {
-        match self.lost.is_cancelled() {
-            true => self.loss(),
-            false => error,
-        }
-    }
-
-    /// Why the connection is lost.
-    pub(super) fn loss(&self) -> LinkError {
-        match (self.close_reason.get(), self.unreadable.get()) {
-            (Some(close), _) => LinkError::Closed(close.clone()),
-            (None, Some(cause)) => LinkError::Unreadable(cause),
-            (None, None) => LinkError::Amqp("the connection broke".to_owned()),
         }
     }
 
@@ -196,7 +149,7 @@ impl Wire {
             if let Some(admin) = self.admin {
                 let _ = admin.channel.close().await;
             }
-            self.connection.close().await
+            self.connection.amqp.close().await
         });
         if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
             debug!("RabbitMQ connection for orders not closed in time");

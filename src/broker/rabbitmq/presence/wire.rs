@@ -3,7 +3,6 @@
 
 use std::{
     future::Future,
-    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -13,21 +12,16 @@ use amqprs::{
         BasicAckArguments, BasicConsumeArguments, BasicGetArguments, BasicPublishArguments,
         Channel, ConfirmSelectArguments, ConsumerMessage,
     },
-    connection::Connection,
     error::Error,
 };
 use serde::Serialize;
-use tokio::{
-    sync::mpsc::{self, UnboundedReceiver},
-    time::timeout,
-};
+use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 use super::super::{
     confirms::Outcome,
-    connection::{OnConnection, OpenChannel, barrier, open_channel, open_connection},
-    link_error::{LinkError, ServerClose},
+    connection::{OpenChannel, Watched, barrier},
+    link_error::LinkError,
     shared::Shared,
 };
 
@@ -49,13 +43,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const PREFETCH: u16 = 32;
 
 pub(super) struct Wire {
-    connection: Connection,
-    lost: CancellationToken,
-    close_reason: Arc<OnceLock<ServerClose>>,
-    unreadable: Arc<OnceLock<&'static str>>,
+    pub(super) connection: Watched,
     /// Tags of consumers that the server cancelled because their queue was deleted.
     pub(super) cancelled: UnboundedReceiver<String>,
-    cancelled_sender: mpsc::UnboundedSender<String>,
     name: String,
 }
 
@@ -95,28 +85,11 @@ impl Letter {
 impl Wire {
     /// Connects and logs in.
     pub(super) async fn open(shared: &Shared) -> Result<Self, LinkError> {
-        let config = &shared.config;
         let name = format!("chat3-gateway {} presence", shared.instance);
-        let (limit, heartbeat) = (config.connect_timeout, config.heartbeat);
-        let opening = open_connection(&config.url, &config.tls, &name, heartbeat, limit);
-        let (connection, _) = opening.await?;
-        let lost = CancellationToken::new();
-        let close_reason = Arc::new(OnceLock::new());
-        let unreadable = Arc::new(OnceLock::new());
-        let on_connection = OnConnection {
-            close_reason: close_reason.clone(),
-            unreadable: unreadable.clone(),
-            _lost: lost.clone().drop_guard(),
-        };
-        connection.register_callback(on_connection).await?;
-        let (cancelled_sender, cancelled) = mpsc::unbounded_channel();
+        let (connection, cancelled) = Watched::open(&shared.config, &name).await?;
         Ok(Self {
             connection,
-            lost,
-            close_reason,
-            unreadable,
             cancelled,
-            cancelled_sender,
             name: shared.instance.clone(),
         })
     }
@@ -128,12 +101,11 @@ impl Wire {
 
     /// As [`Wire::line`], for later.
     pub(super) fn another_line(&self) -> impl Future<Output = Result<Line, LinkError>> + use<> {
-        let (connection, lost) = (self.connection.clone(), self.lost.clone());
-        let (cancelled, name) = (self.cancelled_sender.clone(), self.name.clone());
+        let (lost, name) = (self.connection.lost.clone(), self.name.clone());
+        let opening = self.connection.open_channel(Some(self.connection.guard()));
         async move {
-            let guard = lost.clone().drop_guard();
             let opening = async move {
-                let open = open_channel(&connection, Some(guard), &cancelled).await?;
+                let open = opening.await?;
                 open.channel
                     .confirm_select(ConfirmSelectArguments::default())
                     .await?;
@@ -155,32 +127,9 @@ impl Wire {
         }
     }
 
-    /// Returns when the connection, or one of its channels, is lost.
-    pub(super) fn lost(&self) -> impl Future<Output = ()> + use<> {
-        self.lost.clone().cancelled_owned()
-    }
-
-    /// Why the connection is lost.
-    pub(super) fn loss(&self) -> LinkError {
-        match self.close_reason.get() {
-            Some(close) => LinkError::Closed(close.clone()),
-            None => LinkError::Amqp("the connection broke".to_owned()),
-        }
-    }
-
-    /// Whether the connection is lost because of a message that cannot be read.
-    pub(super) fn unreadable(&self) -> Option<LinkError> {
-        self.unreadable
-            .get()
-            .map(|cause| LinkError::Unreadable(cause))
-    }
-
     /// Closes the connection; bounded in time, because the broker may not answer.
     pub(super) async fn close(self) {
-        let closing = tokio::spawn(async move { self.connection.close().await });
-        if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
-            debug!("RabbitMQ connection for presence not closed in time");
-        }
+        self.connection.close(CLOSE_TIMEOUT).await;
     }
 }
 

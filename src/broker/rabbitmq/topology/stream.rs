@@ -200,7 +200,7 @@ impl Stream {
         self.markers = Some(AbortOnDropHandle::new(tokio::spawn(publishing)));
         tokio::select! {
             () = self.reader.certain() => {}
-            () = channels.lost.cancelled() => return Err(channels.loss()),
+            () = channels.connection.lost.cancelled() => return Err(channels.loss()),
             () = self.shared.stop_consuming.cancelled() => {}
             // Markers come, or RabbitMQ takes none and so no updates either.
             () = sleep(CERTAIN_WITHIN) => debug!("RabbitMQ stream is silent"),

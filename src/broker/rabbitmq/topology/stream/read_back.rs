@@ -13,7 +13,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -24,15 +24,13 @@ use amqprs::{
 };
 use tokio::{
     select,
-    sync::mpsc,
     time::{Instant, sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
     super::super::{
-        connection::{OnConnection, barrier, open_channel, open_connection},
+        connection::{Watched, barrier},
         link_error::LinkError,
         shared::Shared,
     },
@@ -317,20 +315,9 @@ impl ReadBack<'_> {
     ) -> Result<(), LinkError> {
         let config = &self.shared.config;
         let name = format!("chat3-gateway history {}", self.shared.instance);
-        let limit = config.connect_timeout;
-        let opening = open_connection(&config.url, &config.tls, &name, config.heartbeat, limit);
-        let (connection, _) = opening.await?;
-        let lost = CancellationToken::new();
-        let unreadable = Arc::new(OnceLock::new());
-        let callback = OnConnection {
-            close_reason: Arc::default(),
-            unreadable: unreadable.clone(),
-            _lost: lost.clone().drop_guard(),
-        };
-        connection.register_callback(callback).await?;
+        let (connection, _keep) = Watched::open(config, &name).await?;
         let ended = async {
-            let (cancelled, _keep) = mpsc::unbounded_channel();
-            let on = open_channel(&connection, None, &cancelled).await?;
+            let on = connection.open_channel(None).await?;
             let channel = on.channel.clone();
             let offset = match from {
                 From::Offset(offset) => FieldValue::l(offset.try_into().unwrap_or(i64::MAX)),
@@ -352,13 +339,11 @@ impl ReadBack<'_> {
                     Ok(Some(message)) => message,
                     Ok(None) => {
                         // The cause is known when the connection is gone.
-                        let _ = timeout(SILENCE, lost.cancelled()).await;
-                        return Err(match unreadable.get() {
-                            Some(cause) => LinkError::Unreadable(cause),
-                            None => on.refusal_or(Error::InternalChannelError(
-                                "the connection broke".to_owned(),
-                            )),
-                        });
+                        let _ = timeout(SILENCE, connection.lost.cancelled()).await;
+                        let broke = Error::InternalChannelError("the connection broke".to_owned());
+                        return Err(connection
+                            .unreadable()
+                            .unwrap_or_else(|| on.refusal_or(broke)));
                     }
                     Err(_) => return Err(LinkError::Timeout(SILENCE)),
                 };
@@ -386,7 +371,7 @@ impl ReadBack<'_> {
         }
         .await;
         // A connection that is lost takes its time.
-        tokio::spawn(timeout(CLOSE_TIMEOUT, connection.close()));
+        drop(connection.close(CLOSE_TIMEOUT));
         ended
     }
 }
