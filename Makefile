@@ -22,12 +22,15 @@ need-cargo = @command -v $(1) >/dev/null || { echo "$(1) is missing: installing 
 # What the development page embeds: one file, without npm.
 client := src/cli/dev/socket.io.min.js
 
+# The development mode does without the allocator, which takes a minute to compile.
+without-jemalloc := --no-default-features --features cli
+
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 run: compiler $(client) ## Run the development mode: no broker, page at http://localhost:3001/ (PORT=)
 	@test -e $(or $(CARGO_TARGET_DIR),target)/debug/chat3-gateway || echo "compiling $$(grep -c '^name' Cargo.lock) crates: a few minutes, this once"
-	cargo run --locked -- dev
+	cargo run --locked $(without-jemalloc) -- dev
 
 react: examples/react-chat/node_modules ## Run the React example at http://localhost:5173/, against a running `make run` (PORT= as for it)
 	cd examples/react-chat && npm run dev
@@ -60,9 +63,10 @@ format:
 clippy:
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 
-# What a backend that embeds the service compiles, and the examples it copies.
+# What a backend that embeds the service compiles, and the examples it copies; and what `make run` does.
 library:
 	cargo clippy --locked --lib --example embed --no-default-features -- -D warnings
+	cargo clippy --locked --bin chat3-gateway $(without-jemalloc) -- -D warnings
 
 rustdoc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet

@@ -16,7 +16,7 @@ use chat3_gateway::internal::update::{Envelope, Update};
 use serde_json::Value;
 
 /// The allocator of the command, since allocation dominates what is measured.
-#[cfg(feature = "cli")]
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -100,7 +100,7 @@ fn tenths(time: Duration) -> i32 {
 }
 
 /// The bytes that this thread holds of what `make` makes, size classes included, and that.
-#[cfg(all(test, feature = "cli"))]
+#[cfg(all(test, feature = "jemalloc"))]
 pub(crate) fn bytes_taken_by<T>(make: impl FnOnce() -> T) -> (usize, T) {
     use tikv_jemalloc_ctl::thread::{allocatedp, deallocatedp};
 

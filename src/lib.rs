@@ -29,8 +29,8 @@
 //! # Features
 //!
 //! - `cli` (default): the command and what only the command needs: command line, logs,
-//!   `doctor`, `publish`, `dev` with its page, jemalloc. Embed with
-//!   `default-features = false`.
+//!   `doctor`, `publish`, `dev` with its page. Embed with `default-features = false`.
+//! - `jemalloc` (default): the allocator of the command.
 //! - `otlp`: the command exports spans over OTLP/HTTP.
 //!
 //! # What an embedder brings
@@ -80,7 +80,7 @@ mod tls;
 mod update;
 
 // The command's, so that tests measure what it takes.
-#[cfg(all(test, feature = "cli"))]
+#[cfg(all(test, feature = "jemalloc"))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -13,8 +13,6 @@ use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
 use sd_notify::NotifyState;
-use tikv_jemalloc_ctl::background_thread;
-use tikv_jemallocator::Jemalloc;
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
@@ -23,13 +21,15 @@ use tracing::warn;
 
 /// jemalloc returns memory to the system after a burst, where glibc's allocator keeps
 /// it, and takes less time. See "Memory" in docs/SCALING.md for what was measured.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     forbid_core_dumps();
+    #[cfg(feature = "jemalloc")]
     // A background thread returns memory even while all others sleep.
-    if let Err(error) = background_thread::write(true) {
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
         eprintln!("chat3-gateway: the allocator returns memory late: {error}");
     }
     let cli = load_dotenv().and_then(|()| Cli::from_process().map_err(anyhow::Error::msg));

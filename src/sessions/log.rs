@@ -250,7 +250,7 @@ mod tests {
         log.after(after).flat_map(numbers).collect()
     }
 
-    #[cfg(feature = "cli")] // That brings the allocator.
+    #[cfg(feature = "jemalloc")]
     #[test]
     fn kept_updates_cost_what_they_weigh() {
         use crate::compact::bytes_taken_by;

@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(size_of::<Entry>(), 48);
     }
 
-    #[cfg(feature = "cli")] // That brings the allocator.
+    #[cfg(feature = "jemalloc")]
     #[test]
     fn entries_cost_what_they_weigh() {
         use crate::compact::bytes_taken_by;
