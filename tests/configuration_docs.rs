@@ -84,7 +84,7 @@ const TEXTS: [&str; 7] = [
 
 /// Names in capitals that these texts use and that are no settings; a final `*` stands
 /// for any rest.
-const FOREIGN: [&str; 34] = [
+const FOREIGN: [&str; 35] = [
     // Variables that others read: Cargo, OpenTelemetry, the images of the Compose files,
     // Vite, this project's tests.
     "ABSENT_USERS",
@@ -111,6 +111,7 @@ const FOREIGN: [&str; 34] = [
     "CONNECTION_FORCED",
     "PRECONDITION_FAILED",
     "PR_SET_DUMPABLE",
+    "TCP_NODELAY",
     // Items of crates that are imported by name, a variant, a placeholder.
     "BASE64_*",
     "ECDSA_*",

@@ -81,12 +81,12 @@ const isOneOf = (cited, names) => names.some((name) => meet(cited, name));
 const CITATION = /`([\w:]+)`: ((?:(?:"[^"]+"|`\w+…?`)(?:, )?)+)/g;
 
 /**
- * The files that a citation may mean by `name`: tests/e2e/NAME.test.mjs, tests/NAME.rs, or a module of src by the end of its path, with the modules in it.
+ * The files that a citation may mean by `name`: tests/e2e/NAME.test.mjs, tests/NAME.rs, those of tests/NAME/, or a module of src by the end of its path, with the modules in it.
  */
 function meant(name) {
   const path = `/${name.replaceAll('::', '/')}`;
   const suites = [`tests/e2e/${name}.test.mjs`, `tests/${name}.test.mjs`, `tests/${name}.rs`];
-  return [...tests.keys()].filter((file) => suites.includes(file) || (file.startsWith('src/') && (file.endsWith(`${path}.rs`) || file.includes(`${path}/`))));
+  return [...tests.keys()].filter((file) => suites.includes(file) || file.startsWith(`tests/${name}/`) || (file.startsWith('src/') && (file.endsWith(`${path}.rs`) || file.includes(`${path}/`))));
 }
 
 for (const [page, least] of [['docs/SECURITY.md', 80], ['docs/RELIABILITY.md', 80]]) {
