@@ -50,6 +50,9 @@ test: ## Run every check and test
 		echo "== $$part: $$(($$(date +%s) - begun)) s"; done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; else echo "all parts passed"; fi
 
+# What compiles, in any of the parts.
+clippy library rustdoc test-rust test-e2e test-topologies-lean test-topologies chaos-needs bench-needs: compiler
+
 lint: format clippy library rustdoc ## Formatting and lints, warnings denied
 
 # rustup does not install the pinned compiler everywhere on its own.

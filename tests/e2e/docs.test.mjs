@@ -187,6 +187,13 @@ test('make run asks for neither node nor npm, and says what it is about to do', 
   assert.match(without.stderr, /Rust is missing: get it from https:\/\/rustup\.rs\//);
 });
 
+test('whatever compiles as a part of make test gets a C compiler first', async () => {
+  for (const part of ['clippy', 'library', 'rustdoc', 'test-rust', 'test-e2e', 'test-topologies-lean', 'chaos-lean']) {
+    const plan = await withStubs({}, 'make', [part, '--dry-run']);
+    assert.match(plan.stdout, /command -v cc[\s\S]*cargo (clippy|doc|build|test)/, part);
+  }
+});
+
 test('what a target installs is named first, with how much that is', async () => {
   const aptGet = 'case "$*" in *" -s "*) printf "Inst a (1)\\nInst b (1)\\nConf a (1)\\n" ;; update*) ;; *) [ -z "$FAILS" ] || exit 100; echo "got $*" >&2 ;; esac';
   const PATH = stubFolder({ sh: 'exec /bin/sh "$@"', id: 'echo 0', grep: 'exec /bin/grep "$@"', 'apt-get': aptGet });
