@@ -18,7 +18,7 @@ console.log(`connecting to ${url}${given.some(isUrl) ? '' : ' (another: node cli
 // A page fetches a fresh token here: docs/PROTOCOL.md#connecting.
 const socket = io(url, { auth: (give) => give({ token }) });
 
-socket.on('connect', () => console.log('connected; updates published from now on arrive'));
+socket.on('connect', () => console.log('connected; an update that RabbitMQ hands to the gateway from now on arrives'));
 socket.on('disconnect', (reason) => console.log('disconnected:', reason, socket.active ? '(reconnecting)' : ''));
 socket.on('connect_error', (error) => {
   console.log(`connect_error at ${url}:`, error.message);
