@@ -50,8 +50,9 @@ test: ## Run every check and test
 		echo "== $$part: $$(($$(date +%s) - begun)) s"; done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; else echo "all parts passed"; fi
 
-# What compiles, in any of the parts.
-clippy library rustdoc test-rust test-e2e test-topologies-lean test-topologies chaos-needs bench-needs: compiler
+# What compiles.
+clippy library rustdoc msrv test-rust test-e2e test-topologies-lean test-topologies test-indirect docs chaos-needs soak jitter bench-needs presence \
+	proxies dashboard deploy otlp fuzz deny: compiler
 
 lint: format clippy library rustdoc ## Formatting and lints, warnings denied
 

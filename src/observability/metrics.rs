@@ -58,11 +58,11 @@ const TOKENS_REFUSED: &[&str] = &[
     "user_id_invalid",
     "tenant_id_missing",
     "tenant_id_invalid",
-    "ids_too_long",
     "address_refusals",
     "overloaded",
 ];
 const CONNECTS_REFUSED: &[&str] = &[
+    "ids_too_long",
     "too_many_sockets",
     "too_many_connects",
     "address_rate",

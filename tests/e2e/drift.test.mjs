@@ -172,6 +172,16 @@ test('docs/METRICS.md repeats the help texts of the code', () => {
   else assert.ok(read('docs/METRICS.md') === updated, 'docs/METRICS.md has other help texts than the code: make docs');
 });
 
+test('every value of a label is listed where metrics are made', () => {
+  const listed = read('src/observability/metrics.rs');
+  const bodies = files.filter((name) => /^src\/.*\.rs$/.test(name))
+    .flatMap((name) => [...read(name).matchAll(/^ *(?:pub(?:\(\w+\))? )?fn (?:label|outcome)\(&?self\) -> &'static str \{\n([\s\S]*?)^    \}$/gm)].map(([, body]) => body));
+  assert.ok(bodies.length >= 6, `${bodies.length}`);
+  const values = bodies.flatMap((body) => [...body.matchAll(/"(\w+)"/g)].map(([, value]) => value));
+  assert.ok(values.length > 30);
+  assert.deepEqual(values.filter((value) => !listed.includes(`"${value}"`)), []);
+});
+
 test('each panel of the dashboard has a place of its own, a unit and a description', () => {
   const { panels } = JSON.parse(read('docker/grafana/dashboards/chat3-gateway.json'));
   const taken = new Map();

@@ -158,7 +158,8 @@ test('the first socket of a user in the fleet and the end of the last one are to
   const kept = await Promise.all([one, other].map((gateway) => gateway.metric('presence_keeper')));
   assert.equal(kept[0] + kept[1], 1, 'one keeper');
   const keeper = [one, other][kept.indexOf(1)];
-  assert.ok(await keeper.metric('presence_events_total{event="offline"}') >= 1);
+  const counted = (event) => keeper.metric(`presence_events_total{event="${event}"}`);
+  assert.deepEqual([await counted('online') >= 1, await counted('offline') >= 1], [true, true]);
   await consumer.close();
 });
 

@@ -155,10 +155,7 @@ impl Channels {
     }
 
     async fn open_consumers(&self) -> Result<Consumers, LinkError> {
-        let channel = self
-            .connection
-            .open_channel(Some(self.connection.guard()))
-            .await?;
+        let channel = self.connection.open_vital_channel().await?;
         // The prefetch, per consumer, bounds a buffer that amqprs does not bound.
         barrier(&channel.channel, self.prefetch).await?;
         let acks = Arc::new(Acks::new(self.prefetch));
@@ -176,7 +173,7 @@ impl Channels {
     /// Opens a channel, the loss of which is not the link's. Not bounded in time: the
     /// caller is.
     pub(super) async fn open_channel(&self) -> Result<OpenChannel, LinkError> {
-        self.connection.open_channel(None).await
+        self.connection.open_channel().await
     }
 
     /// Opens a channel in the place of one that the server has closed; an error when the

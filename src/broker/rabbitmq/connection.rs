@@ -112,6 +112,7 @@ async fn open_node(
 /// A connection, and how it ended.
 pub(super) struct Watched {
     pub(super) amqp: Connection,
+    name: String,
     /// The node that the connection leads to.
     pub(super) node: AmqpUrl,
     /// Cancelled when the connection is gone for any reason.
@@ -143,6 +144,7 @@ impl Watched {
         let (cancelled, tags) = mpsc::unbounded_channel();
         let watched = Self {
             amqp,
+            name: name.to_owned(),
             node,
             lost,
             close_reason,
@@ -152,18 +154,24 @@ impl Watched {
         Ok((watched, tags))
     }
 
-    /// Opens a channel, as [`open_channel`] does. Not bounded in time: the caller is.
+    /// Opens a channel. Not bounded in time: the caller is.
     pub(super) fn open_channel(
         &self,
-        lost: Option<DropGuard>,
     ) -> impl Future<Output = Result<OpenChannel, LinkError>> + Send + use<> {
         let (connection, cancelled) = (self.amqp.clone(), self.cancelled.clone());
-        async move { open_channel(&connection, lost, &cancelled).await }
+        async move { open_channel(&connection, None, &cancelled).await }
     }
 
-    /// A guard that loses the connection when it is dropped, as a channel's end does.
-    pub(super) fn guard(&self) -> DropGuard {
-        self.lost.clone().drop_guard()
+    /// As [`Watched::open_channel`], and the end of the channel is the loss of the connection.
+    pub(super) fn open_vital_channel(
+        &self,
+    ) -> impl Future<Output = Result<OpenChannel, LinkError>> + Send + use<> {
+        let (connection, cancelled) = (self.amqp.clone(), self.cancelled.clone());
+        let lost = self.lost.clone();
+        async move {
+            let lost = Some(lost.drop_guard());
+            open_channel(&connection, lost, &cancelled).await
+        }
     }
 
     /// Why the connection is lost.
@@ -191,14 +199,18 @@ impl Watched {
             .map(|cause| LinkError::Unreadable(cause))
     }
 
-    /// Closes the connection, within `limit`: the broker may not be listening. Goes on without
-    /// a waiter.
+    /// Closes the connection. Whoever waits does so for `limit` at most, since the broker may not
+    /// be listening; the closing goes on without a waiter.
     pub(super) fn close(self, limit: Duration) -> impl Future<Output = ()> {
-        let closing = tokio::spawn(async move { self.amqp.close().await });
+        let closing = tokio::spawn(self.amqp.close());
         async move {
             match timeout(limit, closing).await {
                 Ok(Ok(Ok(()))) => {}
-                other => debug!(?other, "RabbitMQ connection not closed cleanly"),
+                other => debug!(
+                    ?other,
+                    connection = self.name,
+                    "RabbitMQ connection not closed cleanly"
+                ),
             }
         }
     }

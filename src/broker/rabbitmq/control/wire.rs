@@ -136,7 +136,7 @@ impl Wire {
     async fn another_channel(&mut self) -> Result<OpenChannel, LinkError> {
         self.openable = self.openable.checked_sub(1).ok_or(LinkError::Worn)?;
         // In a separate task: a call to amqprs must not be dropped before it has ended.
-        match timeout(STEP, tokio::spawn(self.connection.open_channel(None))).await {
+        match timeout(STEP, tokio::spawn(self.connection.open_channel())).await {
             Ok(Ok(opened)) => opened.map_err(|error| self.connection.loss_or(error)),
             Ok(Err(panic)) => Err(LinkError::Amqp(panic.to_string())),
             Err(_) => Err(LinkError::Timeout(STEP)),

@@ -102,7 +102,7 @@ impl Wire {
     /// As [`Wire::line`], for later.
     pub(super) fn another_line(&self) -> impl Future<Output = Result<Line, LinkError>> + use<> {
         let (lost, name) = (self.connection.lost.clone(), self.name.clone());
-        let opening = self.connection.open_channel(Some(self.connection.guard()));
+        let opening = self.connection.open_vital_channel();
         async move {
             let opening = async move {
                 let open = opening.await?;

@@ -317,7 +317,7 @@ impl ReadBack<'_> {
         let name = format!("chat3-gateway history {}", self.shared.instance);
         let (connection, _keep) = Watched::open(config, &name).await?;
         let ended = async {
-            let on = connection.open_channel(None).await?;
+            let on = connection.open_channel().await?;
             let channel = on.channel.clone();
             let offset = match from {
                 From::Offset(offset) => FieldValue::l(offset.try_into().unwrap_or(i64::MAX)),
@@ -370,7 +370,7 @@ impl ReadBack<'_> {
             }
         }
         .await;
-        // A connection that is lost takes its time.
+        // Nobody waits: a connection that is lost takes its time.
         drop(connection.close(CLOSE_TIMEOUT));
         ended
     }
