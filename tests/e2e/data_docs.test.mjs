@@ -137,7 +137,7 @@ function groups(updates) {
 
 function page() {
   const parts = [INTRO];
-  const newest = generations.toReversed();
+  const newest = [...generations].reverse();
   for (const [envelope, argument] of [
     ['original', ({ body, original = body }) => original.data],
     ['sections', ({ sections }) => sections.body.data.message],

@@ -153,6 +153,13 @@ test('everything that docs/ARCHITECTURE.md names in the source exists', () => {
   assert.deepEqual(missing, []);
 });
 
+test('no script uses what Node 18 lacks', () => {
+  const lacking = /\.(toReversed|toSorted|toSpliced)\(|\b(Object|Map)\.groupBy\b|\bArray\.fromAsync\b|\bPromise\.withResolvers\b|\bmock\.timers\b/;
+  const scripts = files.filter((name) => /^(tests|examples)\/.*\.(mjs|js|tsx?)$/.test(name) && name !== 'tests/e2e/drift.test.mjs');
+  assert.ok(scripts.length > 80);
+  assert.deepEqual(scripts.filter((name) => lacking.test(read(name))), []);
+});
+
 // ---- Metrics -------------------------------------------------------------------------------
 
 test('docs/METRICS.md repeats the help texts of the code', () => {
@@ -292,7 +299,7 @@ test('workflows and templates are YAML, and run targets that exist', () => {
 test('dependabot looks into every folder with a lock file', () => {
   const { updates } = parse(read('.github/dependabot.yml'));
   const locked = (name) => files.filter((file) => file.split('/').at(-1) === name).map((file) => `/${dirname(file)}`.replace('/.', '/')).sort();
-  const watched = (name) => updates.find((update) => update['package-ecosystem'] === name).directories.toSorted();
+  const watched = (name) => [...updates.find((update) => update['package-ecosystem'] === name).directories].sort();
   assert.deepEqual(watched('cargo'), locked('Cargo.lock'));
   assert.deepEqual(watched('npm'), locked('package-lock.json'));
 });
