@@ -276,6 +276,8 @@ test('Cargo.toml names no file that the image is built without', () => {
     for (const [, paths] of copied.matchAll(/^COPY (.+) \S+$/gm)) for (const path of paths.split(' ')) cpSync(join(root, path), join(folder, path));
     mkdirSync(join(folder, 'src'), { recursive: true });
     for (const name of ['lib', 'main']) writeFileSync(join(folder, `src/${name}.rs`), '');
+    // For rustup without a default. The image has the compiler that it names.
+    cpSync(join(root, 'rust-toolchain.toml'), join(folder, 'rust-toolchain.toml'));
     // Cargo accepts the manifest before it misses the target, and compiles nothing.
     const { stderr } = spawnSync('cargo', ['build', '--locked', '--offline', '--bin', 'none'], { cwd: folder, encoding: 'utf8' });
     assert.match(stderr, /no bin target named `none`/);
