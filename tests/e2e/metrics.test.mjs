@@ -55,7 +55,7 @@ for (const name of ['prometheus/alerts.yml', 'prometheus/alerts.test.yml', 'graf
     assert.ok(used.size > 10);
     assert.deepEqual([...used].filter((name) => !known.has(name)), []);
     // Each alternative of a selector, such as `reason=~"token_.*|issuer"`, means a value that there is.
-    const selectors = file('docker', name).matchAll(/(chat3_gateway_\w+)\{(?:[^}]*,)?(reason|outcome|event)[=!]~?\\?"([^"\\]+)/g);
+    const selectors = file('docker', name).matchAll(/(chat3_gateway_\w+)\{(?:[^}]*, *)?(reason|outcome|event)[=!]~?\\?"([^"\\]+)/g);
     const meant = [...selectors].flatMap(([, metric, label, values]) => values.split('|').map((value) => ({ metric, label, value })));
     const exists = ({ metric, label, value }) => series.some((each) => each.metric === metric && each.label === label && new RegExp(`^${value}$`).test(each.value));
     assert.deepEqual(meant.filter((each) => !exists(each)), []);
