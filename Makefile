@@ -216,7 +216,9 @@ deploy: rabbitmq haproxy $(client) tests/node_modules ## The files of docker/: a
 	$(call need,systemd-analyze,systemd)
 	cargo build --locked --bins --examples
 	cd tests && node --test deploy.test.mjs
-	@# With Podman and Compose, if they are here; else it says what it lacks, and skips.
+	@# With Podman and Compose, if they are here; else it says what it lacks, and skips. The stand-in for images
+	@# is made first: the namespaces of the rest have no network but their own.
+	if [ "$$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then tests/containers/base.sh target/containers/base; fi
 	cd tests && alone=containers/alone.sh && { unshare --mount --net --pid --fork true 2>/dev/null || alone=; } && $$alone node --test containers.test.mjs
 
 otlp: rabbitmq openssl tests/node_modules ## Spans over OTLP, as a collector receives them, with the cargo feature otlp
