@@ -123,8 +123,8 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Connects and logs in. Returns as well where the tags arrive of consumers that the server
-    /// cancels, because their queue was deleted.
+    /// Connects and logs in. Also returns a receiver of the tags of consumers that the server
+    /// cancels because their queue was deleted.
     pub(super) async fn open(
         config: &RabbitMqConfig,
         name: &str,
@@ -199,8 +199,8 @@ impl Watched {
             .map(|cause| LinkError::Unreadable(cause))
     }
 
-    /// Closes the connection. Whoever waits does so for `limit` at most, since the broker may not
-    /// be listening; the closing goes on without a waiter.
+    /// Starts to close the connection. The returned future waits for the end of it, for `limit` at
+    /// most, because the broker may not be listening. Dropping the future stops nothing.
     pub(super) fn close(self, limit: Duration) -> impl Future<Output = ()> {
         let closing = tokio::spawn(self.amqp.close());
         async move {
